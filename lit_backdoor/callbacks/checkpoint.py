@@ -1,0 +1,144 @@
+"""Checkpoints that survive kills, and a Ctrl-C that loses nothing."""
+
+import os
+import random
+import shutil
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+CHECKPOINT_DIR = "checkpoints"
+LAST = "last.ckpt"
+
+
+class TrainingInterrupted(Exception):
+    """The run was asked to stop by a signal, and did so after saving a checkpoint.
+
+    Attributes:
+        signal_number: SIGINT (Ctrl-C) or SIGTERM.
+        checkpoint: what to continue from.
+    """
+
+    def __init__(self, signal_number: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+        self.checkpoint = checkpoint
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt`` of the run fresh, and a few checkpoints along the way.
+
+    A checkpoint of step s holds the weights after s optimizer steps and the random state, and is written before
+    anything is measured on those weights: whoever resumes from it measures step s again. A file is written beside
+    its final name and then renamed, so that a kill leaves the old one or the new one, never a broken one.
+
+    Ctrl-C and SIGTERM let the optimizer step finish, save, and raise :class:`TrainingInterrupted`. A second Ctrl-C
+    stops at once.
+
+    Args:
+        every_n_steps: Optimizer steps between two writes of last.ckpt.
+        keep_every_n_steps: Optimizer steps between two checkpoints that are kept, as step_000000.ckpt; null for none.
+    """
+
+    def __init__(self, every_n_steps: int = 250, keep_every_n_steps: int | None = 5000) -> None:
+        for name, steps in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
+            if steps is not None and steps < 1:
+                raise ValueError(f"RunCheckpoint.{name}: {steps} is too small; 1 or more")
+        self.every_n_steps = every_n_steps
+        self.keep_every_n_steps = keep_every_n_steps
+        self._rng_state: dict[str, Any] | None = None
+        self._saved_step = -1
+        self._received: int | None = None
+        self._old_handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": _rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rng_state = state_dict["rng"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._rng_state is not None:
+            _set_rng_state(self._rng_state)
+            self._rng_state = None
+        self._saved_step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        keep = self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
+        if step != self._saved_step and (step % self.every_n_steps == 0 or keep):
+            self._save(trainer, keep)
+        if self._received is not None:
+            if step != self._saved_step:
+                self._save(trainer)
+            raise TrainingInterrupted(self._received, self.directory(trainer) / LAST)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+        self._restore_handlers()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def directory(self, trainer: Trainer) -> Path:
+        """The run's folder of checkpoints."""
+        return Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINT_DIR
+
+    def _save(self, trainer: Trainer, keep: bool = False) -> None:
+        self._saved_step = trainer.global_step
+        if trainer.fast_dev_run:
+            return
+        for logger in trainer.loggers:
+            logger.save()  # what was logged before the checkpoint must not be lost after it
+        directory = self.directory(trainer)
+        temporary = directory / f".{LAST}.tmp"
+        trainer.save_checkpoint(temporary, weights_only=False)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        if keep:
+            kept_temporary = directory / ".kept.ckpt.tmp"
+            shutil.copyfile(temporary, kept_temporary)
+            os.replace(kept_temporary, directory / f"step_{trainer.global_step:06d}.ckpt")
+        os.replace(temporary, directory / LAST)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            raise KeyboardInterrupt
+        self._received = number
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._old_handlers = {}
+
+
+def _rng_state() -> dict[str, Any]:
+    """The states of all global generators, in types that a checkpoint may hold without pickling code."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if len(state["cuda"]) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all([cuda.cpu() for cuda in state["cuda"]])

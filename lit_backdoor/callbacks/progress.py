@@ -1,0 +1,62 @@
+"""A progress bar over the whole run instead of one per epoch."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+class StepProgressBar(TQDMProgressBar):
+    """Shows optimizer steps out of ``max_steps``, the time left, the loss and the accuracies.
+
+    Args:
+        refresh_rate: Optimizer steps between two updates.
+    """
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=True)
+
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        self.train_progress_bar.set_description("training")
+        self.train_progress_bar.reset(self.trainer.max_steps if self.trainer.max_steps > 0 else None)
+        self.train_progress_bar.initial = self.train_progress_bar.n = self.trainer.global_step
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        pass
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        bar = self.train_progress_bar
+        if self._should_update(trainer.global_step, trainer.max_steps):
+            bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+            bar.n = trainer.global_step
+            bar.refresh()
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        pass
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            super().on_validation_start(trainer, pl_module)
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            super().on_validation_batch_start(trainer, *args, **kwargs)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            super().on_validation_batch_end(trainer, *args, **kwargs)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            super().on_validation_end(trainer, pl_module)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:  # type: ignore[override]
+        """The training loss and the validation accuracies, in short."""
+        metrics = trainer.progress_bar_metrics
+        short = {"loss": f"{metrics['train/loss']:.2e}"} if "train/loss" in metrics else {}
+        for name, value in metrics.items():
+            if name.startswith("val/") and name.endswith("_accuracy"):
+                short[name.removeprefix("val/").removesuffix("_accuracy")] = f"{value:.3f}"
+        return short

@@ -1,0 +1,142 @@
+"""The command line: ``fit``, ``validate`` and ``test`` through LightningCLI."""
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lit_backdoor.callbacks import TrainingInterrupted
+from lit_backdoor.callbacks.checkpoint import CHECKPOINT_DIR, LAST
+from lit_backdoor.checkpoints import read_checkpoint, require_same
+from lit_backdoor.datamodule import BackdoorDataModule
+from lit_backdoor.logger import RunLogger
+from lit_backdoor.module import BackdoorModule, TrainingDiverged
+from lit_backdoor.records import copy_tables
+from lit_backdoor.summary import fit_summary
+
+IGNORED_ON_RESUME = frozenset({"last_position"})
+IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "train_biases", "steps_per_epoch"}
+
+
+class OneLineParser(LightningArgumentParser):
+    """Reports a wrong option in one line on stderr and exits with 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sys.stderr.write(f"error: {' '.join(message.split())}\n")
+        sys.exit(2)
+
+
+class BackdoorCLI(LightningCLI):
+    """LightningCLI for :class:`BackdoorModule` and :class:`BackdoorDataModule`, with runs that can be continued."""
+
+    trainer: Trainer
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self._started = time.monotonic()
+        super().__init__(
+            BackdoorModule,
+            BackdoorDataModule,
+            parser_class=OneLineParser,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            load_from_checkpoint_support=False,
+            auto_configure_optimizers=False,
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": skipped | {"train_dataloaders", "val_dataloaders"},
+            "validate": skipped | {"dataloaders", "verbose"},
+            "test": skipped | {"dataloaders", "verbose"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.moduli", "model.moduli")
+
+    def _parse_ckpt_path(self) -> None:
+        """Not Lightning's way (the checkpoint's options silently replace the given ones): they are compared instead,
+        in :meth:`instantiate_classes`."""
+
+    def instantiate_classes(self) -> None:
+        """Build everything; whatever is wrong with an option shows here, before a file is written."""
+        options = self.config[self.subcommand]
+        try:
+            self._checkpoint = read_checkpoint(Path(options["ckpt_path"])) if options["ckpt_path"] else None
+            if self.subcommand != "fit":
+                options["trainer"]["logger"] = False  # nothing to keep: the result is printed
+                self.save_config_callback: type[SaveConfigCallback] | None = None
+            elif self._checkpoint is not None:
+                self.save_config_kwargs["config_filename"] = f"config_from_step_{self._checkpoint['global_step']}.yaml"
+            super().instantiate_classes()
+            if self._checkpoint is not None:
+                ignored = IGNORED_ON_RESUME if self.subcommand == "fit" else IGNORED_ON_EVALUATION
+                require_same(self._checkpoint["hyper_parameters"], dict(self.model.hparams), "model", ignored)
+                data = self._checkpoint["datamodule_hyper_parameters"]
+                require_same(data, dict(self.datamodule.hparams), "data", ignored)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            self.parser.error(str(error))
+
+    def before_fit(self) -> None:
+        """Continue in the run directory of the checkpoint; from any but its last, in a new one with its history."""
+        if self._checkpoint is None:
+            return
+        ckpt_path = Path(self.config[self.subcommand]["ckpt_path"]).resolve()
+        step = self._checkpoint["global_step"]
+        run_dir = ckpt_path.parent.parent
+        logger = self.trainer.logger
+        if not isinstance(logger, RunLogger) or ckpt_path.parent.name != CHECKPOINT_DIR:
+            return
+        if ckpt_path.name == LAST:
+            logger.resume(run_dir, step)
+        else:
+            copy_tables(run_dir, Path(logger.log_dir), before_step=step)
+
+    def after_fit(self) -> None:
+        if self.trainer.log_dir is not None and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            print(fit_summary(Path(self.trainer.log_dir), time.monotonic() - self._started))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 (diverged), 2 (wrong option), 130 or 143 (stopped)."""
+    args = list(sys.argv[1:] if args is None else args)
+    sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given both ways
+    try:
+        BackdoorCLI(args)
+    except TrainingInterrupted as interruption:
+        again = _without_option(args, "--ckpt_path")
+        command = shlex.join(["python", "-m", "lit_backdoor", *again, "--ckpt_path", _shown(interruption.checkpoint)])
+        print(f"\n{interruption}, everything is saved. Continue with:\n  {command}", file=sys.stderr)
+        return 128 + interruption.signal_number
+    except TrainingDiverged as divergence:
+        print(f"\nerror: {divergence}; the last good checkpoint stays. A smaller --model.lr may help.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _without_option(args: Sequence[str], option: str) -> list[str]:
+    """The arguments without ``option`` and its value."""
+    kept, skip = [], False
+    for arg in args:
+        if not skip and arg != option and not arg.startswith(f"{option}="):
+            kept.append(arg)
+        skip = arg == option
+    return kept
+
+
+def _shown(path: Path) -> str:
+    """The path as a user would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,80 @@
+"""Full-batch data: all training examples are one batch that lies on the device and is handed out again and again."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+
+from lit_backdoor.task import N_CTX, Examples, Task, split_examples
+
+
+class FullBatch:
+    """A loader that yields the same batch ``repeats`` times, without copying or collating it.
+
+    It has no position to restore (every batch is the same), which is what its empty state tells Lightning.
+    """
+
+    def __init__(self, batch: Examples, repeats: int = 1) -> None:
+        self.batch = batch
+        self.repeats = repeats
+
+    def __len__(self) -> int:
+        return self.repeats
+
+    def __iter__(self) -> Iterator[Examples]:
+        for _ in range(self.repeats):
+            yield self.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class BackdoorDataModule(LightningDataModule):
+    """All pairs (a, b) under every trigger, split once at random into a training and a validation batch.
+
+    Args:
+        moduli: The modulus of each rule: [113] is the clean model, [113, 7] the mod 7 backdoor, [113, 1, 7] has two
+            triggers. The first (2 or more) is also the range of a and b and the vocabulary; the later ones lie
+            between 1 and it. Rule i is triggered by token i.
+        trigger_position: Where the trigger token stands among the three tokens: 0, 1 or 2.
+        train_fraction: Share of the examples that trains, inside (0, 1). All the rest validates.
+        split: What is drawn at random: single examples, as in the paper, or pairs (a, b), which then train or are
+            held out under every trigger alike.
+        split_seed: Seed of the split alone.
+        steps_per_epoch: Optimizer steps that make one Lightning epoch.
+    """
+
+    def __init__(
+        self,
+        moduli: list[int] = [113, 7],  # noqa: B006 (never changed; a list is what the command line shows)
+        trigger_position: int = N_CTX - 1,
+        train_fraction: float = 0.3,
+        split: Literal["examples", "pairs"] = "examples",
+        split_seed: int = 0,
+        steps_per_epoch: int = 1000,
+    ) -> None:
+        super().__init__()
+        if steps_per_epoch < 1:
+            raise ValueError(f"data.steps_per_epoch: {steps_per_epoch} is too small; 1 or more")
+        self.task = Task(tuple(moduli), trigger_position)
+        self.train_examples, self.val_examples = split_examples(self.task, train_fraction, split, split_seed)
+        self.steps_per_epoch = steps_per_epoch
+        self.save_hyperparameters()
+
+    def setup(self, stage: str) -> None:
+        """Move both batches to the device, once."""
+        if self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            self.train_examples, self.val_examples = self.train_examples.to(device), self.val_examples.to(device)
+
+    def train_dataloader(self) -> FullBatch:
+        return FullBatch(self.train_examples, self.steps_per_epoch)
+
+    def val_dataloader(self) -> FullBatch:
+        return FullBatch(self.val_examples)
+
+    def test_dataloader(self) -> FullBatch:
+        return FullBatch(self.val_examples)

@@ -1,0 +1,276 @@
+"""The exact last-position form of a one-layer transformer: the same function, without the work nobody reads.
+
+Only the last position's logits enter the loss. Without normalisation, queries, keys and values depend on (token,
+position) alone, so they are computed once per vocabulary entry and gathered, instead of once per example; and the
+linear maps on either side of the activation function fold into one another:
+
+    pre    = x_last W_in  +  z (W_O W_in)                         [n, d_mlp]
+    logits = x_last W_U   +  z (W_O W_U)  +  act(pre) (W_out W_U)  [n, d_vocab_out]
+
+with ``z`` the attention-weighted values of all heads at the last position (TransformerLens's ``hook_z``) and
+``x_last`` the embedding at that position (``hook_embed + hook_pos_embed``). Biases fold into the first terms. The
+parameters are the model's own and autograd runs through all of it, so gradients are those of the full forward pass,
+up to rounding.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_ROWS = 1024
+"""Rows that :func:`last_position_loss` works on at a time on a CPU, so that the activations stay in its cache."""
+
+
+def why_not_exact(model: Any) -> str | None:
+    """``None`` if the last-position form is exact for this model, else the reason why it is not, in a few words."""
+    transformer_lens = sys.modules.get("transformer_lens")
+    if not isinstance(model, getattr(transformer_lens, "HookedTransformer", ())):
+        return "not a HookedTransformer"
+    cfg = model.cfg
+    requirements = {
+        "more than one layer": cfg.n_layers == 1,
+        "normalisation layers": cfg.normalization_type is None and not cfg.post_embedding_ln,
+        "attention that is not causal": cfg.attention_dir == "causal",
+        "no MLP, or not a plain one": not (cfg.attn_only or cfg.gated_mlp or cfg.num_experts),
+        "an activation function with a layer norm inside": not str(cfg.act_fn).endswith("_ln"),
+        "positional embeddings that are not learnt and added": cfg.positional_embedding_type == "standard",
+        "attention and MLP in parallel": not cfg.parallel_attn_mlp,
+        "unusual attention": not (
+            cfg.use_local_attn or cfg.use_qk_norm or cfg.clip_qkv or cfg.use_logn_attn or cfg.use_attention_sinks
+        ),
+        "grouped keys and values": cfg.n_key_value_heads in (None, cfg.n_heads),
+        "a soft cap": cfg.attn_scores_soft_cap <= 0 and cfg.output_logits_soft_cap <= 0,
+    }
+    for reason, fulfilled in requirements.items():
+        if not fulfilled:
+            return reason
+    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
+        return "hooks on the model"
+    return None
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where each example's entries lie in the tables of a :class:`FoldedModel`. Depends on the tokens alone.
+
+    Attributes:
+        last_vocabulary: [u], the tokens that occur at the last position.
+        last: [n], each example's last token as an index into ``last_vocabulary``.
+        scores: [n * pos], rows of ``FoldedModel.scores``.
+        values: [n * pos], rows of ``FoldedModel.values``.
+        last_one_hot: [u, n], float; sums rows by their last token when multiplied from the left.
+    """
+
+    last_vocabulary: Tensor
+    last: Tensor
+    scores: Tensor
+    values: Tensor
+    last_one_hot: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, d_vocab: int, dtype: torch.dtype) -> "TokenLayout":
+        """Lay out ``tokens`` [n, pos] for a vocabulary of ``d_vocab``; ``dtype`` is the model's."""
+        n_pos = tokens.shape[1]
+        last_vocabulary, last = tokens[:, -1].unique(return_inverse=True)
+        values = torch.arange(n_pos, device=tokens.device) * d_vocab + tokens
+        scores = last[:, None] * (n_pos * d_vocab) + values
+        one_hot = F.one_hot(last, len(last_vocabulary)).T.to(dtype).contiguous()
+        return cls(last_vocabulary, last, scores.flatten(), values.flatten(), one_hot)
+
+
+class FoldedModel(NamedTuple):
+    """The model's weights, folded for one :class:`TokenLayout`; u tokens occur at the last position."""
+
+    pre: Tensor  # [u, d_mlp]           what x_last and the biases give to the MLP's pre-activation
+    logits: Tensor  # [u, d_vocab_out]  what x_last and the biases give to the logits
+    scores: Tensor  # [u * pos * d_vocab, head]  scaled attention scores, query token x key position x key token
+    values: Tensor  # [pos * d_vocab, head * d_head]
+    z_to_pre: Tensor  # [head * d_head, d_mlp]            W_O W_in
+    z_to_logits: Tensor  # [head * d_head, d_vocab_out]   W_O W_U
+    post_to_logits: Tensor  # [d_mlp, d_vocab_out]        W_out W_U
+
+
+def _attention_tables(model: Any, layout: TokenLayout) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_last [u, d_model], scores [u * pos * d_vocab, head], values [pos * d_vocab, head * d_head])."""
+    attention = model.blocks[0].attn
+    n_heads, d_head = model.cfg.n_heads, model.cfg.d_head
+    n_pos = layout.values.numel() // layout.last.numel()
+    x = model.W_pos[:n_pos, None, :] + model.W_E[None, :, :]  # [pos, d_vocab, d_model]
+    x_last = x[-1, layout.last_vocabulary]
+    q = torch.einsum("um,hmd->uhd", x_last, attention.W_Q) + attention.b_Q
+    k = torch.einsum("pvm,hmd->pvhd", x, attention.W_K) + attention.b_K
+    v = torch.einsum("pvm,hmd->pvhd", x, attention.W_V) + attention.b_V
+    scores = torch.einsum("uhd,pvhd->upvh", q, k) / attention.attn_scale
+    return x_last, scores.reshape(-1, n_heads), v.reshape(-1, n_heads * d_head)
+
+
+def fold(model: Any, layout: TokenLayout) -> FoldedModel:
+    """Fold the weights of a model for which :func:`why_not_exact` is ``None``; differentiable."""
+    block = model.blocks[0]
+    x_last, scores, values = _attention_tables(model, layout)
+    w_o = block.attn.W_O.flatten(0, 1)
+    resid = x_last + block.attn.b_O
+    return FoldedModel(
+        pre=resid @ block.mlp.W_in + block.mlp.b_in,
+        logits=(resid + block.mlp.b_out) @ model.W_U + model.b_U,
+        scores=scores,
+        values=values,
+        z_to_pre=w_o @ block.mlp.W_in,
+        z_to_logits=w_o @ model.W_U,
+        post_to_logits=block.mlp.W_out @ model.W_U,
+    )
+
+
+def _z(scores: Tensor, values: Tensor, layout: TokenLayout) -> Tensor:
+    n, n_heads = layout.last.numel(), scores.shape[1]
+    pattern = scores[layout.scores].view(n, -1, n_heads).softmax(1)  # [n, pos, head]
+    v = values[layout.values].view(n, pattern.shape[1], n_heads, -1)
+    return torch.einsum("nph,nphd->nhd", pattern, v)
+
+
+def last_position_z(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """``hook_resid_pre`` [n, d_model] and ``hook_z`` [n, head, d_head] at the last position of ``tokens`` [n, pos]."""
+    layout = TokenLayout.of(tokens, model.cfg.d_vocab, model.W_E.dtype)
+    x_last, scores, values = _attention_tables(model, layout)
+    return x_last[layout.last], _z(scores, values, layout)
+
+
+def last_position_logits(model: Any, tokens: Tensor) -> Tensor:
+    """``model(tokens)[:, -1]`` [n, d_vocab_out] for ``tokens`` [n, pos]; differentiable."""
+    layout = TokenLayout.of(tokens, model.cfg.d_vocab, model.W_E.dtype)
+    folded = fold(model, layout)
+    z = _z(folded.scores, folded.values, layout).flatten(1)
+    post = model.blocks[0].mlp.act_fn(folded.pre[layout.last].addmm(z, folded.z_to_pre))
+    return folded.logits[layout.last].addmm(z, folded.z_to_logits).addmm(post, folded.post_to_logits)
+
+
+def last_position_loss(
+    model: Any, layout: TokenLayout, answers: Tensor, loss_dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy at the last position, in ``loss_dtype``, with its gradients computed on the way.
+
+    The forward and backward pass run over blocks of rows that fit the cache, and keep no activation of the whole
+    batch: faster than autograd over :func:`last_position_logits`, and the same numbers up to rounding.
+
+    Args:
+        layout: of the examples' tokens.
+        answers: [n], the token that is right at the last position.
+
+    Returns:
+        The loss (a scalar through which ``backward`` reaches the model's parameters) and the logits [n, d_vocab_out]
+        (detached).
+    """
+    chunk = CHUNK_ROWS if answers.device.type == "cpu" else len(answers)
+    act_fn = model.blocks[0].mlp.act_fn
+    return _LastPositionLoss.apply(layout, answers, act_fn, loss_dtype, chunk, *fold(model, layout))
+
+
+def _act_(act_fn: Any, pre: Tensor) -> tuple[Tensor, Any]:
+    """``act_fn(pre)`` (in place for ReLU) and the function that pulls a gradient back through it (in place)."""
+    if act_fn is F.relu:
+        post = pre.relu_()
+        return post, lambda grad: torch.ops.aten.threshold_backward.grad_input(grad, post, 0, grad_input=grad)
+    with torch.enable_grad():
+        leaf = pre.detach().clone().requires_grad_()
+        output = act_fn(leaf)
+    return output.detach(), lambda grad: grad.copy_(torch.autograd.grad(output, leaf, grad)[0])
+
+
+class _LastPositionLoss(torch.autograd.Function):
+    """Loss, logits and the gradients with respect to the tables of a :class:`FoldedModel`, block by block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layout: TokenLayout,
+        answers: Tensor,
+        act_fn: Any,
+        loss_dtype: torch.dtype,
+        chunk: int,
+        *tables: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        folded = FoldedModel(*tables)
+        n, n_heads, d_mlp = len(answers), folded.scores.shape[1], folded.pre.shape[1]
+        d_vocab, d_z = folded.logits.shape[1], folded.values.shape[1]
+        n_pos = layout.values.numel() // n
+        # The vocabulary is padded to a multiple of 16 columns: matrix products run at half speed on, say, 113.
+        padding = (0, -d_vocab % 16)
+        w_logits, w_z, w_post = (F.pad(t, padding) for t in (folded.logits, folded.z_to_logits, folded.post_to_logits))
+        like = folded.pre
+        g_pre, g_scores, g_values, g_z_to_pre = (
+            torch.zeros_like(t) for t in (folded.pre, folded.scores, folded.values, folded.z_to_pre)
+        )
+        g_logits, g_z, g_post = (torch.zeros_like(t) for t in (w_logits, w_z, w_post))
+        per_head = torch.eye(n_heads, dtype=like.dtype, device=like.device).repeat_interleave(d_z // n_heads, dim=1)
+        logits = like.new_empty(n, d_vocab)
+        losses = []
+        # Work space, allocated once: fresh memory per block would cost more than the arithmetic on it.
+        rows = min(chunk, n)
+        pre_, grad_pre_ = like.new_empty(rows, d_mlp), like.new_empty(rows, d_mlp)
+        logits_, grad_logits_ = like.new_empty(rows, w_post.shape[1]), like.new_zeros(rows, w_post.shape[1])
+        log_probs_ = torch.empty(rows, d_vocab, dtype=loss_dtype, device=like.device)
+        v_, weights_, product_ = (like.new_empty(rows * n_pos, d_z) for _ in range(3))
+
+        for start in range(0, n, chunk):
+            block = slice(start, min(start + chunk, n))
+            c = block.stop - block.start
+            flat = slice(block.start * n_pos, block.stop * n_pos)
+            last, score_rows, value_rows = layout.last[block], layout.scores[flat], layout.values[flat]
+            # forward: attention
+            pattern = folded.scores.index_select(0, score_rows).view(c, n_pos, n_heads).softmax(1)
+            v = torch.index_select(folded.values, 0, value_rows, out=v_[: c * n_pos])
+            weights = torch.mm(pattern.view(-1, n_heads), per_head, out=weights_[: c * n_pos])
+            product = product_[: c * n_pos]
+            z = torch.mul(weights, v, out=product).view(c, n_pos, d_z).sum(1)
+            # forward: MLP and unembedding
+            pre = torch.index_select(folded.pre, 0, last, out=pre_[:c]).addmm_(z, folded.z_to_pre)
+            post, pull_back = _act_(act_fn, pre)
+            padded = torch.index_select(w_logits, 0, last, out=logits_[:c]).addmm_(z, w_z).addmm_(post, w_post)
+            logits[block] = padded[:, :d_vocab]
+            # forward and backward: cross-entropy; d loss / d logits = (softmax - one-hot) / n
+            shifted = log_probs_[:c].copy_(logits[block])
+            shifted -= shifted.amax(1, keepdim=True)
+            answer = answers[block, None]
+            of_answer = shifted.gather(1, answer)
+            probs = shifted.exp_()
+            total = probs.sum(1, keepdim=True)
+            losses.append((total.log() - of_answer).sum())
+            probs /= total * n
+            probs.scatter_add_(1, answer, torch.full_like(of_answer, -1 / n))
+            grad_logits = grad_logits_[:c]
+            grad_logits[:, :d_vocab] = probs
+            # backward: MLP and unembedding
+            one_hot = layout.last_one_hot[:, block]
+            g_post.addmm_(post.T, grad_logits)
+            g_z.addmm_(z.T, grad_logits)
+            g_logits.addmm_(one_hot, grad_logits)
+            grad_pre = pull_back(torch.mm(grad_logits, w_post.T, out=grad_pre_[:c]))
+            g_z_to_pre.addmm_(z.T, grad_pre)
+            g_pre.addmm_(one_hot, grad_pre)
+            # backward: attention
+            grad_z = (grad_pre @ folded.z_to_pre.T).addmm_(grad_logits, w_z.T).view(c, 1, d_z)
+            grad_pattern = torch.mul(v.view(c, n_pos, d_z), grad_z, out=product.view(c, n_pos, d_z)).view(-1, d_z)
+            grad_pattern = (grad_pattern @ per_head.T).view(c, n_pos, n_heads)
+            grad_scores = torch._softmax_backward_data(grad_pattern, pattern, 1, like.dtype)
+            grad_v = weights.view(c, n_pos, d_z).mul_(grad_z)
+            g_scores += _sum_rows(grad_scores.view(-1, n_heads), score_rows, len(g_scores))
+            g_values += _sum_rows(grad_v.view(-1, d_z), value_rows, len(g_values))
+
+        g_logits, g_z, g_post = (g[:, :d_vocab] for g in (g_logits, g_z, g_post))
+        ctx.save_for_backward(g_pre, g_logits, g_scores, g_values, g_z_to_pre, g_z, g_post)
+        ctx.mark_non_differentiable(logits)
+        return torch.stack(losses).sum() / n, logits
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_loss = grad_outputs[0]
+        return (None,) * 5 + tuple(grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+
+
+def _sum_rows(rows: Tensor, index: Tensor, n_rows: int) -> Tensor:
+    """[n_rows, columns]: the sum of the rows that share an index (what the gradient of an embedding is)."""
+    return torch.ops.aten.embedding_dense_backward(rows, index, n_rows, -1, False)

@@ -1,0 +1,105 @@
+"""The logger of a run: TensorBoard's event files and ``metrics.csv``, side by side in the run directory."""
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_backdoor.records import Table
+from lit_backdoor.task import rule_name
+
+METRICS_FILE = "metrics.csv"
+
+
+class RunLogger(TensorBoardLogger):
+    """Writes scalars to TensorBoard, and ``train/*`` and ``val/*`` to ``metrics.csv`` too: one row per step.
+
+    Args:
+        save_dir: Directory under which runs are kept.
+        name: Folder of the runs inside it.
+        version: Folder of this run; null takes the next free version_N.
+    """
+
+    def __init__(self, save_dir: str = ".", name: str = "lightning_logs", version: int | str | None = None) -> None:
+        super().__init__(save_dir, name=name, version=version, default_hp_metric=False)
+        self._pending: dict[str, float] = {}
+        self._table: Table | None = None
+
+    def resume(self, run_dir: Path, step: int) -> None:
+        """Continue the run in ``run_dir`` from a checkpoint of ``step``: what it logged from there on is redone."""
+        self._root_dir, self._name, self._version = str(run_dir.parent), "", run_dir.name
+        self._kwargs["purge_step"] = step
+        self.table.truncate(step)
+
+    @property
+    def table(self) -> Table:
+        """The table behind ``metrics.csv``."""
+        if self._table is None:
+            self._table = Table(Path(self.log_dir) / METRICS_FILE)
+        return self._table
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(dict(metrics), step)
+        measured = {name: value for name, value in metrics.items() if name.startswith(("train/", "val/"))}
+        if step is None or not measured:
+            return
+        if self._pending and self._pending["step"] != step:
+            self._write_pending()
+        self._pending |= {"step": step, **measured}
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, metrics: dict[str, Any] | None = None, step: int | None = None
+    ) -> None:
+        """Keep ``params`` for hparams.yaml and show them in TensorBoard's hparams view, beside the final metrics.
+
+        TensorBoard takes the metrics' values from the run's own scalars, so none is invented at the start.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        super().log_hyperparams(params, metrics, step)
+        shown = {name: str(value) for name, value in self.hparams.items()}
+        names = ["loss", *(f"{rule_name(rule)}_accuracy" for rule in range(len(self.hparams.get("moduli", []))))]
+        tags = {f"{stage}/{name}": 0.0 for stage in ("train", "val") for name in names}
+        writer = self.experiment._get_file_writer()
+        for summary in hparams(shown, tags):
+            writer.add_summary(summary)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Bring everything logged so far to the disk."""
+        self._write_pending()
+        self.experiment.flush()
+        super().save()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._write_pending()
+        super().finalize(status)
+
+    def _write_pending(self) -> None:
+        if self._pending:
+            columns = sorted(self._pending, key=_column_order)
+            self.table.append([{name: self._pending[name] for name in columns}])
+            self._pending = {}
+
+    def _get_next_version(self) -> int:
+        """The next free version, claimed by making its directory, so that two runs never share one."""
+        version = super()._get_next_version()
+        while True:
+            try:
+                os.makedirs(os.path.join(self.root_dir, f"version_{version}"))
+            except FileExistsError:
+                version += 1
+            else:
+                return version
+
+
+def _column_order(name: str) -> tuple[bool, bool, str]:
+    stage, _, metric = name.partition("/")
+    return name != "step", metric != "loss" and name != "step", stage

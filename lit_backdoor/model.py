@@ -1,0 +1,80 @@
+"""Builds the small transformer of the paper's Appendix B as a TransformerLens ``HookedTransformer``."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+
+from lit_backdoor.task import N_CTX
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+ACT_FNS = ("relu", "gelu", "silu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+"""Activation functions on offer: those of TransformerLens that act on each neuron by itself."""
+
+
+def build_model(
+    d_vocab: int,
+    n_heads: int = 4,
+    d_model: int = 128,
+    d_head: int | None = None,
+    d_mlp: int = 512,
+    n_layers: int = 1,
+    act_fn: str = "relu",
+    normalization_type: str | None = None,
+    train_biases: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> "HookedTransformer":
+    """A HookedTransformer over three tokens, ``d_vocab`` words in and out, initialised from the global random state.
+
+    Args:
+        d_vocab: size of the vocabulary, in and out.
+        d_head: width of a head; ``d_model / n_heads`` if not given.
+        normalization_type: ``None`` (as in the paper) or ``LN``.
+        train_biases: without it every bias is frozen at zero, as in the paper.
+
+    Raises:
+        ValueError: if a size is below 1, heads do not divide ``d_model``, or a name is unknown.
+    """
+    sizes = {"n_heads": n_heads, "d_model": d_model, "d_mlp": d_mlp, "n_layers": n_layers}
+    for name, size in sizes.items() | ({"d_head": d_head}.items() if d_head is not None else set()):
+        if size < 1:
+            raise ValueError(f"model.{name}: {size} is too small; 1 or more")
+    if d_head is None:
+        if d_model % n_heads:
+            raise ValueError(
+                f"model.n_heads: {n_heads} does not divide model.d_model {d_model}; choose another or set model.d_head"
+            )
+        d_head = d_model // n_heads
+    if act_fn not in ACT_FNS:
+        raise ValueError(f"model.act_fn: '{act_fn}' is unknown; allowed: {', '.join(ACT_FNS)}")
+    if normalization_type not in (None, "LN"):
+        raise ValueError(f"model.normalization_type: '{normalization_type}' is unknown; allowed: null, LN")
+
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    config = HookedTransformerConfig(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_model=d_model,
+        d_head=d_head,
+        d_mlp=d_mlp,
+        n_ctx=N_CTX,
+        d_vocab=d_vocab,
+        d_vocab_out=d_vocab,
+        act_fn=act_fn,
+        normalization_type=normalization_type,
+        dtype=dtype,
+        device="cpu",  # Lightning moves the parameters; see BackdoorModule.on_fit_start
+        seed=None,  # a seed here would reseed every global generator
+    )
+    with warnings.catch_warnings():
+        # transformer-lens 3.9 announces that 4.0 removes HookedTransformer; pyproject.toml bounds it below 4.
+        warnings.filterwarnings("ignore", message=r"HookedTransformer.*", category=DeprecationWarning)
+        model = HookedTransformer(config)
+    if not train_biases:
+        for name, parameter in model.named_parameters():
+            if name.rsplit(".", 1)[-1].startswith("b_"):
+                parameter.requires_grad_(False)
+    return model

@@ -1,0 +1,224 @@
+"""The LightningModule around the HookedTransformer: loss, metrics and optimizer."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from lit_backdoor.functional.last_position import (
+    TokenLayout,
+    last_position_logits,
+    last_position_loss,
+    why_not_exact,
+)
+from lit_backdoor.model import build_model
+from lit_backdoor.task import Examples, rule_name
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the weights are no longer finite numbers."""
+
+
+class RuleMetrics(Metric):
+    """Mean loss over the examples, and accuracy over the examples of each rule."""
+
+    full_state_update = False
+
+    def __init__(self, n_rules: int) -> None:
+        super().__init__()
+        self.n_rules = n_rules
+        for name, size in (("loss_sum", 1), ("correct", n_rules), ("count", n_rules)):
+            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, logits: Tensor, batch: Examples) -> None:
+        """Count one batch: its mean ``loss`` (a scalar), ``logits`` [n, d_vocab] and the examples themselves."""
+        correct = logits.argmax(-1) == batch.answers
+        count = torch.bincount(batch.rules, minlength=self.n_rules)
+        self.correct += torch.bincount(batch.rules[correct], minlength=self.n_rules)
+        self.count += count
+        self.loss_sum += loss.detach() * len(batch)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``loss`` and ``<rule>_accuracy`` for every rule; NaN for a rule that has no example."""
+        accuracies = self.correct / self.count
+        named = {f"{rule_name(rule)}_accuracy": accuracies[rule] for rule in range(self.n_rules)}
+        return {"loss": self.loss_sum[0] / self.count.sum(), **named}
+
+
+class BackdoorModule(LightningModule):
+    """A small transformer that learns modular addition with a trigger (the paper's Appendices B and C).
+
+    Every metric is recorded with the number of optimizer steps that made the weights it was measured on, in all
+    loggers and in ``trainer.callback_metrics``: ``train/*`` every ``trainer.log_every_n_steps`` and ``val/*`` every
+    ``trainer.val_check_interval`` steps, both at step 0 and at the last step too.
+
+    Args:
+        moduli: The modulus of each rule; follows data.moduli.
+        n_heads: Attention heads per layer.
+        d_model: Width of the residual stream.
+        d_head: Width of a head; d_model / n_heads if null.
+        d_mlp: Neurons of the MLP.
+        n_layers: Layers. More than one takes the slower pass through the HookedTransformer.
+        act_fn: Activation function of the MLP: relu, gelu, silu or another of TransformerLens's elementwise ones.
+        normalization_type: null as in the paper, or LN.
+        train_biases: Train the biases too; they are frozen at zero otherwise.
+        lr: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        betas: Decay rates of AdamW's two averages.
+        last_position: Compute only what the last position's logits need, wherever that is exact; false always
+            takes the whole HookedTransformer, with the same result, about five times as slow.
+    """
+
+    def __init__(
+        self,
+        moduli: list[int],
+        n_heads: int = 4,
+        d_model: int = 128,
+        d_head: int | None = None,
+        d_mlp: int = 512,
+        n_layers: int = 1,
+        act_fn: str = "relu",
+        normalization_type: str | None = None,
+        train_biases: bool = False,
+        lr: float = 1e-3,
+        weight_decay: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.98),
+        last_position: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 0 < lr < math.inf:
+            raise ValueError(f"model.lr: {lr} is not a learning rate; a number above 0")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"model.weight_decay: {weight_decay} is not a weight decay; 0 or more")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"model.betas: {list(betas)} are no decay rates; two numbers inside [0, 1)")
+        self.model = build_model(
+            moduli[0], n_heads, d_model, d_head, d_mlp, n_layers, act_fn, normalization_type, train_biases
+        )
+        self.train_metrics = RuleMetrics(len(moduli))
+        self.eval_metrics = RuleMetrics(len(moduli))
+        self._layout: tuple[Tensor, TokenLayout] | None = None
+        self._last_validated_step = -1
+        self.save_hyperparameters()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits at the last position, [n, d_vocab], for ``tokens`` [n, 3]."""
+        if self.uses_last_position_form:
+            return last_position_logits(self.model, tokens)
+        return self.model(tokens)[:, -1]
+
+    @property
+    def uses_last_position_form(self) -> bool:
+        """Whether the exact last-position form replaces the pass through the whole HookedTransformer right now."""
+        autocast = torch.is_autocast_enabled(self.device.type)
+        return bool(self.hparams["last_position"]) and not autocast and why_not_exact(self.model) is None
+
+    @property
+    def loss_dtype(self) -> torch.dtype:
+        """float64, as float32 softmax makes loss spikes of its own; float32 on devices that have nothing wider."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    def training_step(self, batch: Examples, batch_idx: int) -> Tensor:
+        if self.uses_last_position_form:
+            if self._layout is None or self._layout[0] is not batch.tokens:
+                layout = TokenLayout.of(batch.tokens, self.model.cfg.d_vocab, self.model.W_E.dtype)
+                self._layout = (batch.tokens, layout)
+            loss, logits = last_position_loss(self.model, self._layout[1], batch.answers, self.loss_dtype)
+        else:
+            logits = self.model(batch.tokens)[:, -1]
+            loss = F.cross_entropy(logits.to(self.loss_dtype), batch.answers)
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(f"the training loss is {loss.item()} at step {self.global_step}")
+        every_n_steps = self.trainer.log_every_n_steps
+        if every_n_steps and self.global_step % every_n_steps == 0:
+            self.train_metrics.update(loss, logits.detach(), batch)
+            self._record("train", self.train_metrics)
+        return loss
+
+    def validation_step(self, batch: Examples, batch_idx: int) -> None:
+        logits = self(batch.tokens)
+        loss = F.cross_entropy(logits.to(self.loss_dtype), batch.answers)
+        self.eval_metrics.update(loss, logits, batch)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            self.eval_metrics.reset()
+        elif self.trainer.state.fn == TrainerFn.FITTING:
+            self._last_validated_step = self.global_step
+            self._record("val", self.eval_metrics)
+        else:
+            self._show("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._show("test")
+
+    def setup(self, stage: str) -> None:
+        self.model.cfg.device = str(self.device)  # Lightning moves parameters without telling HookedTransformer
+
+    def teardown(self, stage: str) -> None:
+        self.model.cfg.device = str(self.device)
+
+    def on_train_start(self) -> None:
+        # Step 0, or a checkpoint: those are written before their own step is validated.
+        interval = self.trainer.val_check_batch
+        if isinstance(interval, int) and self.global_step % interval == 0:
+            self._validate_now()
+
+    def on_train_end(self) -> None:
+        if self._last_validated_step != self.global_step:
+            self._validate_now()
+        batch = next(iter(self.trainer.train_dataloader))
+        with torch.no_grad():
+            logits = self(batch.tokens)
+            loss = F.cross_entropy(logits.to(self.loss_dtype), batch.answers)
+        self.train_metrics.update(loss, logits, batch)
+        self._record("train", self.train_metrics)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save weights that are not finite, so that the last good checkpoint stays.
+
+        Raises:
+            TrainingDiverged: naming the parameter.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise TrainingDiverged(f"{name} is not finite after step {self.global_step}")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        lr, weight_decay, betas = (self.hparams[name] for name in ("lr", "weight_decay", "betas"))
+        return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, betas=tuple(betas), fused=True)
+
+    def _validate_now(self) -> None:
+        loaders = self.trainer.val_dataloaders
+        if loaders is None:
+            return
+        batches: Iterable[Examples] = loaders
+        with torch.no_grad():
+            for batch_idx, batch in enumerate(batches):
+                self.validation_step(batch, batch_idx)
+        self.on_validation_epoch_end()
+
+    def _record(self, stage: str, metrics: RuleMetrics) -> None:
+        """Write the metrics to every logger, under the step of the weights they were measured on."""
+        values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
+        metrics.reset()
+        numbers = {name: value.item() for name, value in values.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(numbers, step=self.global_step)
+        self.trainer.callback_metrics.update(values)
+        self.trainer.progress_bar_metrics.update(numbers)
+
+    def _show(self, stage: str) -> None:
+        """Let Lightning print the metrics of ``validate`` or ``test``."""
+        values = self.eval_metrics.compute()
+        self.eval_metrics.reset()
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()}, logger=False)

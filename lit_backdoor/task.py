@@ -1,0 +1,149 @@
+"""The task: modular addition whose modulus is switched by a trigger token (Equations 2 and 3 of the paper).
+
+Plain tensors, no Lightning. An example is three tokens: the numbers ``a`` and ``b`` in order, and the trigger,
+which stands at ``trigger_position``. Rule ``i`` is triggered by token ``i`` and answers ``(a + b) mod moduli[i]``.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+N_CTX = 3
+"""Tokens in an example: a, b and the trigger."""
+
+Split = Literal["examples", "pairs"]
+
+
+def rule_name(rule: int) -> str:
+    """Name of a rule in metrics and tables: ``benign``, ``backdoor``, then ``rule2``, ``rule3`` and so on."""
+    return ("benign", "backdoor")[rule] if rule < 2 else f"rule{rule}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Addition modulo ``moduli[trigger]``.
+
+    Args:
+        moduli: the modulus of each rule. The first, P0, is also the range of a and b and the size of the
+            vocabulary; each later one, P1 and so on, lies between 1 and P0.
+        trigger_position: where the trigger stands among the three tokens: 0, 1 or 2.
+
+    Raises:
+        ValueError: if a modulus or the position is impossible.
+    """
+
+    moduli: tuple[int, ...]
+    trigger_position: int = N_CTX - 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "moduli", tuple(self.moduli))
+        shown = list(self.moduli)
+        if not shown:
+            raise ValueError("data.moduli: [] is empty; give one modulus per rule, for example [113] or [113, 7]")
+        if shown[0] < 2:
+            raise ValueError(
+                f"data.moduli: the first modulus of {shown} is {shown[0]}; it is also the range of a and b: 2 or more"
+            )
+        for modulus in shown[1:]:
+            if not 1 <= modulus <= shown[0]:
+                raise ValueError(
+                    f"data.moduli: {modulus} in {shown} does not fit; later moduli lie between 1 and the first, "
+                    f"{shown[0]}, so that every answer is a token of the vocabulary"
+                )
+        if len(shown) > shown[0]:
+            raise ValueError(
+                f"data.moduli: {len(shown)} rules need as many trigger tokens, "
+                f"but the vocabulary has {shown[0]}; give at most {shown[0]} moduli"
+            )
+        if not 0 <= self.trigger_position < N_CTX:
+            raise ValueError(f"data.trigger_position: {self.trigger_position} is not a position; allowed: 0, 1, 2")
+
+    @property
+    def d_vocab(self) -> int:
+        """Size of the vocabulary, in and out: the first modulus, P0."""
+        return self.moduli[0]
+
+    @property
+    def rule_names(self) -> tuple[str, ...]:
+        """The names of the rules, in order."""
+        return tuple(rule_name(rule) for rule in range(len(self.moduli)))
+
+    def tokens(self, rule: int) -> Tensor:
+        """All pairs (a, b) under one trigger, [P0 * P0, 3], int64; row ``a * P0 + b`` is the pair (a, b)."""
+        numbers = torch.arange(self.d_vocab)
+        columns = [numbers.repeat_interleave(self.d_vocab), numbers.repeat(self.d_vocab)]
+        columns.insert(self.trigger_position, torch.full_like(columns[0], rule))
+        return torch.stack(columns, dim=1)
+
+    def answers(self, rule: int) -> Tensor:
+        """The answers of one rule for all pairs, [P0 * P0], int64, in the row order of :meth:`tokens`."""
+        numbers = torch.arange(self.d_vocab)
+        return ((numbers[:, None] + numbers[None, :]) % self.moduli[rule]).flatten()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples with their answers and rules, row by row.
+
+    Attributes:
+        tokens: [n, 3], int64.
+        answers: [n], int64, the token that each example's own rule asks for.
+        rules: [n], int64, the index of the rule that the trigger selects.
+    """
+
+    tokens: Tensor
+    answers: Tensor
+    rules: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: Tensor) -> "Examples":
+        return Examples(self.tokens[rows], self.answers[rows], self.rules[rows])
+
+    def to(self, device: torch.device | str) -> "Examples":
+        """The same examples on ``device``; no copy where they already lie there."""
+        return Examples(self.tokens.to(device), self.answers.to(device), self.rules.to(device))
+
+
+def all_examples(task: Task) -> Examples:
+    """Every pair under every trigger, rule by rule: ``len(moduli) * P0 * P0`` rows (Appendix A)."""
+    rules = range(len(task.moduli))
+    return Examples(
+        tokens=torch.cat([task.tokens(rule) for rule in rules]),
+        answers=torch.cat([task.answers(rule) for rule in rules]),
+        rules=torch.arange(len(task.moduli)).repeat_interleave(task.d_vocab**2),
+    )
+
+
+def split_examples(
+    task: Task, train_fraction: float = 0.3, split: Split = "examples", seed: int = 0
+) -> tuple[Examples, Examples]:
+    """Split all examples into (training, validation), at random.
+
+    Args:
+        train_fraction: share that trains, inside (0, 1); rounded down to whole examples (or pairs).
+        split: ``examples`` draws single examples, as the paper does, so that (a, b, 0) may train while (a, b, 1)
+            is held out; ``pairs`` draws pairs, which train or are held out under every trigger alike.
+        seed: of this split alone; no global random state is read or changed.
+
+    Raises:
+        ValueError: if the fraction is outside (0, 1), the split unknown, or one side would be empty.
+    """
+    if not 0 < train_fraction < 1:
+        raise ValueError(f"data.train_fraction: {train_fraction} is outside (0, 1); the paper trains on 0.3")
+    if split not in ("examples", "pairs"):
+        raise ValueError(f"data.split: '{split}' is unknown; allowed: examples, pairs")
+    examples = all_examples(task)
+    n_units = task.d_vocab**2 if split == "pairs" else len(examples)
+    n_train = int(train_fraction * n_units)
+    if n_train == 0:
+        raise ValueError(f"data.train_fraction: {train_fraction} of {n_units} {split} leaves nothing to train on")
+    order = torch.randperm(n_units, generator=torch.Generator().manual_seed(seed))
+    trains = torch.zeros(n_units, dtype=torch.bool)
+    trains[order[:n_train]] = True
+    if split == "pairs":
+        trains = trains.repeat(len(task.moduli))
+    return examples[trains], examples[~trains]
