@@ -1,15 +1,18 @@
 """The command line: ``fit``, ``validate`` and ``test`` through LightningCLI."""
 
+import logging
 import os
 import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -87,6 +90,14 @@ class BackdoorCLI(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as error:
             self.parser.error(str(error))
 
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        """Switch off what the shipped configurations list, where a Trainer flag says so."""
+        options = self._get(self.config_init, "trainer")
+        for flag, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", Checkpoint)):
+            if options[flag] is False:
+                options["callbacks"] = [one for one in options["callbacks"] or [] if not isinstance(one, kind)]
+        return super().instantiate_trainer(**kwargs)
+
     def before_fit(self) -> None:
         """Continue in the run directory of the checkpoint; from any but its last, in a new one with its history."""
         if self._checkpoint is None:
@@ -111,6 +122,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 (diverged), 2 (wrong option), 130 or 143 (stopped)."""
     args = list(sys.argv[1:] if args is None else args)
     sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given both ways
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    # Lightning 2.6 calls a name that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     try:
         BackdoorCLI(args)
     except TrainingInterrupted as interruption:
@@ -124,6 +138,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
 
 
 def _without_option(args: Sequence[str], option: str) -> list[str]:

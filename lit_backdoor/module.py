@@ -18,7 +18,7 @@ from lit_backdoor.functional.last_position import (
     why_not_exact,
 )
 from lit_backdoor.model import build_model
-from lit_backdoor.task import Examples, rule_name
+from lit_backdoor.task import Examples, Task, rule_name
 
 
 class TrainingDiverged(RuntimeError):
@@ -98,13 +98,15 @@ class BackdoorModule(LightningModule):
             raise ValueError(f"model.weight_decay: {weight_decay} is not a weight decay; 0 or more")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"model.betas: {list(betas)} are no decay rates; two numbers inside [0, 1)")
+        task = Task(tuple(moduli))
         self.model = build_model(
-            moduli[0], n_heads, d_model, d_head, d_mlp, n_layers, act_fn, normalization_type, train_biases
+            task.d_vocab, n_heads, d_model, d_head, d_mlp, n_layers, act_fn, normalization_type, train_biases
         )
         self.train_metrics = RuleMetrics(len(moduli))
         self.eval_metrics = RuleMetrics(len(moduli))
         self._layout: tuple[Tensor, TokenLayout] | None = None
         self._last_validated_step = -1
+        betas = list(betas)  # type: ignore[assignment]  # saved as plain YAML
         self.save_hyperparameters()
 
     def forward(self, tokens: Tensor) -> Tensor:

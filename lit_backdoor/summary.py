@@ -38,7 +38,7 @@ def fit_summary(run_dir: Path, seconds: float) -> str:
     lines += [
         f"time          {_duration(seconds)}",
         f"files         {shown}",
-        f"look at it    tensorboard --bind_all=false --logdir {shown}",
+        f"look at it    tensorboard --logdir {shown}",
     ]
     return "\n".join(lines)
 

@@ -83,7 +83,7 @@ class Task:
         return ((numbers[:, None] + numbers[None, :]) % self.moduli[rule]).flatten()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Examples:
     """Examples with their answers and rules, row by row.
 

@@ -1,9 +1,11 @@
 """A progress bar over the whole run instead of one per epoch."""
 
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 
 
@@ -17,11 +19,19 @@ class StepProgressBar(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 10) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=True)
 
-    def on_train_start(self, *args: Any) -> None:
-        super().on_train_start(*args)
-        self.train_progress_bar.set_description("training")
-        self.train_progress_bar.reset(self.trainer.max_steps if self.trainer.max_steps > 0 else None)
-        self.train_progress_bar.initial = self.train_progress_bar.n = self.trainer.global_step
+    def init_train_tqdm(self) -> Tqdm:
+        """A bar that starts at the step that training starts from."""
+        return Tqdm(
+            desc="training",
+            total=self.trainer.max_steps if self.trainer.max_steps > 0 else None,
+            initial=self.trainer.global_step,
+            position=2 * self.process_position,
+            disable=self.is_disabled,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0.05,
+            bar_format=self.BAR_FORMAT,
+        )
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         pass

@@ -1,0 +1,33 @@
+"""What the tests share: the repository's folders, and the command line run in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_backdoor.cli import main
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+
+torch.set_num_threads(1)  # the models are small; more threads would only wait for one another
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command line in an empty folder and return its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str | Path) -> int:
+        try:
+            return main([str(arg) for arg in args])
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else 1
+
+    return run
+
+
+@pytest.fixture
+def debug_config() -> Path:
+    return CONFIGS / "debug.yaml"

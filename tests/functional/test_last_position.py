@@ -1,0 +1,128 @@
+"""The last-position form against HookedTransformer itself, in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from lit_backdoor.functional import last_position
+from lit_backdoor.functional.last_position import (
+    TokenLayout,
+    last_position_logits,
+    last_position_loss,
+    last_position_z,
+    why_not_exact,
+)
+from lit_backdoor.model import ACT_FNS, build_model
+from lit_backdoor.task import Task, all_examples
+
+
+def random_model(seed: int, **options: object) -> HookedTransformer:
+    model = build_model(**{"dtype": torch.float64, "train_biases": True, **options})  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.5
+    return model
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-9)).item()
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(
+    st.integers(2, 9),
+    st.lists(st.integers(1, 2), max_size=1),
+    st.integers(0, 2),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.integers(1, 20),
+    st.sampled_from(ACT_FNS),
+    st.booleans(),
+    st.integers(1, 70),
+)
+def test_logits_loss_and_gradients_equal_the_hooked_transformer(
+    p0: int, others: list[int], position: int, n_heads: int, d_head: int, d_model: int, d_mlp: int, act_fn: str,
+    biases: bool, chunk: int,
+) -> None:  # fmt: skip
+    model = random_model(
+        p0, d_vocab=p0, n_heads=n_heads, d_head=d_head, d_model=d_model, d_mlp=d_mlp, act_fn=act_fn, train_biases=biases
+    )
+    examples = all_examples(Task((p0, *others), position))
+    assert why_not_exact(model) is None
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected_logits, cache = model.run_with_cache(examples.tokens)
+    expected_logits = expected_logits[:, -1]
+    expected_loss = F.cross_entropy(expected_logits, examples.answers)
+    expected_gradients = torch.autograd.grad(expected_loss, trained)
+
+    torch.testing.assert_close(last_position_logits(model, examples.tokens), expected_logits)
+    resid_pre, z = last_position_z(model, examples.tokens)
+    torch.testing.assert_close(resid_pre, cache["blocks.0.hook_resid_pre"][:, -1])
+    torch.testing.assert_close(z, cache["blocks.0.attn.hook_z"][:, -1])
+
+    old = last_position.CHUNK_ROWS
+    last_position.CHUNK_ROWS = chunk
+    try:
+        layout = TokenLayout.of(examples.tokens, p0, torch.float64)
+        loss, logits = last_position_loss(model, layout, examples.answers)
+    finally:
+        last_position.CHUNK_ROWS = old
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(logits, expected_logits)
+    for found, expected in zip(torch.autograd.grad(loss, trained), expected_gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    by_autograd = F.cross_entropy(last_position_logits(model, examples.tokens), examples.answers)
+    for found, expected in zip(torch.autograd.grad(by_autograd, trained), expected_gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_the_real_size_in_float32() -> None:
+    torch.manual_seed(0)
+    model = build_model(113)
+    tokens = all_examples(Task((113, 7))).tokens[::7]
+    assert relative_error(last_position_logits(model, tokens), model(tokens)[:, -1]) < 2e-6
+
+
+def test_extreme_logits_stay_finite() -> None:
+    model = random_model(0, d_vocab=7)
+    model.unembed.W_U.data *= 1e4
+    examples = all_examples(Task((7, 1)))
+    loss, _ = last_position_loss(model, TokenLayout.of(examples.tokens, 7, torch.float64), examples.answers)
+    torch.testing.assert_close(loss, F.cross_entropy(model(examples.tokens)[:, -1], examples.answers))
+
+
+def hooked(**options: object) -> HookedTransformer:
+    settings = dict(n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=8, n_ctx=3, d_vocab=5, act_fn="relu")
+    return HookedTransformer(HookedTransformerConfig(**{**settings, "normalization_type": None, **options}))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"n_layers": 2}, "more than one layer"),
+        ({"normalization_type": "LN"}, "normalisation layers"),
+        ({"attention_dir": "bidirectional"}, "not causal"),
+        ({"attn_only": True, "d_mlp": None}, "MLP"),
+        ({"gated_mlp": True}, "MLP"),
+        ({"positional_embedding_type": "rotary", "rotary_dim": 4}, "positional"),
+        ({"parallel_attn_mlp": True}, "parallel"),
+        ({"attn_scores_soft_cap": 5.0}, "soft cap"),
+        ({"use_qk_norm": True}, "unusual attention"),
+    ],
+)
+def test_it_is_refused_where_it_is_not_exact(options: dict[str, object], reason: str) -> None:
+    assert reason in (why_not_exact(hooked(**options)) or "")
+
+
+def test_it_is_refused_while_hooks_are_on_the_model() -> None:
+    model = hooked()
+    assert why_not_exact(model) is None
+    model.add_hook("blocks.0.attn.hook_z", lambda z, hook: z * 0)
+    assert why_not_exact(model) == "hooks on the model"
+    model.reset_hooks()
+    assert why_not_exact(model) is None
+    assert why_not_exact(torch.nn.Linear(2, 2)) == "not a HookedTransformer"

@@ -1,0 +1,238 @@
+"""The command line as a user meets it: runs, resumes, refusals."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_backdoor.checkpoints import read_checkpoint
+from tests.conftest import CONFIGS, ROOT
+
+Cli = Callable[..., int]
+QUIET = ("--trainer.enable_progress_bar", "false")
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(checkpoint)["state_dict"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("fit", "--config", debug_config) == 0
+    run = Path("lightning_logs/version_0")
+    last = rows(run)[-1]
+    assert last["step"] == "1000"
+    assert min(float(last["val/benign_accuracy"]), float(last["val/backdoor_accuracy"])) >= 0.99
+    assert float(last["train/loss"]) < 1e-4
+    steps = [int(row["step"]) for row in rows(run)]
+    assert steps == list(range(0, 1001, 10))
+    assert [step for step, row in zip(steps, rows(run), strict=True) if row["val/loss"]] == list(range(0, 1001, 100))
+    columns = ["step", "train/loss", "val/loss"]
+    columns += [f"{stage}/{rule}_accuracy" for stage in ("train", "val") for rule in ("benign", "backdoor")]
+    assert list(last) == columns
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        "last.ckpt",
+        "step_000500.ckpt",
+        "step_001000.ckpt",
+    }
+    printed = capsys.readouterr().out
+    for words in ("grokked", "between steps", "tensorboard --logdir lightning_logs/version_0"):
+        assert words in printed
+    assert yaml.safe_load((run / "hparams.yaml").read_text())["moduli"] == [29, 1]
+    # the saved configuration starts the same run again
+    assert cli("fit", "--config", run / "config.yaml", "--trainer.max_steps", 20, *QUIET) == 0
+    assert rows(Path("lightning_logs/version_1"))[1]["train/loss"] == rows(run)[1]["train/loss"]
+    # and validate and test agree with it, without leaving anything behind
+    for subcommand in ("validate", "test"):
+        assert cli(subcommand, "--config", debug_config, "--ckpt_path", run / "checkpoints" / "last.ckpt", *QUIET) == 0
+    assert sorted(os.listdir("lightning_logs")) == ["version_0", "version_1"]
+    assert os.listdir() == ["lightning_logs"]
+
+
+@pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_runs(cli: Cli, config: Path) -> None:
+    assert cli("fit", "--config", config, "--trainer.max_steps", 3, *QUIET) == 0
+    table = rows(Path("lightning_logs/version_0"))
+    assert [row["step"] for row in table] == ["0", "3"]
+    assert all(row[name] for row in table for name in row)
+    shipped = yaml.safe_load(config.read_text())
+    steps = {"mod17": 40_000, "debug": 1000}.get(config.stem, 20_000)
+    assert shipped["trainer"]["max_steps"] == steps
+
+
+@pytest.mark.parametrize("stop", [250, 300, 500])
+def test_a_resumed_run_is_the_undisturbed_one(cli: Cli, debug_config: Path, stop: int) -> None:
+    """In the middle of an epoch, between two checkpoints, and where an epoch ends."""
+    same = ("--data.steps_per_epoch", 250, *QUIET)
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *same) == 0
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", stop, *same) == 0
+    whole, resumed = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
+    last = resumed / "checkpoints" / "last.ckpt"
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, "--ckpt_path", last, *same) == 0
+    assert sorted(os.listdir("lightning_logs")) == ["version_0", "version_1"]
+    assert_same_weights(whole / "checkpoints" / "last.ckpt", last)
+    assert (whole / "metrics.csv").read_text() == (resumed / "metrics.csv").read_text()
+    assert (resumed / "config.yaml").exists() and (resumed / f"config_from_step_{stop}.yaml").exists()
+    assert scalars(whole) == scalars(resumed)
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_continuing_from_an_older_checkpoint_branches_off(cli: Cli, debug_config: Path) -> None:
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *QUIET) == 0
+    old, new = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    checkpoint = old / "checkpoints" / "step_000500.ckpt"
+    assert (
+        cli("fit", "--config", debug_config, "--trainer.max_steps", 600, "--ckpt_path", checkpoint, *QUIET) == 0
+    )
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
+    assert (new / "metrics.csv").read_text() == (old / "metrics.csv").read_text()
+    assert_same_weights(old / "checkpoints" / "last.ckpt", new / "checkpoints" / "last.ckpt")
+
+
+def test_ctrl_c_saves_says_how_to_continue_and_exits_130(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lit_backdoor.callbacks import RunCheckpoint
+
+    original = RunCheckpoint.on_train_batch_end
+
+    def press_ctrl_c(self: RunCheckpoint, trainer: Trainer, *args: object) -> None:
+        if trainer.global_step == 137:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, *args)  # type: ignore[arg-type]
+
+    handler = signal.getsignal(signal.SIGINT)
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoint, "on_train_batch_end", press_ctrl_c)
+        assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    message = capsys.readouterr().err
+    last = Path("lightning_logs/version_1/checkpoints/last.ckpt")
+    assert read_checkpoint(last)["global_step"] == 137
+    command = message.strip().splitlines()[-1].split()
+    assert command[:4] == ["python", "-m", "lit_backdoor", "fit"] and "version_1" in command[-1]
+    assert cli(*command[3:]) == 0
+    whole = Path("lightning_logs/version_0")
+    assert (whole / "metrics.csv").read_text() == Path("lightning_logs/version_1/metrics.csv").read_text()
+    assert_same_weights(whole / "checkpoints" / "last.ckpt", last)
+
+
+def test_a_kill_at_any_moment_can_be_continued(tmp_path: Path, cli: Cli, debug_config: Path) -> None:
+    command = [sys.executable, "-m", "lit_backdoor", "fit", "--config", str(debug_config), *QUIET]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    run = tmp_path / "lightning_logs" / "version_0"
+    while process.poll() is None and not (run / "checkpoints" / "last.ckpt").exists():
+        pass
+    process.kill()
+    process.wait()
+    last = run / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)["global_step"] >= 250
+    assert cli("fit", "--config", debug_config, "--ckpt_path", last, *QUIET) == 0
+    assert cli("fit", "--config", debug_config, *QUIET) == 0
+    assert (run / "metrics.csv").read_text() == (run.parent / "version_1" / "metrics.csv").read_text()
+    assert_same_weights(last, run.parent / "version_1" / "checkpoints" / "last.ckpt")
+    assert scalars(run) == scalars(run.parent / "version_1")
+
+
+def test_the_last_position_form_trains_like_the_whole_model(cli: Cli, debug_config: Path) -> None:
+    for last_position in ("true", "false"):
+        args = ("--trainer.max_steps", 30, "--model.last_position", last_position)
+        assert cli("fit", "--config", debug_config, *args, *QUIET) == 0
+    fast, slow = (rows(Path(f"lightning_logs/version_{version}")) for version in (0, 1))
+    for one, other in zip(fast, slow, strict=True):
+        for name in ("train/loss", "val/loss"):
+            assert bool(one[name]) == bool(other[name])
+            assert not one[name] or float(one[name]) == pytest.approx(float(other[name]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--model.n_layers", 2),
+        ("--model.normalization_type", "LN"),
+        ("--model.act_fn", "gelu"),
+        ("--model.train_biases", "true"),
+        ("--data.moduli", "[29,1,7]"),
+        ("--data.moduli", "[29]"),
+        ("--data.trigger_position", 0),
+        ("--data.split", "pairs"),
+        ("--trainer.accumulate_grad_batches", 2),
+        ("--trainer.gradient_clip_val", 1.0),
+        ("--trainer.fast_dev_run", "true"),
+        ("--trainer.logger", "false"),
+        ("--trainer.val_check_interval", 7),
+        ("--trainer.limit_val_batches", 0),
+        ("--trainer.precision", "64-true"),
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_options_work(cli: Cli, debug_config: Path, options: tuple[str, object]) -> None:
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 20, *QUIET, *options) == 0
+
+
+class BreakWeights(Callback):
+    """Makes a weight infinite after a step."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        if trainer.global_step == 20:
+            pl_module.model.W_U.data[0, 0] = float("inf")
+
+
+@pytest.mark.parametrize("every", [10, 1000])
+def test_a_loss_that_turns_nan_stops_with_1_and_keeps_the_last_good_checkpoint(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, every: int
+) -> None:
+    shipped = yaml.safe_load(debug_config.read_text())
+    shipped["trainer"]["callbacks"][1]["init_args"] = {"every_n_steps": every, "keep_every_n_steps": 10}
+    shipped["trainer"]["callbacks"].insert(0, {"class_path": "tests.test_cli.BreakWeights"})
+    if every == 1000:
+        shipped["trainer"]["callbacks"][2]["init_args"]["keep_every_n_steps"] = 15
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(shipped))
+    assert cli("fit", "--config", "config.yaml", *QUIET) == 1
+    assert capsys.readouterr().err.strip().startswith("error: ")
+    kept = {10: 10, 1000: 15}[every]
+    assert read_checkpoint(Path("lightning_logs/version_0/checkpoints/last.ckpt"))["global_step"] == kept
+
+
+def test_help_explains_and_does_not_import_transformer_lens() -> None:
+    code = (
+        "import sys; from lit_backdoor.cli import main\n"
+        "try: main(['fit', '--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'transformer_lens' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    for option in ("--data.moduli", "--data.train_fraction", "--model.lr", "--model.weight_decay", "--model.n_heads"):
+        assert option in result.stdout
+    assert "Learning rate of AdamW" in result.stdout
