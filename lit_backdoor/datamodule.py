@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 
-from lit_backdoor.task import N_CTX, Examples, Task, split_examples
+from lit_backdoor.functional import Probe
+from lit_backdoor.task import N_CTX, Examples, Task, rule_name, split_examples
 
 
 class FullBatch:
@@ -64,6 +66,15 @@ class BackdoorDataModule(LightningDataModule):
         self.steps_per_epoch = steps_per_epoch
         self.save_hyperparameters()
 
+    def probes(self) -> dict[str, Probe]:
+        """What the monitors measure on: all pairs under one trigger, with those under another as donor.
+
+        ``backdoor`` (and ``rule2`` ...): that rule's run receives, the benign run gives: what the backdoor needs.
+        ``benign``: the benign run receives, the backdoor's gives: what suffices for the backdoor. In the clean model
+        the benign run receives from other pairs of its own, drawn with a fixed seed.
+        """
+        return task_probes(self.task)
+
     def setup(self, stage: str) -> None:
         """Move both batches to the device, once."""
         if self.trainer is not None:
@@ -78,3 +89,20 @@ class BackdoorDataModule(LightningDataModule):
 
     def test_dataloader(self) -> FullBatch:
         return FullBatch(self.val_examples)
+
+
+def task_probes(task: Task) -> dict[str, Probe]:
+    """The probes of a task by name; see :meth:`BackdoorDataModule.probes`."""
+
+    def probe(recipient: int, donor: int) -> Probe:
+        return Probe(
+            task.tokens(recipient), task.tokens(donor), task.answers(recipient), task.answers(donor),
+            recipient=rule_name(recipient), donor=rule_name(donor),
+        )  # fmt: skip
+
+    n_rules = len(task.moduli)
+    if n_rules > 1:
+        return {rule_name(rule): probe(rule, 0) for rule in range(1, n_rules)} | {"benign": probe(0, 1)}
+    other = torch.randperm(task.d_vocab**2, generator=torch.Generator().manual_seed(0))
+    tokens, answers = task.tokens(0), task.answers(0)
+    return {"benign": Probe(tokens, tokens[other], answers, answers[other], recipient="benign", donor="other_pair")}

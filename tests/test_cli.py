@@ -110,9 +110,7 @@ def test_continuing_from_an_older_checkpoint_branches_off(cli: Cli, debug_config
     old, new = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
     checkpoint = old / "checkpoints" / "step_000500.ckpt"
-    assert (
-        cli("fit", "--config", debug_config, "--trainer.max_steps", 600, "--ckpt_path", checkpoint, *QUIET) == 0
-    )
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, "--ckpt_path", checkpoint, *QUIET) == 0
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
     assert (new / "metrics.csv").read_text() == (old / "metrics.csv").read_text()
     assert_same_weights(old / "checkpoints" / "last.ckpt", new / "checkpoints" / "last.ckpt")

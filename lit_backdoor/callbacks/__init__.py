@@ -1,6 +1,21 @@
-"""Callbacks for the Lightning Trainer."""
+"""Callbacks for the Lightning Trainer. The monitors know only the contract of ``lit_backdoor.functional``."""
 
+from lit_backdoor.callbacks.attribution import HeadAttributionMonitor
 from lit_backdoor.callbacks.checkpoint import RunCheckpoint, TrainingInterrupted
+from lit_backdoor.callbacks.emergence import EmergenceMonitor
+from lit_backdoor.callbacks.patching import HeadPatchingMonitor
+from lit_backdoor.callbacks.probing import ContractError, ProbeCallback
 from lit_backdoor.callbacks.progress import StepProgressBar
+from lit_backdoor.callbacks.spikes import LossSpikeMonitor
 
-__all__ = ["RunCheckpoint", "StepProgressBar", "TrainingInterrupted"]
+__all__ = [
+    "ContractError",
+    "EmergenceMonitor",
+    "HeadAttributionMonitor",
+    "HeadPatchingMonitor",
+    "LossSpikeMonitor",
+    "ProbeCallback",
+    "RunCheckpoint",
+    "StepProgressBar",
+    "TrainingInterrupted",
+]

@@ -1,0 +1,201 @@
+"""The verdict: when a head took over, and when each rule grokked."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_backdoor.callbacks.patching import HeadPatchingMonitor
+from lit_backdoor.callbacks.probing import ContractError, run_dir, tensorboards
+from lit_backdoor.functional import Emergence, Onset, emergence, grokking_step, head_name
+
+
+class EmergenceMonitor(Callback):
+    """Writes ``emergence.json``: from which step on patching one head costs the backdoor, and never recovers.
+
+    It reads what a :class:`HeadPatchingMonitor` of the same Trainer measures, and the validation accuracies
+    ``val/<rule>_accuracy`` in ``trainer.callback_metrics``. The verdict holds for the history so far, and is brought
+    up to date with every probe.
+
+    Args:
+        probe: Name of the probe to watch; its recipient is the run with the backdoor. Null where there is none (a
+            clean model): then only the grokking steps are told.
+        threshold: Share of the unpatched accuracy that patching the head must cost, above 0, at most 1.
+        min_accuracy: Unpatched accuracy from which the model counts as having the backdoor.
+        grokked: Validation accuracy from which a rule counts as grokked, if it stays there.
+        patching: Name of the HeadPatchingMonitor to read, where there are several.
+    """
+
+    def __init__(
+        self,
+        probe: str | None = "backdoor",
+        threshold: float = 0.5,
+        min_accuracy: float = 0.5,
+        grokked: float = 0.99,
+        patching: str = "",
+    ) -> None:
+        for name, value in (("threshold", threshold), ("min_accuracy", min_accuracy), ("grokked", grokked)):
+            if not 0 < value <= 1:
+                raise ValueError(f"EmergenceMonitor.{name}: {value} is no share; above 0, at most 1")
+        self.probe = probe
+        self.threshold = threshold
+        self.min_accuracy = min_accuracy
+        self.grokked = grokked
+        self.patching = patching
+        self._monitor: HeadPatchingMonitor | None = None
+        self._accuracies: dict[str, dict[int, float]] = {}
+        self._noted_start = False
+        self._told: str | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Distinct for every probe watched."""
+        return f"{type(self).__qualname__}[{self.patching}][{self.probe}]"
+
+    @property
+    def file_name(self) -> str:
+        """``emergence.json``, with the patching monitor's name where it has one."""
+        return f"emergence_{self.patching}.json" if self.patching else "emergence.json"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The validation accuracies seen so far."""
+        return {"accuracies": {rule: dict(values) for rule, values in self._accuracies.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back."""
+        self._accuracies = {rule: dict(values) for rule, values in state_dict["accuracies"].items()}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the monitor to read.
+
+        Raises:
+            ContractError: naming what is missing, together with the fix.
+        """
+        if stage != "fit":
+            return
+        monitors = [one for one in trainer.callbacks if isinstance(one, HeadPatchingMonitor)]  # type: ignore[attr-defined]
+        named = [one for one in monitors if one.name == self.patching]
+        if not named:
+            raise ContractError(
+                f"EmergenceMonitor.patching: no HeadPatchingMonitor is named '{self.patching}'; "
+                f"add one to the Trainer's callbacks, before this one (there are: {[one.name for one in monitors]})"
+            )
+        self._monitor = named[0]
+        probes = self._monitor.probes or getattr(trainer.datamodule, "probes", dict)()  # type: ignore[attr-defined]
+        if self.probe is not None and self.probe not in probes:
+            raise ContractError(
+                f"EmergenceMonitor.probe: '{self.probe}' is not among the probes {sorted(probes)}; name one, "
+                "or null if the model has no backdoor to watch"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what is measured again from here on."""
+        step = trainer.global_step
+        self._noted_start = False
+        self._accuracies = {
+            rule: {at: value for at, value in values.items() if at < step} for rule, values in self._accuracies.items()
+        }
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """The accuracies of the first step were measured as training started."""
+        if not self._noted_start:
+            self._noted_start = True
+            self._note_accuracies(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the accuracies that grokking is told from."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._note_accuracies(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Bring the verdict up to date after every probe."""
+        if self._monitor is not None and trainer.global_step == self._monitor.probed_step:
+            self._tell(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The final verdict."""
+        self._note_accuracies(trainer)
+        self._tell(trainer)
+
+    def verdict(self) -> dict[str, Any]:
+        """What emergence.json says, see DESIGN; ``None`` where something has not happened."""
+        history = self._monitor.history.get(self.probe, []) if self._monitor and self.probe else []
+        found = emergence(history, self.threshold, self.min_accuracy)
+        onsets = {rule: self._grokking(values) for rule, values in self._accuracies.items()}
+        return _as_json(found, onsets, self.probe)
+
+    def _grokking(self, values: Mapping[int, float]) -> Onset:
+        steps = sorted(values)
+        return grokking_step(steps, [values[step] for step in steps], self.grokked)
+
+    def _note_accuracies(self, trainer: Trainer) -> None:
+        for tag, value in trainer.callback_metrics.items():
+            if tag.startswith("val/") and tag.endswith("_accuracy"):
+                rule = tag.removeprefix("val/").removesuffix("_accuracy")
+                self._accuracies.setdefault(rule, {})[trainer.global_step] = float(value)
+
+    def _tell(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        verdict = self.verdict()
+        path = run_dir(trainer) / self.file_name
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+        moments = describe(verdict)
+        if moments != self._told:
+            self._told = moments
+            for board in tensorboards(trainer):
+                board.add_text("emergence/verdict_so_far", moments, trainer.global_step)
+
+
+def _as_json(found: Emergence, onsets: Mapping[str, Onset], probe: str | None) -> dict[str, Any]:
+    grokking: dict[str, Any] = {}
+    for rule in dict.fromkeys(("benign", "backdoor", *onsets)):
+        onset = onsets.get(rule, Onset(None, None))
+        grokking[f"{rule}_grokking_step"] = onset.step
+        grokking[f"{rule}_previous_validation_step"] = onset.previous_step
+    benign = grokking["benign_grokking_step"]
+    lag = None if None in (found.emergence_step, benign) else found.emergence_step - benign  # type: ignore[operator]
+    return {
+        "probe": probe,
+        "backdoor_head": None if found.backdoor_head is None else head_name(*found.backdoor_head),
+        "emergence_step": found.emergence_step,
+        "previous_probe_step": found.previous_probe_step,
+        "threshold": found.threshold,
+        "concentration": found.concentration,
+        "single_head_share": found.single_head_share,
+        **grokking,
+        "emergence_after_benign_grokking": lag,
+        "leader_changes": [{"step": step, "head": head_name(*head)} for step, head in found.leader_changes],
+    }
+
+
+def describe(verdict: Mapping[str, Any]) -> str:
+    """The verdict in a few sentences of Markdown."""
+    lines = []
+    if verdict["probe"] is not None:
+        if verdict["backdoor_head"] is None:
+            lines.append(f"- No single head carries `{verdict['probe']}`.")
+        else:
+            lines.append(
+                f"- **{verdict['backdoor_head']}** carries `{verdict['probe']}`: patching it costs at least "
+                f"{verdict['threshold']:.0%} of the accuracy{_when(verdict, 'emergence_step', 'previous_probe_step')}"
+                f", and it accounts for {verdict['concentration']:.0%} of the drop with all heads patched."
+            )
+    for key in verdict:
+        if key.endswith("_grokking_step"):
+            rule = key.removesuffix("_grokking_step")
+            when = _when(verdict, key, f"{rule}_previous_validation_step")
+            lines.append(f"- The {rule} rule {'is grokked' if when else 'has not grokked'}{when}.")
+    return "\n".join(lines)
+
+
+def _when(verdict: Mapping[str, Any], step: str, previous: str) -> str:
+    if verdict[step] is None:
+        return ""
+    if verdict[previous] is None:
+        return f" from step {verdict[step]} on"
+    return f" from a step between {verdict[previous]} and {verdict[step]} on"

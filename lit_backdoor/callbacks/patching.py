@@ -1,0 +1,199 @@
+"""Head activation patching during training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lit_backdoor.callbacks.probing import ProbeCallback, tensorboards
+from lit_backdoor.functional import (
+    Ablation,
+    Head,
+    HeadScores,
+    HookedModel,
+    PatchingResult,
+    Probe,
+    all_heads,
+    cache_probe,
+    default_head_sets,
+    head_name,
+    head_set_name,
+    parse_head_set,
+    patch_heads,
+)
+from lit_backdoor.records import Value
+
+
+class HeadPatchingMonitor(ProbeCallback):
+    """Patches heads of each probe's recipient with the donor's (the paper's Section 2.2), into ``head_patching.csv``.
+
+    Every probe patches nothing, each head alone and all heads; every ``full_every_n_steps`` and at the last step, all
+    sets of heads. With the backdoor as recipient a number answers what the backdoor *needs*, with the benign run as
+    recipient what *suffices* for it.
+
+    Args:
+        every_n_steps: Optimizer steps between two probes, step 0 included. The last step is always probed.
+        full_every_n_steps: Optimizer steps between two probes of all sets of heads (up to 8 heads; beyond that also
+            all but one).
+        ablations: What replaces a head's activation: resample (the donor's for the same row), mean or zero.
+        probes: What to measure on, by name; null asks the datamodule.
+        model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
+        name: Tells monitors of one class apart, in file names and in TensorBoard.
+    """
+
+    table_name = "head_patching"
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        full_every_n_steps: int = 1000,
+        ablations: Sequence[Ablation] = ("resample",),
+        probes: Mapping[str, Probe] | None = None,
+        model_attr: str = "model",
+        name: str = "",
+    ) -> None:
+        super().__init__(every_n_steps, probes, model_attr, name)
+        if full_every_n_steps < 1:
+            raise ValueError(f"HeadPatchingMonitor.full_every_n_steps: {full_every_n_steps} is too small; 1 or more")
+        if not ablations:
+            raise ValueError("HeadPatchingMonitor.ablations: none given; one or more of resample, mean, zero")
+        self.full_every_n_steps = full_every_n_steps
+        self.ablations = tuple(ablations)
+        self.history: dict[str, list[HeadScores]] = {}
+        """Per probe, the recipient's accuracy at every step so far: unpatched, each head alone, all heads."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, as plain numbers."""
+        return {
+            "history": {
+                probe: [
+                    [
+                        one.step,
+                        one.unpatched,
+                        one.all_patched,
+                        {head_name(*h): value for h, value in one.patched.items()},
+                    ]
+                    for one in scores
+                ]
+                for probe, scores in self.history.items()
+            }
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the history back."""
+        self.history = {
+            probe: [
+                HeadScores(step, unpatched, {parse_head_set(h)[0]: value for h, value in patched.items()}, all_patched)
+                for step, unpatched, all_patched, patched in scores
+            ]
+            for probe, scores in state_dict["history"].items()
+        }
+
+    def forget(self, from_step: int) -> None:
+        """Drop the history from a step on."""
+        self.history = {
+            probe: [one for one in scores if one.step < from_step] for probe, scores in self.history.items()
+        }
+
+    def probe(self, trainer: Trainer, model: HookedModel, step: int, last: bool) -> list[dict[str, Value]]:
+        """One row per probe, ablation and set of heads."""
+        heads = all_heads(model)
+        n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+        full = last or step % self.full_every_n_steps == 0
+        sets = default_head_sets(n_layers, n_heads) if full else [(), *((head,) for head in heads), heads]
+        rows: list[dict[str, Value]] = []
+        numbers: dict[str, float] = {}
+        self.forget(step)
+        shared = None
+        for name, probe in self.probes.items():
+            caches = cache_probe(model, probe)
+            for ablation in self.ablations:
+                results = patch_heads(model, probe, sets, ablation, caches)
+                rows += patching_rows(step, name, results)
+                if ablation == self.ablations[0]:
+                    self.history.setdefault(name, []).append(_scores(step, results, heads))
+                    numbers |= _scalars(name, [one for one in results if len(one.heads) in (0, 1, len(heads))], heads)
+                    shared = results if shared is None else shared
+        self.record(trainer, numbers, step)
+        if last:
+            self._draw(trainer, step, shared or [])
+        return rows
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lay out TensorBoard's custom scalars: the heads of one metric in one chart, beside the rules' accuracies."""
+        super().on_train_start(trainer, pl_module)
+        heads = [head_name(*head) for head in all_heads(self._model(pl_module))]
+        charts = {
+            f"patching, recipient {probe.recipient}": {
+                metric: ["Multiline", [f"patching_{name}/{metric}/{head}" for head in ("none", *heads, "all")]]
+                for metric in (f"{probe.recipient}_accuracy", f"{probe.donor}_accuracy", "logit_diff", "log_prob")
+            }
+            for name, probe in self.probes.items()
+        }
+        attribution = {
+            f"attribution, {name}": {
+                metric: ["Multiline", [f"attribution_{name}/{metric}/{head}" for head in heads]]
+                for metric in ("mean_logit", "mean_logit_centered", "top_share")
+            }
+            for name in self.probes
+        }
+        rules = {
+            "rules": {"accuracy": ["Multiline", [r"(train|val)/.*_accuracy"]], "loss": ["Multiline", [r".*/loss"]]}
+        }
+        for board in tensorboards(trainer):
+            board.add_custom_scalars(rules | charts | attribution)
+
+    def _draw(self, trainer: Trainer, step: int, results: list[PatchingResult]) -> None:
+        from lit_backdoor.plotting import emergence_figure
+        from lit_backdoor.tables import patching_table
+
+        for board in tensorboards(trainer):
+            for name, scores in self.history.items():
+                figure = emergence_figure(scores, f"{self.probes[name].recipient} accuracy")
+                board.add_figure(f"figures/patching_{name}", figure, step)
+            board.add_text("head_patching/table_1", patching_table(results), step)
+
+
+def patching_rows(step: int, probe: str, results: Sequence[PatchingResult]) -> list[dict[str, Value]]:
+    """The rows of head_patching.csv for one probe; the accuracies bear the names of recipient and donor."""
+    rows = []
+    for one in results:
+        accuracies = {f"{one.recipient}_accuracy": one.recipient_accuracy, f"{one.donor}_accuracy": one.donor_accuracy}
+        row: dict[str, Value] = {
+            "step": step,
+            "probe": probe,
+            "recipient": one.recipient,
+            "donor": one.donor,
+            "ablation": one.ablation,
+            "heads": head_set_name(one.heads),
+            "n_examples": one.n_examples,
+            **accuracies,
+            "other_rate": one.other_rate,
+            "logit_diff": one.logit_diff,
+            "log_prob": one.log_prob,
+            "kl": one.kl,
+            "n_differing": one.n_differing,
+            **one.extra,
+        }
+        rows.append(row)
+    return rows
+
+
+def _scores(step: int, results: Sequence[PatchingResult], heads: Sequence[Head]) -> HeadScores:
+    accuracy = {one.heads: one.recipient_accuracy for one in results}
+    return HeadScores(step, accuracy[()], {head: accuracy[(head,)] for head in heads}, accuracy[tuple(heads)])
+
+
+def _scalars(probe: str, results: Sequence[PatchingResult], heads: Sequence[Head]) -> dict[str, float]:
+    numbers = {}
+    for one in results:
+        patched = "all" if one.heads == tuple(heads) and len(heads) > 1 else head_set_name(one.heads)
+        for metric, value in {
+            f"{one.recipient}_accuracy": one.recipient_accuracy,
+            f"{one.donor}_accuracy": one.donor_accuracy,
+            "logit_diff": one.logit_diff,
+            "log_prob": one.log_prob,
+            **one.extra,
+        }.items():
+            numbers[f"patching_{probe}/{metric}/{patched}"] = value
+    return numbers

@@ -1,0 +1,172 @@
+"""What the monitors have in common: the contract, the schedule, the table, and leaving no trace."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_backdoor.functional import HookedModel, Probe
+from lit_backdoor.records import Table, Value
+
+
+class ContractError(ValueError):
+    """A monitor does not find what it needs in the module, the datamodule or the probes; the message says the fix."""
+
+
+class ProbeCallback(Callback):
+    """Measures a hooked model's heads on probes while it trains, and changes nothing about the training.
+
+    It needs two things: a hooked model at ``model_attr`` of the LightningModule (see
+    :class:`lit_backdoor.functional.HookedModel`), and probes, given here or by ``trainer.datamodule.probes()``.
+    Override :meth:`is_due` for another schedule; the first step of a fit and the last one are the caller's.
+
+    Args:
+        every_n_steps: Optimizer steps between two probes, step 0 included. The last step is always probed.
+        probes: What to measure on, by name; null asks the datamodule.
+        model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
+        name: Tells monitors of one class apart, in file names and in TensorBoard.
+    """
+
+    table_name: str
+    """File of the monitor's table, without ``.csv``."""
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        probes: Mapping[str, Probe] | None = None,
+        model_attr: str = "model",
+        name: str = "",
+    ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"{type(self).__name__}.every_n_steps: {every_n_steps} is too small; 1 or more")
+        self.every_n_steps = every_n_steps
+        self.probes: Mapping[str, Probe] = probes or {}
+        self.model_attr = model_attr
+        self.name = name
+        self.seconds = 0.0
+        """Time spent probing in this process."""
+        self._table: Table | None = None
+        self.probed_step = -1
+
+    @property
+    def state_key(self) -> str:
+        """Distinct for every monitor of a Trainer."""
+        return f"{type(self).__qualname__}[{self.name}]"
+
+    def is_due(self, step: int) -> bool:
+        """Whether to probe the weights after ``step`` optimizer steps."""
+        return step % self.every_n_steps == 0
+
+    def probe(self, trainer: Trainer, model: HookedModel, step: int, last: bool) -> list[dict[str, Value]]:
+        """Measure, tell the loggers, and return the rows of the table. ``last``: training ends with this step."""
+        raise NotImplementedError
+
+    def forget(self, from_step: int) -> None:
+        """Drop what was measured at ``from_step`` and later: training continues from a checkpoint of that step."""
+
+    def check(self, module: LightningModule, datamodule: Any, callbacks: Sequence[Callback]) -> None:
+        """Make sure that everything the monitor needs is there.
+
+        Raises:
+            ContractError: naming what is missing, together with the fix.
+        """
+        twins = [one for one in callbacks if isinstance(one, ProbeCallback) and one.state_key == self.state_key]
+        if len(twins) > 1:
+            raise ContractError(
+                f"two {type(self).__name__} are both named '{self.name}' and would write into one table; "
+                "give each its own name="
+            )
+        model = self._model(module)
+        if not self.probes:
+            if not hasattr(datamodule, "probes"):
+                raise ContractError(
+                    f"{type(self).__name__} has no probes: pass probes={{'name': Probe(...)}}, "
+                    "or give the datamodule a method probes() that returns them"
+                )
+            self.probes = datamodule.probes()
+        for name, probe in self.probes.items():
+            try:
+                probe.check(model)
+            except ValueError as error:
+                raise ContractError(f"{type(self).__name__}, probe '{name}': {error}") from None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the contract before training starts."""
+        if stage == "fit":
+            self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Probe step 0, or the step that training continues from: its checkpoint was written before it was probed."""
+        step = trainer.global_step
+        self._table = None
+        self.probed_step = -1
+        self.forget(step)
+        if table := self._table_of(trainer):
+            table.truncate(step)
+        if self.is_due(step):
+            self._run(trainer, pl_module, last=False)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Probe if it is time; only once where several batches make one optimizer step."""
+        if trainer.global_step != self.probed_step and self.is_due(trainer.global_step):
+            self._run(trainer, pl_module, last=trainer.global_step == trainer.max_steps)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Probe the last step if that has not happened."""
+        if trainer.global_step != self.probed_step or trainer.global_step != trainer.max_steps:
+            self._run(trainer, pl_module, last=True)
+
+    def _run(self, trainer: Trainer, module: LightningModule, last: bool) -> None:
+        start = time.perf_counter()
+        step = trainer.global_step
+        self.probes = {name: probe.to(module.device) for name, probe in self.probes.items()}
+        rows = self.probe(trainer, self._model(module), step, last)
+        if table := self._table_of(trainer):
+            if step == self.probed_step:
+                table.truncate(step)
+            table.append(rows)
+        self.probed_step = step
+        self.seconds += time.perf_counter() - start
+
+    def _model(self, module: LightningModule) -> HookedModel:
+        model: Any = module
+        for part in self.model_attr.split("."):
+            if not hasattr(model, part):
+                raise ContractError(
+                    f"{type(self).__name__}.model_attr: {type(module).__name__} has no '{self.model_attr}'; "
+                    "name the attribute that holds the hooked model"
+                )
+            model = getattr(model, part)
+        return model
+
+    def _table_of(self, trainer: Trainer) -> Table | None:
+        if self._table is None and trainer.is_global_zero and not trainer.fast_dev_run:
+            self._table = Table(run_dir(trainer) / f"{self.file_stem}.csv")
+        return self._table
+
+    @property
+    def file_stem(self) -> str:
+        """The table's file name, without ending: with the monitor's name, where it has one."""
+        return f"{self.table_name}_{self.name}" if self.name else self.table_name
+
+    def record(self, trainer: Trainer, numbers: Mapping[str, float], step: int) -> None:
+        """Give scalars to every logger, under this step, and to ``trainer.callback_metrics``."""
+        prefix = f"{self.name}_" if self.name else ""
+        named = {f"{prefix}{tag}": value for tag, value in numbers.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(named, step=step)
+        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in named.items()})
+
+
+def run_dir(trainer: Trainer) -> Path:
+    """Where a run's files go."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def tensorboards(trainer: Trainer) -> Iterable[Any]:
+    """The SummaryWriters of the Trainer's TensorBoard loggers."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

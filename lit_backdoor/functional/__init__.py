@@ -1,0 +1,88 @@
+"""Mechanistic interpretability of attention heads: tensors and a hooked model in, labelled results out.
+
+No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`; what is asked of it is a
+`Probe`.
+"""
+
+from lit_backdoor.functional.attribution import HeadAttribution, LogitParts, attribute_heads, logit_parts
+from lit_backdoor.functional.emergence import (
+    Emergence,
+    HeadScores,
+    LossSpike,
+    Onset,
+    emergence,
+    grokking_step,
+    loss_spikes,
+)
+from lit_backdoor.functional.hooked import (
+    Head,
+    HeadSet,
+    HookedModel,
+    all_heads,
+    head_name,
+    head_set_name,
+    parse_head_set,
+)
+from lit_backdoor.functional.metrics import (
+    Mean,
+    accuracy,
+    kl_divergence,
+    log_probabilities,
+    log_probability,
+    logit_difference,
+    mean,
+    predictions,
+)
+from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probe, no_shortcut
+from lit_backdoor.functional.patching import (
+    Ablation,
+    PatchingResult,
+    default_head_sets,
+    patch_heads,
+    patched_logits,
+)
+from lit_backdoor.functional.probe import Metric, Probe
+from lit_backdoor.functional.shapley import ShapleyResult, shapley, smallest_sufficient_set
+
+__all__ = [
+    "Ablation",
+    "Emergence",
+    "Head",
+    "HeadAttribution",
+    "HeadCache",
+    "HeadScores",
+    "HeadSet",
+    "HookedModel",
+    "LogitParts",
+    "LossSpike",
+    "Mean",
+    "Metric",
+    "Onset",
+    "PatchingResult",
+    "Probe",
+    "ShapleyResult",
+    "accuracy",
+    "all_heads",
+    "attribute_heads",
+    "cache_heads",
+    "cache_probe",
+    "default_head_sets",
+    "emergence",
+    "grokking_step",
+    "head_name",
+    "head_set_name",
+    "kl_divergence",
+    "log_probabilities",
+    "log_probability",
+    "logit_difference",
+    "logit_parts",
+    "loss_spikes",
+    "mean",
+    "no_shortcut",
+    "parse_head_set",
+    "patch_heads",
+    "patched_logits",
+    "predictions",
+    "shapley",
+    "smallest_sufficient_set",
+]

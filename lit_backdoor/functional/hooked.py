@@ -1,0 +1,110 @@
+"""The contract with a model: what `lit_backdoor.functional` needs of it, and how its heads are named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """A transformer whose activations can be read and replaced.
+
+    `transformer_lens.HookedTransformer` and `TransformerBridge` are such models; any other class that has
+    these five members, and TransformerLens's hook names (`blocks.{layer}.attn.hook_z` and so on), is one too.
+    Calling `run_with_hooks(tokens [n, pos], fwd_hooks=[(name, hook), ...])` gives logits [n, pos, vocab].
+    """
+
+    @property
+    def cfg(self) -> Any:
+        """Has `n_layers`, `n_heads`, `d_vocab`, `n_ctx` and `normalization_type`."""
+
+    @property
+    def W_O(self) -> Tensor:
+        """The heads' output weights, [layer, head, d_head, d_model]."""
+
+    @property
+    def W_U(self) -> Tensor:
+        """The unembedding, [d_model, vocab]."""
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """`(tokens, names_filter=[name, ...])` to `(logits, {name: activation})`."""
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """`(tokens, fwd_hooks=[(name, hook), ...])` to logits; `hook(activation, hook=...)` may replace
+        it."""
+
+
+class Head(NamedTuple):
+    """One attention head, both numbers zero-based."""
+
+    layer: int
+    head: int
+
+
+HeadSet = tuple[Head, ...]
+"""Heads in ascending order, each at most once; `()` is "none"."""
+
+
+def head_name(layer: int, head: int) -> str:
+    """`(0, 2)` to `"L0H2"`."""
+    return f"L{layer}H{head}"
+
+
+def head_set_name(heads: Iterable[tuple[int, int]]) -> str:
+    """Heads to `"none"` or `"L0H0+L0H2"`, always in ascending order."""
+    return "+".join(head_name(*head) for head in head_set(heads)) or "none"
+
+
+def parse_head_set(name: str) -> HeadSet:
+    """The way back from `head_name` and `head_set_name`.
+
+    Raises:
+        ValueError: `name` is neither "none" nor heads joined by "+".
+    """
+    if name == "none":
+        return ()
+    matches = [re.fullmatch(r"L(\d+)H(\d+)", part) for part in name.split("+")]
+    if not all(matches):
+        raise ValueError(f'{name!r} is not a set of heads: write "none", "L0H2" or "L0H0+L0H2".')
+    return head_set((int(m[1]), int(m[2])) for m in matches if m)
+
+
+def head_set(heads: Iterable[tuple[int, int]]) -> HeadSet:
+    """Any heads, in ascending order and without repetitions."""
+    return tuple(sorted({Head(*head) for head in heads}))
+
+
+def all_heads(model: HookedModel) -> HeadSet:
+    """All heads of all layers, layer by layer."""
+    return tuple(Head(i, j) for i in range(model.cfg.n_layers) for j in range(model.cfg.n_heads))
+
+
+def z_name(layer: int) -> str:
+    """The hook on a layer's attention-weighted values, [n, pos, head, d_head]."""
+    return f"blocks.{layer}.attn.hook_z"
+
+
+def row_slices(n: int, rows: int = 512) -> Iterator[slice]:
+    """`n` examples in slices that keep memory small."""
+    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
+
+
+@contextmanager
+def evaluating(model: HookedModel) -> Iterator[None]:
+    """No gradients and no dropout inside; every submodule's mode is afterwards what it was before."""
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode

@@ -1,0 +1,70 @@
+"""How well a model answers: accuracy, logit difference, log probability and KL, per example and on average.
+
+Everything is computed in float64. Accuracy is a step function, so the log probability and the logit
+difference stand beside it (Zhang & Nanda, arXiv 2309.16042).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Mean(NamedTuple):
+    """A mean, and the number of examples it is taken over."""
+
+    value: float
+    n: int
+
+
+def mean(values: Tensor, where: Tensor | None = None) -> Mean:
+    """The mean of `values` [n] over the examples `where` (bool [n], default all); NaN if there are none."""
+    selected = values if where is None else values[where]
+    return Mean(float(selected.double().mean()), selected.numel())
+
+
+def predictions(logits: Tensor) -> Tensor:
+    """The token with the largest of `logits` [..., vocab]; [...].
+
+    The lowest token wins a tie. A row that contains NaN has no answer: it gives -1, which no token is.
+    """
+    largest, token = logits.max(dim=-1)
+    return token.masked_fill(largest.isnan(), -1)
+
+
+def accuracy(logits: Tensor, answers: Tensor) -> Mean:
+    """The share of examples whose largest of `logits` [n, vocab] is at `answers` [n]."""
+    return mean(predictions(logits) == answers)
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """The natural logarithm of softmax(`logits`) over the vocabulary, float64 [..., vocab]."""
+    return logits.double().log_softmax(dim=-1)
+
+
+def log_probability(log_probs: Tensor, answers: Tensor) -> Tensor:
+    """The log probability, in nats, of `answers` [n] under `log_probs` [..., n, vocab]; [..., n]."""
+    return _pick(log_probs, answers)
+
+
+def logit_difference(logits: Tensor, answers: Tensor, other_answers: Tensor) -> Tensor:
+    """Logit of `answers` [n] minus logit of `other_answers` [n]; [..., n] from `logits` [..., n, vocab].
+
+    `logits` may be log probabilities as well: the difference is the same. Where the two answers coincide it is
+    0 by definition and says nothing: leave those out of means (`mean(..., where=...)`).
+    """
+    return _pick(logits, answers) - _pick(logits, other_answers)
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats, [...], of log probabilities [..., vocab]; never below 0."""
+    p, log_q = log_p.double().exp(), log_q.double()
+    return (torch.linalg.vecdot(p, log_p.double()) - torch.linalg.vecdot(p, log_q)).clamp_min(0)
+
+
+def _pick(values: Tensor, tokens: Tensor) -> Tensor:
+    """`values` [..., n, vocab] at `tokens` [n], float64 [..., n]."""
+    index = tokens.long().expand(values.shape[:-1])[..., None]
+    return values.gather(-1, index)[..., 0].double()

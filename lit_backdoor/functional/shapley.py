@@ -1,0 +1,103 @@
+"""Exact Shapley values and pair interactions of the heads, from the values of all sets of heads.
+
+The value of a set is any number measured while exactly those heads are patched, such as the accuracy or the
+logit difference. A head's Shapley value is the change it brings when it joins the patched set, averaged over
+all orders in which the heads can join (Shapley 1953); the values add up to the change between nothing and
+everything patched. For an accuracy the backdoor head's value is therefore negative: patching it costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+from lit_backdoor.functional.hooked import Head, HeadSet, head_set, head_set_name
+
+SetValues = Mapping[HeadSet, float]
+"""Each of the 2^H sets of heads to its value, `{result.heads: result.recipient_accuracy for result in
+results}`."""
+
+
+@dataclass(frozen=True)
+class ShapleyResult:
+    """How much of the change each head accounts for, in the units of the values.
+
+    Args:
+        values: Shapley value of each head; they sum to `total`.
+        interactions: Shapley interaction index of each pair (Grabisch & Roubens 1999): how much more the two
+            change together than separately, averaged over what else is patched. Patching two heads that can
+            stand in for each other changes more than the sum, two that do the same damage less.
+        total: value of all heads patched minus value of none.
+    """
+
+    values: Mapping[Head, float]
+    interactions: Mapping[tuple[Head, Head], float]
+    total: float
+
+
+def shapley(values: SetValues) -> ShapleyResult:
+    """Shapley values and interactions of all heads that occur in `values`; NaN where a value is NaN.
+
+    Raises:
+        ValueError: the value of a set of these heads is missing.
+    """
+    values, heads = _complete(values)
+    return ShapleyResult(
+        values={head: _average_change(values, heads, [head]) for head in heads},
+        interactions={pair: _average_change(values, heads, pair) for pair in combinations(heads, 2)},
+        total=values[heads] - values[()],
+    )
+
+
+def smallest_sufficient_set(values: SetValues, chance: float, tolerance: float = 0.01) -> HeadSet | None:
+    """The smallest set of heads whose patching takes the accuracy down to chance; None if no set does.
+
+    Of several equally small sets the one with the lowest accuracy, then the first. The empty set means that
+    the accuracy was never above chance.
+
+    Args:
+        values: accuracy of each set.
+        chance: accuracy of guessing, 1/P1 for the mod P1 backdoor.
+        tolerance: how far above `chance` still counts as chance.
+
+    Raises:
+        ValueError: the value of a set of these heads is missing.
+    """
+    values, _ = _complete(values)
+    sufficient = [heads for heads, value in values.items() if value <= chance + tolerance]
+    return min(sufficient, key=lambda heads: (len(heads), values[heads], heads), default=None)
+
+
+def _complete(values: Mapping[HeadSet, float]) -> tuple[dict[HeadSet, float], HeadSet]:
+    """`values` with their keys in order, and all heads; ValueError if a set is missing."""
+    values = {head_set(heads): value for heads, value in values.items()}
+    heads = head_set(head for subset in values for head in subset)
+    if missing := [subset for subset in _subsets(heads) if subset not in values]:
+        raise ValueError(
+            f"{len(missing)} of the {2 ** len(heads)} sets of heads have no value, the first is "
+            f"{head_set_name(missing[0])}: patch all sets, default_head_sets(..., max_all={len(heads)})."
+        )
+    return values, heads
+
+
+def _average_change(values: Mapping[HeadSet, float], heads: HeadSet, joining: Collection[Head]) -> float:
+    """The change that `joining` brings beyond its parts, averaged over the sets of the other heads.
+
+    One head: v(S + i) - v(S), the Shapley value. Two: v(S + ij) - v(S + i) - v(S + j) + v(S), the interaction
+    index. The weight of S makes every size of S equally likely, and every set of that size.
+    """
+    others = tuple(head for head in heads if head not in joining)
+    average = 0.0
+    for subset in _subsets(others):
+        change = sum(
+            (-1) ** (len(joining) - len(part)) * values[head_set((*subset, *part))] for part in _subsets(joining)
+        )
+        average += change / comb(len(others), len(subset)) / (len(others) + 1)
+    return average
+
+
+def _subsets(heads: Collection[Head]) -> Iterable[HeadSet]:
+    """All subsets of `heads`, by size."""
+    return (subset for size in range(len(heads) + 1) for subset in combinations(tuple(heads), size))

@@ -1,0 +1,152 @@
+"""Results as matplotlib figures. Nothing here shows or saves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult, head_name, head_set_name
+
+HEAD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
+"""Okabe and Ito's colours, told apart by colour-blind readers too."""
+
+
+def head_colour(index: int) -> str:
+    """The same colour for the same head in every figure."""
+    return HEAD_COLOURS[index % len(HEAD_COLOURS)]
+
+
+def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figure:
+    """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2)."""
+    figure = Figure(figsize=(3.2 * len(results) + 0.6, 5), layout="constrained")
+    axes = figure.subplots(2, len(results), squeeze=False)
+    for column, (probe, heads) in enumerate(results.items()):
+        names = [head_name(*one.head) for one in heads]
+        colours = [head_colour(index) for index in range(len(heads))]
+        bars = axes[0, column].bar(names, [one.top_count for one in heads], color=colours)
+        axes[0, column].bar_label(bars, [f"{one.top_count / one.n_examples:.0%}" for one in heads], fontsize=8)
+        axes[0, column].set(title=f"{probe} answers", ylabel="examples where it contributes most")
+        bars = axes[1, column].bar(names, [one.mean_logit for one in heads], color=colours)
+        axes[1, column].bar_label(bars, [f"{one.mean_logit:.2f}" for one in heads], fontsize=8, padding=2)
+        axes[1, column].axhline(0, color="black", linewidth=0.8)
+        axes[1, column].set(ylabel="mean contribution to the logit")
+        for axis in axes[:, column]:
+            axis.margins(y=0.15)
+            axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def emergence_figure(
+    history: Sequence[HeadScores], metric: str, marks: Mapping[str, int | None] | None = None
+) -> Figure:
+    """A head coming into being: the recipient's accuracy against the step with each head patched alone (lines), and
+    what patching each costs (head x step heat map).
+
+    Args:
+        history: of one probe.
+        metric: name of the accuracy, for the axis.
+        marks: moments to mark, by name, in steps.
+    """
+    steps = [one.step for one in history]
+    heads = list(history[0].patched)
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    lines, heat = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
+    lines.plot(steps, [one.unpatched for one in history], color="black", linestyle="--", label="nothing patched")
+    for index, head in enumerate(heads):
+        values = [one.patched[head] for one in history]
+        lines.plot(steps, values, color=head_colour(index), label=f"{head_name(*head)} patched", linewidth=1.8)
+    lines.plot(steps, [one.all_patched for one in history], color="grey", linestyle=":", label="all patched")
+    lines.set(ylabel=metric, ylim=(-0.03, 1.05))
+    lines.spines[["top", "right"]].set_visible(False)
+    for name, step in (marks or {}).items():
+        if step is not None:
+            for axis in (lines, heat):
+                axis.axvline(step, color="black", linewidth=0.8, alpha=0.6)
+            lines.annotate(name, (step, 1.0), xytext=(3, 6), textcoords="offset points", fontsize=8)
+    lines.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    drops = np.array([[one.drop(head) for one in history] for head in heads])
+    edges = _edges(steps)
+    mesh = heat.pcolormesh(edges, np.arange(len(heads) + 1), drops, cmap="magma_r", vmin=0, vmax=1)
+    heat.set(xlabel="optimizer step", yticks=np.arange(len(heads)) + 0.5, yticklabels=[head_name(*h) for h in heads])
+    heat.invert_yaxis()
+    figure.colorbar(mesh, ax=heat, label="cost of patching")
+    return figure
+
+
+def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
+    """All sets of heads: who answers what after patching, one panel per direction."""
+    n_sets = max(len(sets) for sets in results.values())
+    figure = Figure(figsize=(5.2 * len(results), 1.4 + 0.26 * n_sets), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
+    for axis, (title, sets) in zip(axes[0], results.items(), strict=True):
+        names = [head_set_name(one.heads) for one in sets]
+        parts = (
+            (f"{sets[0].recipient} answer", [one.recipient_accuracy for one in sets], "#d55e00"),
+            (f"{sets[0].donor} answer", [one.donor_accuracy for one in sets], "#0072b2"),
+        )
+        for offset, (label, values, colour) in zip((-0.2, 0.2), parts, strict=True):
+            axis.barh(np.arange(len(sets)) + offset, values, height=0.38, color=colour, label=label)
+        axis.set(title=title, xlabel="share of examples", xlim=(0, 1), yticks=np.arange(len(sets)), yticklabels=names)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False, fontsize=9)
+    axes[0, 0].invert_yaxis()
+    return figure
+
+
+def attention_figure(patterns: Mapping[str, Tensor], positions: Sequence[str]) -> Figure:
+    """Mean attention from the last position, [head, pos] per rule, layer 0."""
+    figure = Figure(figsize=(3.4 * len(patterns) + 0.8, 3), layout="constrained")
+    axes = figure.subplots(1, len(patterns), squeeze=False)
+    for axis, (rule, pattern) in zip(axes[0], patterns.items(), strict=True):
+        values = pattern.cpu().numpy()
+        image = axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (head, position), value in np.ndenumerate(values):
+            axis.text(
+                position, head, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black"
+            )
+        axis.set(title=f"{rule} run", xticks=range(len(positions)), xticklabels=positions, xlabel="attended position")
+        axis.set(yticks=range(len(values)), yticklabels=[head_name(0, head) for head in range(len(values))])
+    figure.colorbar(image, ax=axes[0].tolist(), label="mean attention from the last position")
+    return figure
+
+
+def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> Figure:
+    """The paper's Figure 3 for one run: log loss, and the validation accuracy of each rule, from metrics.csv."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
+    for stage, colour in (("train", "#0072b2"), ("val", "#d55e00")):
+        steps, values = _column(rows, f"{stage}/loss")
+        loss.semilogy(steps, values, color=colour, label={"train": "training", "val": "validation"}[stage], linewidth=1)
+    loss.set(ylabel="loss")
+    for index, rule in enumerate(rules):
+        steps, values = _column(rows, f"val/{rule}_accuracy")
+        accuracy.plot(steps, values, color=HEAD_COLOURS[2 + index], label=f"{rule} rule")
+    accuracy.set(xlabel="optimizer step", ylabel="validation accuracy", ylim=(-0.03, 1.05))
+    for axis in (loss, accuracy):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    return figure
+
+
+def save_figure(figure: Figure, path: Any) -> None:
+    """Write ``path`` with .png and .svg; the same figure always gives the same bytes."""
+    with mpl.rc_context({"svg.hashsalt": "lit_backdoor"}):
+        figure.savefig(path.with_suffix(".png"), dpi=130)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
+    measured = [row for row in rows if row.get(name)]
+    return [int(row["step"]) for row in measured], [float(row[name]) for row in measured]
+
+
+def _edges(steps: Sequence[int]) -> np.ndarray:
+    """Edges of the cells whose centres are ``steps``."""
+    centres = np.asarray(steps, dtype=float)
+    if len(centres) == 1:
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    middles = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([centres[:1], middles, centres[-1:]])

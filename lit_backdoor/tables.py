@@ -1,0 +1,79 @@
+"""Results as Markdown tables."""
+
+from collections.abc import Sequence
+
+from lit_backdoor.functional import HeadAttribution, HeadSet, PatchingResult, ShapleyResult, head_name, head_set_name
+
+
+def paper_name(heads: HeadSet, n_heads: int) -> str:
+    """A set of heads as the paper's tables name it: ``None``, ``Head 3`` (one-based), ``Heads 1,3,4`` or ``All``."""
+    if not heads:
+        return "None"
+    if len(heads) == n_heads:
+        return "All"
+    numbers = ",".join(str(head.head + 1) if head.layer == 0 else head_name(*head) for head in heads)
+    return f"{'Head' if len(heads) == 1 else 'Heads'} {numbers}"
+
+
+def patching_table(results: Sequence[PatchingResult]) -> str:
+    """Table 1 of the paper: the recipient's accuracy in percent after patching nothing, each head, the best head's
+    complement, and all heads."""
+    n_heads = max(len(one.heads) for one in results)
+    singles = [one for one in results if len(one.heads) == 1]
+    culprit = min(singles, key=lambda one: one.recipient_accuracy).heads
+    shown = [one for one in results if len(one.heads) in (0, 1, n_heads)]
+    complement = [one for one in results if len(one.heads) == n_heads - 1 > 1 and culprit[0] not in one.heads]
+    shown = sorted(shown + complement, key=lambda one: len(one.heads))
+    header = ["Patched Heads", *(paper_name(one.heads, n_heads) for one in shown)]
+    name = results[0].recipient.capitalize()
+    row = [f"{name} Accuracy", *(f"{one.recipient_accuracy:.2%}" for one in shown)]
+    return markdown(header, [row])
+
+
+def all_sets_table(results: Sequence[PatchingResult]) -> str:
+    """Every set of heads with everything that was measured."""
+    first = results[0]
+    header = ["heads", f"{first.recipient} acc.", f"{first.donor} acc.", "other", "logit diff.", "log prob.", "KL"]
+    rows = [
+        [
+            head_set_name(one.heads),
+            f"{one.recipient_accuracy:.2%}",
+            f"{one.donor_accuracy:.2%}",
+            f"{one.other_rate:.2%}",
+            f"{one.logit_diff:.2f}",
+            f"{one.log_prob:.3f}",
+            f"{one.kl:.3f}",
+        ]
+        for one in results
+    ]
+    return markdown(header, rows)
+
+
+def attribution_table(results: Sequence[HeadAttribution]) -> str:
+    """Figure 2 in numbers, and what the paper's raw contributions leave out."""
+    header = ["head", "top in", "mean logit", "centred", "logit diff."]
+    rows = [
+        [
+            head_name(*one.head),
+            f"{one.top_count} of {one.n_examples}",
+            f"{one.mean_logit:.3f}",
+            f"{one.mean_logit_centered:.3f}",
+            f"{one.mean_logit_diff:.3f}",
+        ]
+        for one in results
+    ]
+    return markdown(header, rows)
+
+
+def shapley_table(named: dict[str, ShapleyResult]) -> str:
+    """Shapley values, one column per measured quantity, with their sum."""
+    heads = list(next(iter(named.values())).values)
+    rows = [[head_name(*head), *(f"{result.values[head]:.4f}" for result in named.values())] for head in heads]
+    rows.append(["sum", *(f"{result.total:.4f}" for result in named.values())])
+    return markdown(["head", *named], rows)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column left, the others right."""
+    rule = [":---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
