@@ -13,7 +13,12 @@ parameters are the model's own and autograd runs through all of it, so gradients
 up to rounding.
 """
 
+import functools
+import math
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_ROWS = 1024
-"""Rows that :func:`last_position_loss` works on at a time on a CPU, so that the activations stay in its cache."""
+BLOCK_ROWS = 1024
+"""Rows that one thread of :func:`last_position_loss` works on at a time, so that their activations fit its cache."""
 
 
 def why_not_exact(model: Any) -> str | None:
@@ -153,124 +158,151 @@ def last_position_loss(
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy at the last position, in ``loss_dtype``, with its gradients computed on the way.
 
-    The forward and backward pass run over blocks of rows that fit the cache, and keep no activation of the whole
-    batch: faster than autograd over :func:`last_position_logits`, and the same numbers up to rounding.
+    On a CPU the forward and backward pass run block by block of rows, so that the activations stay in the cache and
+    none is kept for the whole batch; the blocks are spread over threads, each of which works alone, and their
+    gradients are summed in order. Faster than autograd over :func:`last_position_logits`, with the same numbers up
+    to rounding, whatever the number of threads.
 
     Args:
+        model: one for which :func:`why_not_exact` is ``None``.
         layout: of the examples' tokens.
         answers: [n], the token that is right at the last position.
+        loss_dtype: of the softmax and the loss.
 
     Returns:
         The loss (a scalar through which ``backward`` reaches the model's parameters) and the logits [n, d_vocab_out]
         (detached).
     """
-    chunk = CHUNK_ROWS if answers.device.type == "cpu" else len(answers)
-    act_fn = model.blocks[0].mlp.act_fn
-    return _LastPositionLoss.apply(layout, answers, act_fn, loss_dtype, chunk, *fold(model, layout))
-
-
-def _act_(act_fn: Any, pre: Tensor) -> tuple[Tensor, Any]:
-    """``act_fn(pre)`` (in place for ReLU) and the function that pulls a gradient back through it (in place)."""
-    if act_fn is F.relu:
-        post = pre.relu_()
-        return post, lambda grad: torch.ops.aten.threshold_backward.grad_input(grad, post, 0, grad_input=grad)
-    with torch.enable_grad():
-        leaf = pre.detach().clone().requires_grad_()
-        output = act_fn(leaf)
-    return output.detach(), lambda grad: grad.copy_(torch.autograd.grad(output, leaf, grad)[0])
+    return _LastPositionLoss.apply(layout, answers, model.blocks[0].mlp.act_fn, loss_dtype, *fold(model, layout))
 
 
 class _LastPositionLoss(torch.autograd.Function):
-    """Loss, logits and the gradients with respect to the tables of a :class:`FoldedModel`, block by block."""
+    """Loss and logits from the tables of a :class:`FoldedModel`, and the gradients with respect to them."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        layout: TokenLayout,
-        answers: Tensor,
-        act_fn: Any,
-        loss_dtype: torch.dtype,
-        chunk: int,
-        *tables: Tensor,
+        ctx: Any, layout: TokenLayout, answers: Tensor, act_fn: Any, loss_dtype: torch.dtype, *tables: Tensor
     ) -> tuple[Tensor, Tensor]:
         folded = FoldedModel(*tables)
-        n, n_heads, d_mlp = len(answers), folded.scores.shape[1], folded.pre.shape[1]
-        d_vocab, d_z = folded.logits.shape[1], folded.values.shape[1]
-        n_pos = layout.values.numel() // n
+        n, d_vocab = len(answers), folded.logits.shape[1]
         # The vocabulary is padded to a multiple of 16 columns: matrix products run at half speed on, say, 113.
         padding = (0, -d_vocab % 16)
-        w_logits, w_z, w_post = (F.pad(t, padding) for t in (folded.logits, folded.z_to_logits, folded.post_to_logits))
-        like = folded.pre
-        g_pre, g_scores, g_values, g_z_to_pre = (
-            torch.zeros_like(t) for t in (folded.pre, folded.scores, folded.values, folded.z_to_pre)
+        padded = folded._replace(
+            logits=F.pad(folded.logits, padding),
+            z_to_logits=F.pad(folded.z_to_logits, padding),
+            post_to_logits=F.pad(folded.post_to_logits, padding),
         )
-        g_logits, g_z, g_post = (torch.zeros_like(t) for t in (w_logits, w_z, w_post))
-        per_head = torch.eye(n_heads, dtype=like.dtype, device=like.device).repeat_interleave(d_z // n_heads, dim=1)
-        logits = like.new_empty(n, d_vocab)
-        losses = []
-        # Work space, allocated once: fresh memory per block would cost more than the arithmetic on it.
-        rows = min(chunk, n)
-        pre_, grad_pre_ = like.new_empty(rows, d_mlp), like.new_empty(rows, d_mlp)
-        logits_, grad_logits_ = like.new_empty(rows, w_post.shape[1]), like.new_zeros(rows, w_post.shape[1])
-        log_probs_ = torch.empty(rows, d_vocab, dtype=loss_dtype, device=like.device)
-        v_, weights_, product_ = (like.new_empty(rows * n_pos, d_z) for _ in range(3))
+        logits = folded.logits.new_empty(n, d_vocab)
+        on_cpu = answers.device.type == "cpu"
+        blocks = [slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS if on_cpu else n)]
+        threads = min(torch.get_num_threads(), len(blocks)) if on_cpu else 1
 
-        for start in range(0, n, chunk):
-            block = slice(start, min(start + chunk, n))
-            c = block.stop - block.start
-            flat = slice(block.start * n_pos, block.stop * n_pos)
-            last, score_rows, value_rows = layout.last[block], layout.scores[flat], layout.values[flat]
-            # forward: attention
-            pattern = folded.scores.index_select(0, score_rows).view(c, n_pos, n_heads).softmax(1)
-            v = torch.index_select(folded.values, 0, value_rows, out=v_[: c * n_pos])
-            weights = torch.mm(pattern.view(-1, n_heads), per_head, out=weights_[: c * n_pos])
-            product = product_[: c * n_pos]
-            z = torch.mul(weights, v, out=product).view(c, n_pos, d_z).sum(1)
-            # forward: MLP and unembedding
-            pre = torch.index_select(folded.pre, 0, last, out=pre_[:c]).addmm_(z, folded.z_to_pre)
-            post, pull_back = _act_(act_fn, pre)
-            padded = torch.index_select(w_logits, 0, last, out=logits_[:c]).addmm_(z, w_z).addmm_(post, w_post)
-            logits[block] = padded[:, :d_vocab]
-            # forward and backward: cross-entropy; d loss / d logits = (softmax - one-hot) / n
-            shifted = log_probs_[:c].copy_(logits[block])
-            shifted -= shifted.amax(1, keepdim=True)
-            answer = answers[block, None]
-            of_answer = shifted.gather(1, answer)
-            probs = shifted.exp_()
-            total = probs.sum(1, keepdim=True)
-            losses.append((total.log() - of_answer).sum())
-            probs /= total * n
-            probs.scatter_add_(1, answer, torch.full_like(of_answer, -1 / n))
-            grad_logits = grad_logits_[:c]
-            grad_logits[:, :d_vocab] = probs
-            # backward: MLP and unembedding
-            one_hot = layout.last_one_hot[:, block]
-            g_post.addmm_(post.T, grad_logits)
-            g_z.addmm_(z.T, grad_logits)
-            g_logits.addmm_(one_hot, grad_logits)
-            grad_pre = pull_back(torch.mm(grad_logits, w_post.T, out=grad_pre_[:c]))
-            g_z_to_pre.addmm_(z.T, grad_pre)
-            g_pre.addmm_(one_hot, grad_pre)
-            # backward: attention
-            grad_z = (grad_pre @ folded.z_to_pre.T).addmm_(grad_logits, w_z.T).view(c, 1, d_z)
-            grad_pattern = torch.mul(v.view(c, n_pos, d_z), grad_z, out=product.view(c, n_pos, d_z)).view(-1, d_z)
-            grad_pattern = (grad_pattern @ per_head.T).view(c, n_pos, n_heads)
-            grad_scores = torch._softmax_backward_data(grad_pattern, pattern, 1, like.dtype)
-            grad_v = weights.view(c, n_pos, d_z).mul_(grad_z)
-            g_scores += _sum_rows(grad_scores.view(-1, n_heads), score_rows, len(g_scores))
-            g_values += _sum_rows(grad_v.view(-1, d_z), value_rows, len(g_values))
+        def run(rows: slice) -> tuple[Tensor, FoldedModel]:
+            return _block(padded, layout, answers, act_fn, loss_dtype, rows, logits)
 
-        g_logits, g_z, g_post = (g[:, :d_vocab] for g in (g_logits, g_z, g_post))
-        ctx.save_for_backward(g_pre, g_logits, g_scores, g_values, g_z_to_pre, g_z, g_post)
+        results = list(_pool(threads).map(run, blocks)) if threads > 1 else [run(rows) for rows in blocks]
+        loss = torch.stack([loss for loss, _ in results]).sum()
+        gradients = [functools.reduce(torch.Tensor.add_, parts) for parts in zip(*(g for _, g in results), strict=True)]
+        ctx.save_for_backward(*(g[:, : table.shape[1]] for g, table in zip(gradients, folded, strict=True)))
         ctx.mark_non_differentiable(logits)
-        return torch.stack(losses).sum() / n, logits
+        ctx.set_materialize_grads(False)
+        return loss, logits
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_loss = grad_outputs[0]
-        return (None,) * 5 + tuple(grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+        return (None,) * 4 + tuple(grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+
+
+@torch.no_grad()  # threads of their own start with gradients on
+def _block(
+    folded: FoldedModel,
+    layout: TokenLayout,
+    answers: Tensor,
+    act_fn: Any,
+    loss_dtype: torch.dtype,
+    rows: slice,
+    logits: Tensor,
+) -> tuple[Tensor, FoldedModel]:
+    """The share of some rows in the mean loss, and its gradients; their rows of ``logits`` are filled in."""
+    n, c = len(answers), rows.stop - rows.start
+    n_heads, d_z, d_vocab = folded.scores.shape[1], folded.values.shape[1], logits.shape[1]
+    n_pos = layout.values.numel() // n
+    of_rows = slice(rows.start * n_pos, rows.stop * n_pos)
+    last, score_rows, value_rows = layout.last[rows], layout.scores[of_rows], layout.values[of_rows]
+    one_hot, answer = layout.last_one_hot[:, rows], answers[rows, None]
+    like = folded.pre
+    scratch = functools.partial(_scratch, like)
+    per_head = torch.eye(n_heads, dtype=like.dtype, device=like.device).repeat_interleave(d_z // n_heads, dim=1)
+    # forward: attention
+    pattern = folded.scores.index_select(0, score_rows).view(c, n_pos, n_heads).softmax(1)
+    v = torch.index_select(folded.values, 0, value_rows, out=scratch("v", c * n_pos, d_z)).view(c, n_pos, d_z)
+    weights = torch.mm(pattern.view(-1, n_heads), per_head, out=scratch("weights", c * n_pos, d_z)).view_as(v)
+    product = scratch("product", c, n_pos, d_z)
+    z = torch.mul(weights, v, out=product).sum(1)
+    # forward: MLP and unembedding
+    pre = torch.index_select(folded.pre, 0, last, out=scratch("pre", c, folded.pre.shape[1]))
+    post, pull_back = _act_(act_fn, pre.addmm_(z, folded.z_to_pre))
+    padded = torch.index_select(folded.logits, 0, last, out=scratch("logits", c, folded.logits.shape[1]))
+    padded.addmm_(z, folded.z_to_logits).addmm_(post, folded.post_to_logits)
+    logits[rows] = padded[:, :d_vocab]
+    # forward and backward: cross-entropy; d loss / d logits = (softmax - one-hot) / n
+    probs = scratch("probs", c, d_vocab, dtype=loss_dtype).copy_(padded[:, :d_vocab])
+    probs -= probs.amax(1, keepdim=True)
+    of_answer = probs.gather(1, answer)
+    total = probs.exp_().sum(1, keepdim=True)
+    loss = (total.log() - of_answer).sum() / n
+    probs /= total * n
+    probs.scatter_add_(1, answer, torch.full_like(of_answer, -1 / n))
+    grad_logits = padded.zero_()
+    grad_logits[:, :d_vocab] = probs
+    # backward: MLP and unembedding
+    grad_pre = pull_back(torch.mm(grad_logits, folded.post_to_logits.T, out=scratch("grad_pre", *pre.shape)))
+    grad_z = (grad_pre @ folded.z_to_pre.T).addmm_(grad_logits, folded.z_to_logits.T).view(c, 1, d_z)
+    # backward: attention
+    grad_pattern = (torch.mul(v, grad_z, out=product).view(-1, d_z) @ per_head.T).view(c, n_pos, n_heads)
+    grad_scores = torch._softmax_backward_data(grad_pattern, pattern, 1, like.dtype)
+    grad_v = weights.mul_(grad_z)
+    return loss, FoldedModel(
+        pre=one_hot @ grad_pre,
+        logits=one_hot @ grad_logits,
+        scores=_sum_rows(grad_scores.view(-1, n_heads), score_rows, len(folded.scores)),
+        values=_sum_rows(grad_v.view(-1, d_z), value_rows, len(folded.values)),
+        z_to_pre=z.T @ grad_pre,
+        z_to_logits=z.T @ grad_logits,
+        post_to_logits=post.T @ grad_logits,
+    )
+
+
+def _act_(act_fn: Any, pre: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """``act_fn(pre)`` (in place for ReLU), and the function that pulls a gradient back through it (in place too)."""
+    if act_fn is F.relu:
+        post = pre.relu_()
+        return post, lambda grad: torch.ops.aten.threshold_backward.grad_input(grad, post, 0, grad_input=grad)
+    with torch.enable_grad():
+        leaf = pre.requires_grad_()
+        output = act_fn(leaf)
+    return output.detach(), lambda grad: torch.autograd.grad(output, leaf, grad)[0]
 
 
 def _sum_rows(rows: Tensor, index: Tensor, n_rows: int) -> Tensor:
     """[n_rows, columns]: the sum of the rows that share an index (what the gradient of an embedding is)."""
     return torch.ops.aten.embedding_dense_backward(rows, index, n_rows, -1, False)
+
+
+def _scratch(like: Tensor, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory that this thread uses again in its next block: fresh pages would cost more than what is done on them."""
+    key, size = (name, dtype or like.dtype, like.device), math.prod(shape)
+    kept: dict[Any, Tensor] = _thread.__dict__
+    if key not in kept or kept[key].numel() < size:
+        kept[key] = torch.empty(size, dtype=dtype or like.dtype, device=like.device)
+    return kept[key][:size].view(shape)
+
+
+_thread = threading.local()
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that do not spread their own operations over others."""
+    return ThreadPoolExecutor(threads, "last_position", initializer=lambda: torch.set_num_threads(1))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional.hooked import HookedModel, evaluating, row_slices, z_name
+from lit_backdoor.functional.last_position import last_position_z, why_not_exact
 from lit_backdoor.functional.probe import Probe
 
 
@@ -73,6 +74,9 @@ def cache_heads(model: HookedModel, tokens: Tensor, position: int = -1) -> HeadC
     if reason := no_shortcut(model):
         raise ValueError(f"cache_heads is for plain one-layer models: {reason}.")
     tokens = tokens.to(model.W_U.device)
+    if position in (-1, tokens.shape[1] - 1) and why_not_exact(model) is None:
+        with evaluating(model):
+            return HeadCache(tokens, position, *last_position_z(model, tokens))
     pre, zs = [], []
 
     def keep_pre(resid: Tensor, hook: Any) -> None:

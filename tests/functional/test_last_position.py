@@ -46,7 +46,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 )
 def test_logits_loss_and_gradients_equal_the_hooked_transformer(
     p0: int, others: list[int], position: int, n_heads: int, d_head: int, d_model: int, d_mlp: int, act_fn: str,
-    biases: bool, chunk: int,
+    biases: bool, block: int,
 ) -> None:  # fmt: skip
     model = random_model(
         p0, d_vocab=p0, n_heads=n_heads, d_head=d_head, d_model=d_model, d_mlp=d_mlp, act_fn=act_fn, train_biases=biases
@@ -64,13 +64,13 @@ def test_logits_loss_and_gradients_equal_the_hooked_transformer(
     torch.testing.assert_close(resid_pre, cache["blocks.0.hook_resid_pre"][:, -1])
     torch.testing.assert_close(z, cache["blocks.0.attn.hook_z"][:, -1])
 
-    old = last_position.CHUNK_ROWS
-    last_position.CHUNK_ROWS = chunk
+    old = last_position.BLOCK_ROWS
+    last_position.BLOCK_ROWS = block
     try:
         layout = TokenLayout.of(examples.tokens, p0, torch.float64)
         loss, logits = last_position_loss(model, layout, examples.answers)
     finally:
-        last_position.CHUNK_ROWS = old
+        last_position.BLOCK_ROWS = old
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(logits, expected_logits)
     for found, expected in zip(torch.autograd.grad(loss, trained), expected_gradients, strict=True):
