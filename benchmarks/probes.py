@@ -14,7 +14,7 @@ from lit_backdoor.functional import (
     Probe,
     all_heads,
     attribute_heads,
-    cache_probe,
+    cache_probes,
     default_head_sets,
     patch_heads,
 )
@@ -59,9 +59,12 @@ def main() -> None:
     layout = TokenLayout.of(train.tokens, 113, torch.float32)
 
     def shipped(chosen: list[HeadSet]) -> None:
+        caches = cache_probes(model, *probes.values())
         for probe in probes.values():
-            patch_heads(model, probe, chosen, caches=cache_probe(model, probe))
-            attribute_heads(model, probe)
+            patch_heads(model, probe, chosen, caches=caches)
+        caches = cache_probes(model, *probes.values())  # the two monitors know nothing of one another
+        for probe in probes.values():
+            attribute_heads(model, probe, caches)
 
     candidates: dict[str, Callable[[], object]] = {
         "hooks": lambda: with_hooks(model, backdoor, sets),
@@ -80,13 +83,14 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in seconds.items()}
     step = median["step"] / 5
     found = [result.recipient_accuracy for result in patch_heads(model, backdoor, sets)]
-    expected = with_hooks(model, backdoor, sets)
-    thousand_steps = 9 * median["few"] + median["full"]
+    apart = max(abs(a - b) for a, b in zip(found, with_hooks(model, backdoor, sets), strict=True))
+    probing = 4 * median["few"] + median["full"]
+    share = probing / (1000 * step + probing)
     print(f"all 16 sets of heads, {backdoor.n_examples} examples, {args.threads} threads")
     print(f"  one run_with_hooks per set / ours                       {median['hooks'] / median['ours']:6.2f}   (>= 6)")
-    print(f"  largest difference in accuracy between the two          {max(abs(a - b) for a, b in zip(found, expected, strict=True)):.1e}")
-    print("the shipped cadence: both probes and attribution every 100 steps, all sets every 1000")
-    print(f"  probes / (steps and probes)                             {thousand_steps / (1000 * step + thousand_steps):6.1%}   (<= 5%)")
+    print(f"  largest difference in accuracy between the two          {apart:6.0e}")
+    print("the shipped cadence: both probes and attribution every 200 steps, all sets every 1000")
+    print(f"  probes / (steps and probes)                             {share:6.1%}   (<= 5%)")
     print(f"  one probe of none, singles and all, in training steps   {median['few'] / step:6.2f}")
     print(f"  one probe of all sets, in training steps                {median['full'] / step:6.2f}")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lightning.pytorch import Trainer
 
 from lit_backdoor.callbacks.probing import ProbeCallback, tensorboards
-from lit_backdoor.functional import HeadAttribution, HookedModel, attribute_heads, head_name
+from lit_backdoor.functional import HeadAttribution, HookedModel, attribute_heads, cache_probes, head_name
 from lit_backdoor.records import Value
 
 
@@ -25,7 +25,8 @@ class HeadAttributionMonitor(ProbeCallback):
 
     def probe(self, trainer: Trainer, model: HookedModel, step: int, last: bool) -> list[dict[str, Value]]:
         """One row per probe and head."""
-        results = {name: attribute_heads(model, probe) for name, probe in self.probes.items()}
+        caches = cache_probes(model, *self.probes.values())
+        results = {name: attribute_heads(model, probe, caches) for name, probe in self.probes.items()}
         numbers = {}
         for name, heads in results.items():
             for one in heads:

@@ -14,7 +14,7 @@ from lit_backdoor.functional import (
     PatchingResult,
     Probe,
     all_heads,
-    cache_probe,
+    cache_probes,
     default_head_sets,
     head_name,
     head_set_name,
@@ -105,8 +105,8 @@ class HeadPatchingMonitor(ProbeCallback):
         numbers: dict[str, float] = {}
         self.forget(step)
         shared = None
+        caches = cache_probes(model, *self.probes.values())
         for name, probe in self.probes.items():
-            caches = cache_probe(model, probe)
             for ablation in self.ablations:
                 results = patch_heads(model, probe, sets, ablation, caches)
                 rows += patching_rows(step, name, results)

@@ -33,7 +33,7 @@ from lit_backdoor.functional.metrics import (
     mean,
     predictions,
 )
-from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probe, no_shortcut
+from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, no_shortcut
 from lit_backdoor.functional.patching import (
     Ablation,
     PatchingResult,
@@ -65,7 +65,7 @@ __all__ = [
     "all_heads",
     "attribute_heads",
     "cache_heads",
-    "cache_probe",
+    "cache_probes",
     "default_head_sets",
     "emergence",
     "grokking_step",

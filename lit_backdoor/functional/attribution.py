@@ -89,7 +89,7 @@ def attribute_heads(model: HookedModel, probe: Probe, caches: Sequence[HeadCache
     Args:
         model: any `HookedModel` whose logits are linear in the residual stream (up to a final norm).
         probe: the recipient's tokens are run; the donor's answers serve `mean_logit_diff`.
-        caches: from `cache_probe`, to save the forward pass of a plain one-layer model.
+        caches: from `cache_probes`, to save the forward pass of a plain one-layer model.
 
     Raises:
         ValueError: the contributions would not add up to the logit; the message says why.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lit_backdoor.functional.hooked import HookedModel, evaluating, row_slices, z_name
 from lit_backdoor.functional.last_position import last_position_z, why_not_exact
@@ -96,16 +97,18 @@ def cache_heads(model: HookedModel, tokens: Tensor, position: int = -1) -> HeadC
     return HeadCache(tokens, position, torch.cat(pre), torch.cat(zs))
 
 
-def cache_probe(model: HookedModel, probe: Probe) -> tuple[HeadCache, ...]:
-    """The caches of a probe's two runs, to share between `patch_heads` and `attribute_heads`.
+def cache_probes(model: HookedModel, *probes: Probe) -> tuple[HeadCache, ...]:
+    """The caches of all different runs of some probes, to share between `patch_heads` and `attribute_heads`.
 
-    They serve `probe` and `probe.reversed()`. Empty for models that have no shortcut: there is nothing to
-    share.
+    Empty for models that have no shortcut: there is nothing to share.
     """
-    if no_shortcut(model):
-        return ()
-    tokens = (probe.recipient_tokens, probe.donor_tokens)
-    return tuple(cache_heads(model, each, probe.position) for each in tokens)
+    caches: list[HeadCache] = []
+    if no_shortcut(model) is None:
+        for probe in probes:
+            for tokens in (probe.recipient_tokens, probe.donor_tokens):
+                if not any(cache.belongs_to(tokens, probe.position) for cache in caches):
+                    caches.append(cache_heads(model, tokens, probe.position))
+    return tuple(caches)
 
 
 def find_cache(model: HookedModel, caches: Sequence[HeadCache], tokens: Tensor, position: int) -> HeadCache:
@@ -145,11 +148,14 @@ def readout(model: Any) -> Readout:
         return Readout(torch.diag(bias + 1), bias, lambda resid: _finish_with_modules(model, resid))
     if cfg.attn_only:
         return Readout(W_U, b_U, lambda logits: logits)
-    mlp, W_post = block.mlp, block.mlp.W_out @ W_U  # [d_mlp, vocab]
+    mlp, n_vocab = block.mlp, W_U.shape[1]
+    # Filled up with zeros to a multiple of 16 columns: matrix products run at half speed on, say, 113.
+    W_U, b_U = F.pad(W_U, (0, -n_vocab % 16)), F.pad(b_U, (0, -n_vocab % 16))
+    W_post = mlp.W_out @ W_U  # [d_mlp, vocab]
 
     def finish(reads: Tensor) -> Tensor:
         pre, direct = reads[:, : mlp.d_mlp], reads[:, mlp.d_mlp :]
-        return torch.addmm(direct, mlp.act_fn(pre), W_post)
+        return torch.addmm(direct, mlp.act_fn(pre), W_post)[:, :n_vocab]
 
     bias = torch.cat([mlp.b_in, mlp.b_out @ W_U + b_U])
     return Readout(torch.cat([mlp.W_in, W_U], dim=1), bias, finish)

@@ -106,7 +106,7 @@ def patch_heads(
         probe: the examples; own metrics in `probe.metrics` are reported in `extra`.
         head_sets: sets of (layer, head), for instance `default_head_sets(...)`.
         ablation: what replaces the heads' activations.
-        caches: from `cache_probe`, to save the caching pass when several calls use the same weights.
+        caches: from `cache_probes`, to save the caching pass when several calls use the same weights.
 
     Raises:
         ValueError: a head that the model does not have, or an unknown ablation.

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_backdoor.functional import Head, Probe, attribute_heads, cache_probe, logit_parts
+from lit_backdoor.functional import Head, Probe, attribute_heads, cache_probes, logit_parts
 
 from .tiny import VOCAB, make_backdoor, make_model, make_probe
 
@@ -133,7 +133,7 @@ def test_undefined_differences_are_nan() -> None:
 
 def test_sharing_caches_changes_nothing(backdoor_probe: Probe) -> None:
     model = make_model()
-    caches = cache_probe(model, backdoor_probe)
+    caches = cache_probes(model, backdoor_probe)
     for probe in (backdoor_probe, backdoor_probe.reversed()):
         assert attribute_heads(model, probe, caches) == attribute_heads(model, probe)
 

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lit_backdoor.functional import (
     HookedModel,
     attribute_heads,
-    cache_probe,
+    cache_probes,
     default_head_sets,
     logit_parts,
     patch_heads,
@@ -46,7 +46,7 @@ def test_the_bridge_gives_the_same_numbers(pair: tuple[Any, Any], untouched: Any
     unchanged = untouched(bridge)
     probe.check(bridge)
     assert isinstance(bridge, HookedModel)
-    assert cache_probe(bridge, probe) == ()
+    assert cache_probes(bridge, probe) == ()
     parts = logit_parts(bridge, probe)
     assert parts.labels == logit_parts(hooked, probe).labels
     torch.testing.assert_close(parts.values, logit_parts(hooked, probe).values, rtol=1e-4, atol=1e-4)

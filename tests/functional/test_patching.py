@@ -13,7 +13,7 @@ from lit_backdoor.functional import (
     Probe,
     all_heads,
     cache_heads,
-    cache_probe,
+    cache_probes,
     default_head_sets,
     head_set_name,
     no_shortcut,
@@ -242,7 +242,7 @@ def test_hooks_on_the_model_stay_in_force() -> None:
 def test_unusual_models_go_through_hooks(changes: dict[str, Any], reason: str) -> None:
     model, probe = make_model(**changes), make_probe()
     assert reason in str(no_shortcut(model))
-    assert cache_probe(model, probe) == ()
+    assert cache_probes(model, probe) == ()
     with pytest.raises(ValueError, match=reason):
         cache_heads(model, probe.recipient_tokens)
     ours = patched_logits(model, probe, [(0, 1)])
@@ -262,7 +262,7 @@ def test_a_subclass_with_its_own_forward_has_no_shortcut() -> None:
 
 def test_caches_serve_both_directions() -> None:
     model, probe = make_model(), make_probe(position=1)
-    caches = cache_probe(model, probe)
+    caches = cache_probes(model, probe)
     sets = default_head_sets(1, 3)
     for direction in (probe, probe.reversed()):
         assert patch_heads(model, direction, sets, caches=caches) == patch_heads(model, direction, sets)
@@ -271,7 +271,7 @@ def test_caches_serve_both_directions() -> None:
 def test_a_cache_of_other_inputs_is_not_used() -> None:
     model, probe = make_model(), make_probe()
     for other in (make_probe(seed=1), make_probe(n=5), make_probe(position=0)):
-        caches = cache_probe(model, other)
+        caches = cache_probes(model, other)
         assert patch_heads(model, probe, [[(0, 1)]], caches=caches) == patch_heads(model, probe, [[(0, 1)]])
 
 
