@@ -2,10 +2,26 @@
 
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_backdoor.model import build_model
+from lit_backdoor.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+MODEL_OPTIONS = (
+    "n_heads",
+    "d_model",
+    "d_head",
+    "d_mlp",
+    "n_layers",
+    "act_fn",
+    "normalization_type",
+    "train_biases",
+)
 REQUIRED = ("state_dict", "global_step", "hyper_parameters", "datamodule_hyper_parameters")
 
 
@@ -28,6 +44,35 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"ckpt_path: {path} is not a checkpoint of lit_backdoor fit; it lacks {', '.join(missing)}")
     return checkpoint
+
+
+def load_model(path: Path) -> "tuple[HookedTransformer, Task, int]":
+    """The model of a checkpoint, the task it was trained on, and the optimizer steps that made it.
+
+    Raises:
+        ValueError: in one line, if the file is not such a checkpoint, or its weights are missing, of another shape,
+            or not finite.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        hyper_parameters = checkpoint["hyper_parameters"]
+        task = Task(tuple(hyper_parameters["moduli"]), checkpoint["datamodule_hyper_parameters"]["trigger_position"])
+        sizes = {name: hyper_parameters[name] for name in MODEL_OPTIONS}
+        prefix = "model."
+        weights = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"ckpt_path: {path} does not describe its task and model ({error})") from None
+    model = build_model(task.d_vocab, **sizes)
+    for name, parameter in model.named_parameters():
+        if name not in weights:
+            raise ValueError(f"ckpt_path: {path} lacks the weight {name}")
+        if weights[name].shape != parameter.shape:
+            shapes = f"{list(weights[name].shape)} instead of {list(parameter.shape)}"
+            raise ValueError(f"ckpt_path: {path} has {name} in the shape {shapes}")
+        if not weights[name].isfinite().all():
+            raise ValueError(f"ckpt_path: {path} has values in {name} that are not finite")
+    model.load_state_dict({name: weights[name] for name, _ in model.named_parameters()}, strict=False)
+    return model.eval(), task, checkpoint["global_step"]
 
 
 def require_same(stored: dict[str, Any], configured: dict[str, Any], group: str, ignore: frozenset[str]) -> None:

@@ -9,16 +9,18 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_backdoor.callbacks import TrainingInterrupted
+from lit_backdoor.analysis import analyze, check_output_dir, summary, write
+from lit_backdoor.callbacks import ContractError, ProbeCallback, TrainingInterrupted
 from lit_backdoor.callbacks.checkpoint import CHECKPOINT_DIR, LAST
-from lit_backdoor.checkpoints import read_checkpoint, require_same
+from lit_backdoor.checkpoints import load_model, read_checkpoint, require_same
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.logger import RunLogger
 from lit_backdoor.module import BackdoorModule, TrainingDiverged
@@ -35,6 +37,32 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         sys.stderr.write(f"error: {' '.join(message.split())}\n")
         sys.exit(2)
+
+
+ANALYZE_HELP = "Take one checkpoint apart: attribution, patching of all sets of heads, Shapley values, attention."
+
+
+def analyze_parser() -> ArgumentParser:
+    """The options of ``analyze``."""
+    parser = OneLineParser(description=ANALYZE_HELP, prog="lit_backdoor analyze")
+    parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of a run; the task is in it.")
+    parser.add_argument("--output_dir", type=str, required=True, help="New or empty folder for tables and figures.")
+    return parser
+
+
+def run_analyze(args: Sequence[str]) -> None:
+    """Analyze one checkpoint, write the tables and figures, print what matters."""
+    parser = analyze_parser()
+    options = parser.parse_args(list(args))
+    output_dir = Path(options.output_dir)
+    try:
+        check_output_dir(output_dir)
+        model, task, step = load_model(Path(options.ckpt_path))
+    except ValueError as error:
+        parser.error(str(error))
+    analysis = analyze(model, task, step)
+    write(analysis, output_dir)
+    print(summary(analysis, output_dir))
 
 
 class BackdoorCLI(LightningCLI):
@@ -64,6 +92,12 @@ class BackdoorCLI(LightningCLI):
             "test": skipped | {"dataloaders", "verbose"},
         }
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Lightning's subcommands, and ours that need no Trainer; those run in :func:`main`."""
+        super()._add_subcommands(parser, **kwargs)
+        assert parser._subcommands_action is not None  # made by the line above
+        parser._subcommands_action.add_subcommand("analyze", analyze_parser(), help=ANALYZE_HELP)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.moduli", "model.moduli")
 
@@ -73,7 +107,7 @@ class BackdoorCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; whatever is wrong with an option shows here, before a file is written."""
-        options = self.config[self.subcommand]
+        options = self.config[str(self.subcommand)]
         try:
             self._checkpoint = read_checkpoint(Path(options["ckpt_path"])) if options["ckpt_path"] else None
             if self.subcommand != "fit":
@@ -87,6 +121,10 @@ class BackdoorCLI(LightningCLI):
                 require_same(self._checkpoint["hyper_parameters"], dict(self.model.hparams), "model", ignored)
                 data = self._checkpoint["datamodule_hyper_parameters"]
                 require_same(data, dict(self.datamodule.hparams), "data", ignored)
+            if self.subcommand == "fit":
+                for monitor in self.trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(monitor, ProbeCallback):
+                        monitor.check(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
         except (ValueError, TypeError, MisconfigurationException) as error:
             self.parser.error(str(error))
 
@@ -102,7 +140,7 @@ class BackdoorCLI(LightningCLI):
         """Continue in the run directory of the checkpoint; from any but its last, in a new one with its history."""
         if self._checkpoint is None:
             return
-        ckpt_path = Path(self.config[self.subcommand]["ckpt_path"]).resolve()
+        ckpt_path = Path(self.config[str(self.subcommand)]["ckpt_path"]).resolve()
         step = self._checkpoint["global_step"]
         run_dir = ckpt_path.parent.parent
         logger = self.trainer.logger
@@ -113,9 +151,15 @@ class BackdoorCLI(LightningCLI):
         else:
             copy_tables(run_dir, Path(logger.log_dir), before_step=step)
 
+    def after_test(self) -> None:
+        """The same analysis as ``analyze``, printed."""
+        print(summary(analyze(self.model.model, self.datamodule.task, self.trainer.global_step), None))
+
     def after_fit(self) -> None:
-        if self.trainer.log_dir is not None and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            print(fit_summary(Path(self.trainer.log_dir), time.monotonic() - self._started))
+        if self.trainer.log_dir is not None and self.trainer.is_global_zero and not _is_trial(self.trainer):
+            monitors = [one for one in self.trainer.callbacks if isinstance(one, ProbeCallback)]  # type: ignore[attr-defined]
+            probing = sum(monitor.seconds for monitor in monitors)
+            print(fit_summary(Path(self.trainer.log_dir), time.monotonic() - self._started, probing))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -126,7 +170,10 @@ def main(args: Sequence[str] | None = None) -> int:
     # Lightning 2.6 calls a name that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     try:
-        BackdoorCLI(args)
+        if args[:1] == ["analyze"]:
+            run_analyze(args[1:])
+        else:
+            BackdoorCLI(args)
     except TrainingInterrupted as interruption:
         again = _without_option(args, "--ckpt_path")
         command = shlex.join(["python", "-m", "lit_backdoor", *again, "--ckpt_path", _shown(interruption.checkpoint)])
@@ -135,9 +182,16 @@ def main(args: Sequence[str] | None = None) -> int:
     except TrainingDiverged as divergence:
         print(f"\nerror: {divergence}; the last good checkpoint stays. A smaller --model.lr may help.", file=sys.stderr)
         return 1
+    except ContractError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

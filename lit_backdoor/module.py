@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from lit_backdoor.functional.last_position import (
+    SMALLEST_GRADIENT,
     TokenLayout,
     last_position_logits,
     last_position_loss,
@@ -29,6 +30,9 @@ class RuleMetrics(Metric):
     """Mean loss over the examples, and accuracy over the examples of each rule."""
 
     full_state_update = False
+    loss_sum: Tensor
+    correct: Tensor
+    count: Tensor
 
     def __init__(self, n_rules: int) -> None:
         super().__init__()
@@ -134,10 +138,12 @@ class BackdoorModule(LightningModule):
             loss, logits = last_position_loss(self.model, self._layout[1], batch.answers, self.loss_dtype)
         else:
             logits = self.model(batch.tokens)[:, -1]
-            loss = F.cross_entropy(logits.to(self.loss_dtype), batch.answers)
+            wide = logits.to(self.loss_dtype)
+            wide.register_hook(lambda grad: F.hardshrink(grad, SMALLEST_GRADIENT))
+            loss = F.cross_entropy(wide, batch.answers)
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the training loss is {loss.item()} at step {self.global_step}")
-        every_n_steps = self.trainer.log_every_n_steps
+        every_n_steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every_n_steps and self.global_step % every_n_steps == 0:
             self.train_metrics.update(loss, logits.detach(), batch)
             self._record("train", self.train_metrics)
@@ -177,7 +183,8 @@ class BackdoorModule(LightningModule):
     def on_train_end(self) -> None:
         if self._last_validated_step != self.global_step:
             self._validate_now()
-        batch = next(iter(self.trainer.train_dataloader))
+        loader: Iterable[Examples] = self.trainer.train_dataloader  # type: ignore[assignment]
+        batch = next(iter(loader))
         with torch.no_grad():
             logits = self(batch.tokens)
             loss = F.cross_entropy(logits.to(self.loss_dtype), batch.answers)

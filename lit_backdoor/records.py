@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lit_backdoor.functional import HeadAttribution, PatchingResult, head_set_name
+
 Value = str | int | float
 
 
@@ -50,13 +52,18 @@ class Table:
             self.rewrite([row for row in read_table(self.path) if int(row["step"]) < from_step])
 
     def rewrite(self, rows: Sequence[Mapping[str, Value]], columns: Sequence[str] | None = None) -> None:
-        """Replace the whole file at once; a kill leaves the old file or the new one, nothing between."""
+        """Replace the whole file at once."""
         if columns is None:
             columns = list(rows[0]) if rows else []
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text(_csv_text(rows, columns, header=True) if columns else "", encoding="utf-8", newline="")
-        os.replace(temporary, self.path)
+        replace_file(self.path, _csv_text(rows, columns, header=True) if columns else "")
         self._columns = list(columns) or None
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a whole text file at once; a kill leaves the old one or the new one, nothing between."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)
 
 
 def _csv_text(rows: Sequence[Mapping[str, Value]], columns: Sequence[str], header: bool) -> str:
@@ -72,3 +79,48 @@ def copy_tables(source: Path, destination: Path, before_step: int) -> None:
     """Copy the tables of one run directory into another, up to ``before_step``: the history of a run that branches."""
     for path in sorted(source.glob("*.csv")):
         Table(destination / path.name).append([row for row in read_table(path) if int(row["step"]) < before_step])
+
+
+def attribution_rows(step: int, probe: str, heads: Sequence[HeadAttribution]) -> list[dict[str, Value]]:
+    """The rows of head_attribution.csv for one probe."""
+    return [
+        {
+            "step": step,
+            "probe": probe,
+            "layer": one.head.layer,
+            "head": one.head.head,
+            "mean_logit": one.mean_logit,
+            "mean_logit_centered": one.mean_logit_centered,
+            "top_count": one.top_count,
+            "n_examples": one.n_examples,
+            "mean_logit_diff": one.mean_logit_diff,
+            "n_differing": one.n_differing,
+            "norm": one.norm,
+        }
+        for one in heads
+    ]
+
+
+def patching_rows(step: int, probe: str, results: Sequence[PatchingResult]) -> list[dict[str, Value]]:
+    """The rows of head_patching.csv for one probe; the accuracies bear the names of recipient and donor."""
+    rows = []
+    for one in results:
+        accuracies = {f"{one.recipient}_accuracy": one.recipient_accuracy, f"{one.donor}_accuracy": one.donor_accuracy}
+        row: dict[str, Value] = {
+            "step": step,
+            "probe": probe,
+            "recipient": one.recipient,
+            "donor": one.donor,
+            "ablation": one.ablation,
+            "heads": head_set_name(one.heads),
+            "n_examples": one.n_examples,
+            **accuracies,
+            "other_rate": one.other_rate,
+            "logit_diff": one.logit_diff,
+            "log_prob": one.log_prob,
+            "kl": one.kl,
+            "n_differing": one.n_differing,
+            **one.extra,
+        }
+        rows.append(row)
+    return rows

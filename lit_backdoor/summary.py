@@ -11,7 +11,7 @@ GROKKED = 0.99
 """Validation accuracy from which a rule counts as grokked, if it stays there."""
 
 
-def fit_summary(run_dir: Path, seconds: float) -> str:
+def fit_summary(run_dir: Path, seconds: float, probing: float) -> str:
     """Final losses and accuracies, when each rule was grokked, the time it took, and where everything is."""
     rows = read_table(run_dir / METRICS_FILE)
     measured = [row for row in rows if row.get("val/loss")]
@@ -36,7 +36,7 @@ def fit_summary(run_dir: Path, seconds: float) -> str:
             lines.append(f"{rule + ' acc.':<14}{train:>12.4f}{val:>12.4f}   {when}")
     shown = os.path.relpath(run_dir)
     lines += [
-        f"time          {_duration(seconds)}",
+        f"time          {_duration(seconds)}, of which the probes took {probing / seconds:.1%}",
         f"files         {shown}",
         f"look at it    tensorboard --logdir {shown}",
     ]

@@ -1,12 +1,11 @@
 """Head attribution during training."""
 
-from collections.abc import Sequence
-
 from lightning.pytorch import Trainer
 
-from lit_backdoor.callbacks.probing import ProbeCallback, tensorboards
+from lit_backdoor.callbacks.probing import ProbeCallback
+from lit_backdoor.callbacks.run import tensorboards
 from lit_backdoor.functional import HeadAttribution, HookedModel, attribute_heads, cache_probes, head_name
-from lit_backdoor.records import Value
+from lit_backdoor.records import Value, attribution_rows
 
 
 class HeadAttributionMonitor(ProbeCallback):
@@ -44,23 +43,3 @@ class HeadAttributionMonitor(ProbeCallback):
 
         for board in tensorboards(trainer):
             board.add_figure("figures/head_attribution", attribution_figure(results), step)
-
-
-def attribution_rows(step: int, probe: str, heads: Sequence[HeadAttribution]) -> list[dict[str, Value]]:
-    """The rows of head_attribution.csv for one probe."""
-    return [
-        {
-            "step": step,
-            "probe": probe,
-            "layer": one.head.layer,
-            "head": one.head.head,
-            "mean_logit": one.mean_logit,
-            "mean_logit_centered": one.mean_logit_centered,
-            "top_count": one.top_count,
-            "n_examples": one.n_examples,
-            "mean_logit_diff": one.mean_logit_diff,
-            "n_differing": one.n_differing,
-            "norm": one.norm,
-        }
-        for one in heads
-    ]

@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_backdoor.callbacks.run import run_dir
+
 CHECKPOINT_DIR = "checkpoints"
 LAST = "last.ckpt"
 
@@ -93,11 +95,11 @@ class RunCheckpoint(Checkpoint):
 
     def directory(self, trainer: Trainer) -> Path:
         """The run's folder of checkpoints."""
-        return Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINT_DIR
+        return run_dir(trainer) / CHECKPOINT_DIR
 
     def _save(self, trainer: Trainer, keep: bool = False) -> None:
         self._saved_step = trainer.global_step
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for logger in trainer.loggers:
             logger.save()  # what was logged before the checkpoint must not be lost after it

@@ -1,15 +1,16 @@
 """The verdict: when a head took over, and when each rule grokked."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
-from lit_backdoor.callbacks.probing import ContractError, run_dir, tensorboards
+from lit_backdoor.callbacks.probing import ContractError
+from lit_backdoor.callbacks.run import keeps_files, run_dir, tensorboards
 from lit_backdoor.functional import Emergence, Onset, emergence, grokking_step, head_name
+from lit_backdoor.records import replace_file
 
 
 class EmergenceMonitor(Callback):
@@ -137,13 +138,10 @@ class EmergenceMonitor(Callback):
                 self._accuracies.setdefault(rule, {})[trainer.global_step] = float(value)
 
     def _tell(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not keeps_files(trainer):
             return
         verdict = self.verdict()
-        path = run_dir(trainer) / self.file_name
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(run_dir(trainer) / self.file_name, json.dumps(verdict, indent=2) + "\n")
         moments = describe(verdict)
         if moments != self._told:
             self._told = moments
@@ -158,7 +156,7 @@ def _as_json(found: Emergence, onsets: Mapping[str, Onset], probe: str | None) -
         grokking[f"{rule}_grokking_step"] = onset.step
         grokking[f"{rule}_previous_validation_step"] = onset.previous_step
     benign = grokking["benign_grokking_step"]
-    lag = None if None in (found.emergence_step, benign) else found.emergence_step - benign  # type: ignore[operator]
+    lag = None if None in (found.emergence_step, benign) else found.emergence_step - benign
     return {
         "probe": probe,
         "backdoor_head": None if found.backdoor_head is None else head_name(*found.backdoor_head),

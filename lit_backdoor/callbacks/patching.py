@@ -5,7 +5,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lit_backdoor.callbacks.probing import ProbeCallback, tensorboards
+from lit_backdoor.callbacks.probing import ProbeCallback
+from lit_backdoor.callbacks.run import tensorboards
 from lit_backdoor.functional import (
     Ablation,
     Head,
@@ -21,7 +22,7 @@ from lit_backdoor.functional import (
     parse_head_set,
     patch_heads,
 )
-from lit_backdoor.records import Value
+from lit_backdoor.records import Value, patching_rows
 
 
 class HeadPatchingMonitor(ProbeCallback):
@@ -152,31 +153,6 @@ class HeadPatchingMonitor(ProbeCallback):
                 figure = emergence_figure(scores, f"{self.probes[name].recipient} accuracy")
                 board.add_figure(f"figures/patching_{name}", figure, step)
             board.add_text("head_patching/table_1", patching_table(results), step)
-
-
-def patching_rows(step: int, probe: str, results: Sequence[PatchingResult]) -> list[dict[str, Value]]:
-    """The rows of head_patching.csv for one probe; the accuracies bear the names of recipient and donor."""
-    rows = []
-    for one in results:
-        accuracies = {f"{one.recipient}_accuracy": one.recipient_accuracy, f"{one.donor}_accuracy": one.donor_accuracy}
-        row: dict[str, Value] = {
-            "step": step,
-            "probe": probe,
-            "recipient": one.recipient,
-            "donor": one.donor,
-            "ablation": one.ablation,
-            "heads": head_set_name(one.heads),
-            "n_examples": one.n_examples,
-            **accuracies,
-            "other_rate": one.other_rate,
-            "logit_diff": one.logit_diff,
-            "log_prob": one.log_prob,
-            "kl": one.kl,
-            "n_differing": one.n_differing,
-            **one.extra,
-        }
-        rows.append(row)
-    return rows
 
 
 def _scores(step: int, results: Sequence[PatchingResult], heads: Sequence[Head]) -> HeadScores:

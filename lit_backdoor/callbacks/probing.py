@@ -1,14 +1,13 @@
 """What the monitors have in common: the contract, the schedule, the table, and leaving no trace."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_backdoor.callbacks.run import keeps_files, run_dir
 from lit_backdoor.functional import HookedModel, Probe
 from lit_backdoor.records import Table, Value
 
@@ -144,7 +143,7 @@ class ProbeCallback(Callback):
         return model
 
     def _table_of(self, trainer: Trainer) -> Table | None:
-        if self._table is None and trainer.is_global_zero and not trainer.fast_dev_run:
+        if self._table is None and keeps_files(trainer):
             self._table = Table(run_dir(trainer) / f"{self.file_stem}.csv")
         return self._table
 
@@ -160,13 +159,3 @@ class ProbeCallback(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(named, step=step)
         trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in named.items()})
-
-
-def run_dir(trainer: Trainer) -> Path:
-    """Where a run's files go."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
-
-
-def tensorboards(trainer: Trainer) -> Iterable[Any]:
-    """The SummaryWriters of the Trainer's TensorBoard loggers."""
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

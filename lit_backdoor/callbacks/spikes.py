@@ -1,12 +1,13 @@
 """The loss spikes of the paper's Figure 3."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lit_backdoor.callbacks.probing import run_dir
+from lit_backdoor.callbacks.run import keeps_files, run_dir
 from lit_backdoor.functional import LossSpike, loss_spikes
 from lit_backdoor.records import Table, Value
 
@@ -44,7 +45,7 @@ class LossSpikeMonitor(Callback):
         """Note the loss: it was measured on the weights before this optimizer step."""
         step = trainer.global_step - 1
         del self._losses[step:]
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        loss: Any = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         self._losses += [float("nan")] * (step - len(self._losses))
         self._losses.append(float(loss) if loss is not None else float("nan"))
 
@@ -60,7 +61,7 @@ class LossSpikeMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if keeps_files(trainer):
             rows = [self._row(spike) for spike in self.spikes()]
             Table(run_dir(trainer) / "loss_spikes.csv").rewrite(rows, ["step", *_COLUMNS, *self._accuracies])
 

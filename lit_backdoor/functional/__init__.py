@@ -4,6 +4,7 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 `Probe`.
 """
 
+from lit_backdoor.functional.attention import mean_attention
 from lit_backdoor.functional.attribution import HeadAttribution, LogitParts, attribute_heads, logit_parts
 from lit_backdoor.functional.emergence import (
     Emergence,
@@ -78,6 +79,7 @@ __all__ = [
     "logit_parts",
     "loss_spikes",
     "mean",
+    "mean_attention",
     "no_shortcut",
     "parse_head_set",
     "patch_heads",

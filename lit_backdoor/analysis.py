@@ -1,0 +1,235 @@
+"""One set of weights, taken apart: ``python -m lit_backdoor analyze``."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from torch import Tensor
+
+from lit_backdoor import tables
+from lit_backdoor.datamodule import task_probes
+from lit_backdoor.functional import (
+    Ablation,
+    HeadAttribution,
+    HeadSet,
+    PatchingResult,
+    Probe,
+    ShapleyResult,
+    attribute_heads,
+    cache_probes,
+    default_head_sets,
+    head_name,
+    head_set_name,
+    logit_parts,
+    mean_attention,
+    patch_heads,
+    shapley,
+    smallest_sufficient_set,
+)
+from lit_backdoor.records import Table, Value, attribution_rows, patching_rows
+from lit_backdoor.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+TOLERANCE = 0.01
+"""How far above chance an accuracy still counts as chance, for the smallest set of heads."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that :func:`analyze` measures, by the name of the probe.
+
+    Attributes:
+        task: what the model was trained on.
+        step: optimizer steps that made the weights.
+        attribution: direct logit attribution of every head.
+        parts: mean direct contribution of every part of the model; their sum is the mean logit of the answer.
+        patching: all sets of heads, by ablation.
+        shapley: of the recipient's accuracy and of the logit difference, ``resample`` ablation.
+        smallest: the smallest set whose patching takes the recipient's accuracy down to chance.
+        attention: mean attention from the last position, [layer, head, pos].
+    """
+
+    task: Task
+    step: int
+    attribution: Mapping[str, Sequence[HeadAttribution]]
+    parts: Mapping[str, Mapping[str, float]]
+    patching: Mapping[str, Mapping[Ablation, Sequence[PatchingResult]]]
+    shapley: Mapping[str, Mapping[str, ShapleyResult]]
+    smallest: Mapping[str, HeadSet | None]
+    attention: Mapping[str, Tensor]
+
+
+def analyze(model: "HookedTransformer", task: Task, step: int) -> Analysis:
+    """Attribution, patching of all sets of heads in both directions, Shapley values and attention."""
+    probes = task_probes(task)
+    caches = cache_probes(model, *probes.values())
+    sets = default_head_sets(model.cfg.n_layers, model.cfg.n_heads)
+    complete = len(sets) == 2 ** (model.cfg.n_layers * model.cfg.n_heads)
+    patching: dict[str, dict[Ablation, Sequence[PatchingResult]]] = {
+        name: {ablation: patch_heads(model, probe, sets, ablation, caches) for ablation in get_args(Ablation)}
+        for name, probe in probes.items()
+    }
+    results = {name: by_ablation["resample"] for name, by_ablation in patching.items()}
+    return Analysis(
+        task=task,
+        step=step,
+        attribution={name: attribute_heads(model, probe, caches) for name, probe in probes.items()},
+        parts={name: _mean_parts(model, probe) for name, probe in probes.items()},
+        patching=patching,
+        shapley={
+            name: {
+                f"{found[0].recipient}_accuracy": shapley({one.heads: one.recipient_accuracy for one in found}),
+                "logit_diff": shapley({one.heads: one.logit_diff for one in found}),
+            }
+            for name, found in results.items()
+            if complete
+        },
+        smallest={
+            name: smallest_sufficient_set(
+                {one.heads: one.recipient_accuracy for one in found}, chance(task, found[0].recipient), TOLERANCE
+            )
+            for name, found in results.items()
+            if complete
+        },
+        attention={
+            probe.recipient: mean_attention(model, probe.recipient_tokens, probe.position) for probe in probes.values()
+        },
+    )
+
+
+def chance(task: Task, rule: str) -> float:
+    """Accuracy of guessing under a rule: one over its modulus."""
+    return 1 / task.moduli[task.rule_names.index(rule)]
+
+
+def _mean_parts(model: "HookedTransformer", probe: Probe) -> dict[str, float]:
+    parts = logit_parts(model, probe)
+    named = dict(zip(parts.labels, parts.values.double().mean(dim=1).tolist(), strict=True))
+    return named | {"sum = mean logit": parts.logit.double().mean().item()}
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Make sure that nothing would be overwritten.
+
+    Raises:
+        ValueError: if there is something at ``output_dir`` already.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"output_dir: {output_dir} exists and is not empty; nothing is overwritten, choose another")
+
+
+def write(analysis: Analysis, output_dir: Path) -> None:
+    """Write the tables and figures into an empty or new directory; ``ValueError`` if something is in it already."""
+    from lit_backdoor import plotting
+
+    check_output_dir(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    step = analysis.step
+    attribution = [row for name, heads in analysis.attribution.items() for row in attribution_rows(step, name, heads)]
+    patching = [
+        row
+        for name, by_ablation in analysis.patching.items()
+        for results in by_ablation.values()
+        for row in patching_rows(step, name, results)
+    ]
+    Table(output_dir / "head_attribution.csv").append(attribution)
+    Table(output_dir / "head_patching.csv").append(patching)
+    Table(output_dir / "head_shapley.csv").append(shapley_rows(analysis))
+    (output_dir / "tables.md").write_text(report(analysis), encoding="utf-8")
+
+    figures = output_dir / "figures"
+    figures.mkdir()
+    resample = {name: by_ablation["resample"] for name, by_ablation in analysis.patching.items()}
+    titles = {name: f"{one[0].donor} heads into the {one[0].recipient} run" for name, one in resample.items()}
+    triggered = {name: one for name, one in analysis.attribution.items() if name != "benign"}
+    if triggered:
+        plotting.save_figure(plotting.attribution_figure(triggered), figures / "figure_2_attribution_backdoor")
+    benign = {"benign": analysis.attribution["benign"]}
+    plotting.save_figure(plotting.attribution_figure(benign), figures / "figure_4_attribution_benign")
+    sets = {titles[name]: results for name, results in resample.items()}
+    plotting.save_figure(plotting.head_sets_figure(sets), figures / "all_sets_of_heads")
+    positions = ["a", "b"]
+    positions.insert(analysis.task.trigger_position, "trigger")
+    first_layer = {rule: pattern[0] for rule, pattern in analysis.attention.items()}
+    plotting.save_figure(plotting.attention_figure(first_layer, positions), figures / "attention_from_last_position")
+
+
+def shapley_rows(analysis: Analysis) -> list[dict[str, Value]]:
+    """The rows of head_shapley.csv: a value per head, and an interaction per pair of heads."""
+    rows: list[dict[str, Value]] = []
+    for probe, by_metric in analysis.shapley.items():
+        for metric, result in by_metric.items():
+            common: dict[str, Value] = {"step": analysis.step, "probe": probe, "metric": metric}
+            rows += [
+                {**common, "kind": "value", "heads": head_name(*head), "value": value}
+                for head, value in result.values.items()
+            ]
+            rows += [
+                {**common, "kind": "interaction", "heads": head_set_name(pair), "value": value}
+                for pair, value in result.interactions.items()
+            ]
+    return rows
+
+
+def report(analysis: Analysis) -> str:
+    """All tables as one Markdown document."""
+    task = analysis.task
+    lines = [f"# Heads of a model of a + b mod {', '.join(map(str, task.moduli))} at step {analysis.step}", ""]
+    for name, by_ablation in analysis.patching.items():
+        results = by_ablation["resample"]
+        recipient, donor = results[0].recipient, results[0].donor
+        asks = "what its answers need" if recipient != "benign" else f"what suffices for the {donor} answers"
+        lines += [
+            f"## {recipient.capitalize()} run, patched with {donor} activations: {asks}",
+            "",
+            "In the form of the paper's Table 1. Which head is shown to matter most was chosen by this very table.",
+            "",
+        ]
+        lines += [tables.patching_table(results), ""]
+        lines += [f"Chance is {chance(task, recipient):.2%} (1/{task.moduli[task.rule_names.index(recipient)]})."]
+        if name in analysis.smallest:
+            smallest = analysis.smallest[name]
+            found = "no set of heads does" if smallest is None else f"{head_set_name(smallest)} is the smallest set"
+            lines += [f"Down to chance (within {TOLERANCE:.0%}) by patching: {found}.", ""]
+        lines += ["### All sets of heads", "", tables.all_sets_table(results), ""]
+        for ablation in ("mean", "zero"):
+            what = "the donor's mean over its examples" if ablation == "mean" else "zero"
+            lines += [f"### With {what} instead", "", tables.patching_table(by_ablation[ablation]), ""]
+        if name in analysis.shapley:
+            lines += ["### Shapley values of patching", "", tables.shapley_table(dict(analysis.shapley[name])), ""]
+    lines += ["# Direct logit attribution (Figures 2 and 4)", ""]
+    for name, heads in analysis.attribution.items():
+        lines += [f"## {name.capitalize()} answers", "", tables.attribution_table(heads), ""]
+        parts = [[label, f"{value:.4f}"] for label, value in analysis.parts[name].items()]
+        lines += [
+            "All parts of the model, mean direct contribution:",
+            "",
+            tables.markdown(["part", "logit"], parts),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def summary(analysis: Analysis, output_dir: Path | None) -> str:
+    """What matters, for the terminal."""
+    lines = [f"model of a + b mod {', '.join(map(str, analysis.task.moduli))}, step {analysis.step}"]
+    for by_ablation in analysis.patching.values():
+        results = by_ablation["resample"]
+        heads = [one for one in results if len(one.heads) == 1]
+        everything = max(results, key=lambda one: len(one.heads))
+        recipient, donor = results[0].recipient, results[0].donor
+        lines += ["", f"{donor} heads patched into the {recipient} run: {recipient} accuracy, {donor} accuracy"]
+        for one in (results[0], *heads, everything):
+            label = "all" if one is everything else head_set_name(one.heads)
+            lines.append(f"  {label:<6}{one.recipient_accuracy:>9.2%}{one.donor_accuracy:>9.2%}")
+    for name, smallest in analysis.smallest.items():
+        if name != "benign":
+            found = "no set of heads" if smallest is None else head_set_name(smallest)
+            lines.append(f"\nsmallest set that takes {name} down to chance: {found}")
+    if output_dir is not None:
+        lines.append(f"tables and figures: {os.path.relpath(output_dir)}")
+    return "\n".join(lines)
