@@ -50,6 +50,8 @@ class Analysis:
         patching: all sets of heads, by ablation.
         shapley: of the recipient's accuracy and of the logit difference, ``resample`` ablation.
         smallest: the smallest set whose patching takes the recipient's accuracy down to chance.
+        chance: share of the examples on which both runs want the same answer: what is left of the recipient's accuracy
+            when only the donor's answers come out.
         attention: mean attention from the last position, [layer, head, pos].
     """
 
@@ -60,6 +62,7 @@ class Analysis:
     patching: Mapping[str, Mapping[Ablation, Sequence[PatchingResult]]]
     shapley: Mapping[str, Mapping[str, ShapleyResult]]
     smallest: Mapping[str, HeadSet | None]
+    chance: Mapping[str, float]
     attention: Mapping[str, Tensor]
 
 
@@ -74,6 +77,7 @@ def analyze(model: "HookedTransformer", task: Task, step: int) -> Analysis:
         for name, probe in probes.items()
     }
     results = {name: by_ablation["resample"] for name, by_ablation in patching.items()}
+    chance = {name: 1 - probe.answers_differ.double().mean().item() for name, probe in probes.items()}
     return Analysis(
         task=task,
         step=step,
@@ -89,21 +93,15 @@ def analyze(model: "HookedTransformer", task: Task, step: int) -> Analysis:
             if complete
         },
         smallest={
-            name: smallest_sufficient_set(
-                {one.heads: one.recipient_accuracy for one in found}, chance(task, found[0].recipient), TOLERANCE
-            )
+            name: smallest_sufficient_set({one.heads: one.recipient_accuracy for one in found}, chance[name], TOLERANCE)
             for name, found in results.items()
             if complete
         },
+        chance=chance,
         attention={
             probe.recipient: mean_attention(model, probe.recipient_tokens, probe.position) for probe in probes.values()
         },
     )
-
-
-def chance(task: Task, rule: str) -> float:
-    """Accuracy of guessing under a rule: one over its modulus."""
-    return 1 / task.moduli[task.rule_names.index(rule)]
 
 
 def _mean_parts(model: "HookedTransformer", probe: Probe) -> dict[str, float]:
@@ -190,11 +188,15 @@ def report(analysis: Analysis) -> str:
             "",
         ]
         lines += [tables.patching_table(results), ""]
-        lines += [f"Chance is {chance(task, recipient):.2%} (1/{task.moduli[task.rule_names.index(recipient)]})."]
+        left = f"the {donor} answers are also {recipient} answers in {analysis.chance[name]:.2%} of the examples"
+        lines += [f"The reference for 'it is gone' is not zero: {left}."]
         if name in analysis.smallest:
             smallest = analysis.smallest[name]
-            found = "no set of heads does" if smallest is None else f"{head_set_name(smallest)} is the smallest set"
-            lines += [f"Down to chance (within {TOLERANCE:.0%}) by patching: {found}.", ""]
+            found = "no set of heads" if smallest is None else head_set_name(smallest)
+            lines += [
+                f"The smallest set whose patching leaves no more than that (within {TOLERANCE:.0%}): {found}.",
+                "",
+            ]
         lines += ["### All sets of heads", "", tables.all_sets_table(results), ""]
         for ablation in ("mean", "zero"):
             what = "the donor's mean over its examples" if ablation == "mean" else "zero"

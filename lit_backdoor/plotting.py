@@ -81,18 +81,21 @@ def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
     n_sets = max(len(sets) for sets in results.values())
     figure = Figure(figsize=(5.2 * len(results), 1.4 + 0.26 * n_sets), layout="constrained")
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
+    colours: dict[str, str] = {}
     for axis, (title, sets) in zip(axes[0], results.items(), strict=True):
         names = [head_set_name(one.heads) for one in sets]
         parts = (
-            (f"{sets[0].recipient} answer", [one.recipient_accuracy for one in sets], "#d55e00"),
-            (f"{sets[0].donor} answer", [one.donor_accuracy for one in sets], "#0072b2"),
+            (sets[0].recipient, [one.recipient_accuracy for one in sets]),
+            (sets[0].donor, [one.donor_accuracy for one in sets]),
         )
-        for offset, (label, values, colour) in zip((-0.2, 0.2), parts, strict=True):
-            axis.barh(np.arange(len(sets)) + offset, values, height=0.38, color=colour, label=label)
+        for offset, (rule, values) in zip((-0.2, 0.2), parts, strict=True):
+            colour = colours.setdefault(rule, HEAD_COLOURS[(1, 0, 2, 3, 4, 5)[len(colours) % 6]])
+            axis.barh(np.arange(len(sets)) + offset, values, height=0.38, color=colour, label=f"{rule} answer")
         axis.set(title=title, xlabel="share of examples", xlim=(0, 1), yticks=np.arange(len(sets)), yticklabels=names)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False, fontsize=9)
     axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylabel("patched heads")
     return figure
 
 

@@ -61,6 +61,7 @@ class Table:
 
 def replace_file(path: Path, text: str) -> None:
     """Write a whole text file at once; a kill leaves the old one or the new one, nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8", newline="")
     os.replace(temporary, path)

@@ -1,0 +1,268 @@
+"""The monitors on real fits: what they write, that they change nothing, and that they say what is missing."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from lit_backdoor.callbacks import (
+    ContractError,
+    EmergenceMonitor,
+    HeadAttributionMonitor,
+    HeadPatchingMonitor,
+    LossSpikeMonitor,
+)
+from lit_backdoor.checkpoints import load_model, read_checkpoint
+from lit_backdoor.datamodule import task_probes
+from lit_backdoor.functional import Probe, attribute_heads, default_head_sets, head_set_name, patch_heads
+from tests.conftest import CONFIGS
+
+Cli = Callable[..., int]
+QUIET = ("--trainer.enable_progress_bar", "false")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_tables_of_a_run_agree_with_the_functions_on_its_checkpoint(cli: Cli, debug_config: Path) -> None:
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 250, *QUIET) == 0
+    run = Path("lightning_logs/version_0")
+    model, task, step = load_model(run / "checkpoints" / "last.ckpt")
+    assert step == 250
+
+    attribution = table(run / "head_attribution.csv")
+    columns = ["step", "probe", "layer", "head", "mean_logit", "mean_logit_centered", "top_count", "n_examples"]
+    assert list(attribution[0])[:8] == columns
+    assert sorted({int(row["step"]) for row in attribution}) == [0, 100, 200, 250]
+    patching = table(run / "head_patching.csv")
+    columns = "step,probe,recipient,donor,ablation,heads,n_examples,backdoor_accuracy,benign_accuracy,other_rate"
+    columns += ",logit_diff,log_prob,kl"
+    assert list(patching[0])[:13] == columns.split(",")
+    # step 0 and the last step have all sets, the others none, singles and all, for both probes
+    counts = {at: sum(int(row["step"]) == at for row in patching) for at in (0, 100, 200, 250)}
+    assert counts == {0: 32, 100: 12, 200: 12, 250: 32}
+    for row in patching:
+        shares = [float(row[name]) for name in ("backdoor_accuracy", "benign_accuracy", "other_rate")]
+        both = 1 / 29  # pairs on which the two rules agree
+        assert 1 - 1e-12 <= sum(shares) <= 1 + both + 1e-12
+
+    for name, probe in task_probes(task).items():
+        last = [row for row in attribution if row["step"] == "250" and row["probe"] == name]
+        assert sum(int(row["top_count"]) for row in last) == probe.n_examples == int(last[0]["n_examples"])
+        for row, found in zip(last, attribute_heads(model, probe), strict=True):
+            assert float(row["mean_logit"]) == pytest.approx(found.mean_logit, rel=1e-4, abs=1e-5)
+        last = [row for row in patching if row["step"] == "250" and row["probe"] == name]
+        for row, result in zip(last, patch_heads(model, probe, default_head_sets(1, 4)), strict=True):
+            assert row["heads"] == head_set_name(result.heads)
+            assert (row["recipient"], row["donor"]) == (result.recipient, result.donor)
+            assert float(row[f"{result.recipient}_accuracy"]) == pytest.approx(result.recipient_accuracy, abs=0.003)
+            assert float(row["log_prob"]) == pytest.approx(result.log_prob, rel=1e-3)
+
+
+def test_a_verdict_is_reached_and_is_what_the_tables_say(cli: Cli, debug_config: Path) -> None:
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *QUIET) == 0
+    run = Path("lightning_logs/version_0")
+    verdict = json.loads((run / "emergence.json").read_text())
+    rows = [row for row in table(run / "head_patching.csv") if row["probe"] == "backdoor"]
+    none = {int(row["step"]): float(row["backdoor_accuracy"]) for row in rows if row["heads"] == "none"}
+    held = []
+    for step in sorted(none):
+        patched = [r for r in rows if int(r["step"]) == step and r["heads"] == verdict["backdoor_head"]]
+        held.append(none[step] - float(patched[0]["backdoor_accuracy"]) >= 0.5 * none[step] >= 0.25)
+    steps = sorted(none)
+    onset = next(i for i in range(len(steps)) if all(held[i:]))
+    assert verdict["emergence_step"] == steps[onset]
+    assert verdict["previous_probe_step"] == steps[onset - 1]
+    assert 0 <= verdict["concentration"] <= 1
+    validated = [row for row in table(run / "metrics.csv") if row["val/benign_accuracy"]]
+    good = [float(row["val/benign_accuracy"]) >= 0.99 for row in validated]
+    first = next(i for i in range(len(good)) if all(good[i:]))
+    assert verdict["benign_grokking_step"] == int(validated[first]["step"])
+
+
+def test_a_clean_and_an_untrained_model_get_no_verdict(cli: Cli, debug_config: Path) -> None:
+    clean = ("--data.moduli", "[29]", "--trainer.max_steps", 200, *QUIET)
+    assert cli("fit", "--config", CONFIGS / "clean.yaml", *clean) == 0
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 1, *QUIET) == 0
+    for version in (0, 1):
+        verdict = json.loads(Path(f"lightning_logs/version_{version}/emergence.json").read_text())
+        for key in ("backdoor_head", "emergence_step", "concentration", "benign_grokking_step"):
+            assert verdict[key] is None, (version, key)
+
+
+def test_monitors_survive_a_resume(cli: Cli, debug_config: Path) -> None:
+    steps = ("--trainer.max_steps", 500)
+    assert cli("fit", "--config", debug_config, *steps, *QUIET) == 0
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 0
+    last = Path("lightning_logs/version_1/checkpoints/last.ckpt")
+    assert cli("fit", "--config", debug_config, *steps, *QUIET, "--ckpt_path", last) == 0
+    names = ("head_attribution.csv", "head_patching.csv", "emergence.json", "metrics.csv", "loss_spikes.csv")
+    for name in names:
+        one, other = (Path(f"lightning_logs/version_{version}") / name for version in (0, 1))
+        assert one.read_text() == other.read_text(), name
+
+
+def test_weights_are_bitwise_the_same_with_and_without_monitors(cli: Cli, debug_config: Path, tmp_path: Path) -> None:
+    import yaml
+
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 250, *QUIET) == 0
+    bare = yaml.safe_load(debug_config.read_text())
+    bare["trainer"]["callbacks"] = [one for one in bare["trainer"]["callbacks"] if "Monitor" not in one["class_path"]]
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(bare))
+    assert cli("fit", "--config", "bare.yaml", "--trainer.max_steps", 250, *QUIET) == 0
+    one, other = (
+        read_checkpoint(Path(f"lightning_logs/version_{version}/checkpoints/last.ckpt")) for version in (0, 1)
+    )
+    for name, tensor in one["state_dict"].items():
+        assert torch.equal(tensor, other["state_dict"][name]), name
+    assert not Path("lightning_logs/version_1/head_patching.csv").exists()
+
+
+def test_tensorboard_gets_every_kind_of_result(cli: Cli, debug_config: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 200, *QUIET) == 0
+    events = EventAccumulator("lightning_logs/version_0", size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    for tag in ("patching_backdoor/backdoor_accuracy/L0H0", "attribution_benign/mean_logit/L0H3", "val/loss"):
+        assert [event.step for event in events.Scalars(tag)] == [0, 100, 200], tag
+    assert {"figures/head_attribution", "figures/patching_backdoor", "figures/patching_benign"} <= set(tags["images"])
+    texts = {"head_patching/table_1/text_summary", "emergence/verdict_so_far/text_summary"}
+    assert texts | {"custom_scalars__config__"} <= set(tags["tensors"])
+
+
+class ForeignModule(LightningModule):
+    """Somebody else's module: two layers, layer norm, GELU, another attribute, no datamodule of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = HookedTransformerConfig(
+            n_layers=2, n_heads=3, d_model=12, d_head=4, d_mlp=16, n_ctx=5, d_vocab=9, act_fn="gelu", device="cpu"
+        )
+        self.parts = nn.ModuleDict({"net": HookedTransformer(config)})
+
+    def training_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        logits = self.parts["net"](batch[0])[:, -1]
+        return nn.functional.cross_entropy(logits, batch[0][:, 0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+def foreign_probe() -> Probe:
+    tokens = torch.randint(0, 9, (20, 5), generator=torch.Generator().manual_seed(0))
+    donor = tokens.roll(1, dims=0)
+    return Probe(tokens, donor, tokens[:, 0], donor[:, 0])
+
+
+def foreign_fit(folder: Path, *callbacks: Callback, **options: Any) -> ForeignModule:
+    tokens = torch.randint(0, 9, (32, 5), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    module = ForeignModule()
+    trainer = Trainer(
+        default_root_dir=folder, max_steps=6, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, accelerator="cpu", callbacks=list(callbacks), **options,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(tokens), batch_size=16))
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_foreign_module_needs_only_the_contract(tmp_path: Path) -> None:
+    probe = foreign_probe()
+    common: dict[str, Any] = {"every_n_steps": 3, "probes": {"copy": probe}, "model_attr": "parts.net"}
+    patching = HeadPatchingMonitor(full_every_n_steps=3, **common)
+    watch = (HeadAttributionMonitor(**common), patching, EmergenceMonitor(probe="copy"), LossSpikeMonitor())
+    with_monitors = foreign_fit(tmp_path / "watched", *watch)
+    without = foreign_fit(tmp_path / "bare")
+    for one, other in zip(with_monitors.parameters(), without.parameters(), strict=True):
+        assert torch.equal(one, other)
+    rows = table(tmp_path / "watched" / "head_patching.csv")
+    assert list(rows[0])[:10] == [
+        "step", "probe", "recipient", "donor", "ablation", "heads", "n_examples",
+        "recipient_accuracy", "donor_accuracy", "other_rate",
+    ]  # fmt: skip
+    assert {row["step"] for row in rows} == {"0", "3", "6"}
+    assert len([row for row in rows if row["step"] == "6"]) == 2**6
+    model = with_monitors.parts["net"]
+    name = "blocks.1.attn.hook_z"
+    with torch.no_grad():
+        _, cache = model.run_with_cache(probe.donor_tokens)
+
+        def patch(z: torch.Tensor, hook: object) -> torch.Tensor:
+            z[:, :, 2] = cache[name][:, :, 2]
+            return z
+
+        logits = model.run_with_hooks(probe.recipient_tokens, fwd_hooks=[(name, patch)])[:, -1]
+        expected = logits.log_softmax(-1).gather(1, probe.recipient_answers[:, None]).mean().item()
+    (found,) = [row for row in rows if row["step"] == "6" and row["heads"] == "L1H2"]
+    assert float(found["log_prob"]) == pytest.approx(expected, rel=1e-4)
+    assert (tmp_path / "watched" / "emergence.json").exists()
+
+
+def bad_probe() -> Probe:
+    tokens = torch.full((4, 5), 8)
+    return Probe(tokens, tokens, torch.full((4,), 9), torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "words"),
+    [
+        (lambda: [HeadPatchingMonitor(probes={"copy": foreign_probe()})], ("model_attr", "'model'")),
+        (lambda: [HeadAttributionMonitor(model_attr="parts.net")], ("probes=", "datamodule")),
+        (
+            lambda: [HeadPatchingMonitor(probes={"bad": bad_probe()}, model_attr="parts.net")],
+            ("bad", "recipient_answers", "9"),
+        ),
+        (
+            lambda: [HeadAttributionMonitor(probes={"copy": foreign_probe()}, model_attr="parts.net") for _ in "ab"],
+            ("named", "name="),
+        ),
+        (lambda: [EmergenceMonitor()], ("HeadPatchingMonitor", "add one")),
+        (
+            lambda: [
+                HeadPatchingMonitor(probes={"copy": foreign_probe()}, model_attr="parts.net"),
+                EmergenceMonitor(probe="backdoor"),
+            ],
+            ("EmergenceMonitor.probe", "copy"),
+        ),
+        (lambda: [HeadPatchingMonitor(probes={"c": foreign_probe()}, model_attr="parts")], ("probe 'c'",)),
+    ],
+)
+def test_what_is_missing_is_named_before_training(
+    tmp_path: Path, callbacks: Callable[[], list[Callback]], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ContractError) as error:
+        foreign_fit(tmp_path, *callbacks())
+    for word in words:
+        assert word in str(error.value)
+    assert not list(tmp_path.glob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: HeadPatchingMonitor(every_n_steps=0),
+        lambda: HeadPatchingMonitor(full_every_n_steps=0),
+        lambda: HeadPatchingMonitor(ablations=()),
+        lambda: HeadAttributionMonitor(every_n_steps=-1),
+        lambda: EmergenceMonitor(threshold=0),
+        lambda: EmergenceMonitor(grokked=1.5),
+        lambda: LossSpikeMonitor(rise=0),
+    ],
+)
+def test_impossible_settings_are_refused(make: Callable[[], Callback]) -> None:
+    with pytest.raises(ValueError, match=r"\w+Monitor\.\w+: "):
+        make()

@@ -1,0 +1,99 @@
+"""``analyze``: on a model whose backdoor head is known, and through the command line."""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_backdoor.analysis import analyze, report, summary
+from lit_backdoor.functional import Head
+from tests.toy import KNOWN_HEAD, TASK, hand_built
+
+Cli = Callable[..., int]
+
+
+def test_every_method_finds_the_known_head() -> None:
+    analysis = analyze(hand_built(), TASK, step=0)
+    found = {one.heads: one for one in analysis.patching["backdoor"]["resample"]}
+    known = Head(0, KNOWN_HEAD)
+    # the trigger is told apart by the known head alone: with it patched, the answer is 3 everywhere
+    for heads, result in found.items():
+        assert result.recipient_accuracy == (0.0 if known in heads else 1.0), heads
+    assert analysis.smallest["backdoor"] == (known,)
+    shapley = analysis.shapley["backdoor"]["backdoor_accuracy"]
+    assert {head for head, value in shapley.values.items() if abs(value) > 1e-12} == {known}
+    attribution = max(analysis.attribution["backdoor"], key=lambda one: one.mean_logit)
+    assert attribution.head == known and attribution.top_count == attribution.n_examples
+    parts = dict(analysis.parts["backdoor"])
+    assert parts.pop("sum = mean logit") == pytest.approx(math.fsum(parts.values()))
+    assert analysis.chance["backdoor"] == pytest.approx(1 / 7)
+    assert analysis.attention["backdoor"][0, KNOWN_HEAD, 2] == pytest.approx(1.0, abs=1e-6)
+    # what suffices: the known head alone brings the trigger's answer into the benign run
+    (moved,) = [one for one in analysis.patching["benign"]["resample"] if one.heads == (known,)]
+    assert moved.donor_accuracy == 1.0
+    assert "L0H2" in summary(analysis, None)
+    assert "| Head 3 |" in report(analysis)
+
+
+def test_the_command_writes_everything_and_overwrites_nothing(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = ("--trainer.enable_progress_bar", "false")
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 120, *quiet) == 0
+    last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    capsys.readouterr()
+    assert cli("analyze", "--ckpt_path", last, "--output_dir", "out") == 0
+    printed = capsys.readouterr().out
+    assert len(printed.strip().splitlines()) < 25 and "smallest set" in printed
+    out = Path("out")
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    figures = ("figure_2_attribution_backdoor", "figure_4_attribution_benign", "all_sets_of_heads")
+    figures += ("attention_from_last_position",)
+    tables = {"head_attribution.csv", "head_patching.csv", "head_shapley.csv", "tables.md"}
+    assert files == tables | {f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")}
+    with (out / "head_patching.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3 * 16 and {row["step"] for row in rows} == {"120"}
+    with (out / "head_shapley.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * (4 + 6)
+
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert cli("analyze", "--ckpt_path", last, "--output_dir", "out") == 2
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    for args in (
+        ("--ckpt_path", "missing.ckpt", "--output_dir", "new"),
+        ("--output_dir", "new"),
+        ("--ckpt_path", last),
+        ("--ckpt_path", last, "--output_dir", "new", "--colour", "red"),
+    ):
+        capsys.readouterr()
+        assert cli("analyze", *args) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+        assert not Path("new").exists()
+    assert cli("test", "--config", debug_config, "--ckpt_path", last, *quiet) == 0
+    assert "smallest set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda weights: weights.pop("model.embed.W_E"), "lacks the weight embed.W_E"),
+        (lambda weights: weights["model.embed.W_E"].fill_(float("nan")), "not finite"),
+        (lambda weights: weights.update({"model.embed.W_E": torch.zeros(3, 3)}), "[3, 3] instead of"),
+    ],
+)
+def test_spoilt_weights_are_refused_by_name(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[dict], object], words: str
+) -> None:
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 1, "--trainer.enable_progress_bar", "false") == 0
+    checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    spoil(checkpoint["state_dict"])
+    torch.save(checkpoint, "spoilt.ckpt")
+    capsys.readouterr()
+    assert cli("analyze", "--ckpt_path", "spoilt.ckpt", "--output_dir", "out") == 2
+    assert words in capsys.readouterr().err
+    assert not Path("out").exists()
