@@ -62,9 +62,12 @@ class RunLogger(TensorBoardLogger):
         """
         from torch.utils.tensorboard.summary import hparams
 
-        super().log_hyperparams(params, metrics, step)
-        shown = {name: str(value) for name, value in self.hparams.items()}
-        names = ["loss", *(f"{rule_name(rule)}_accuracy" for rule in range(len(self.hparams.get("moduli", []))))]
+        known = dict(vars(params) if isinstance(params, Namespace) else params)
+        if "PL_GLOBAL_SEED" in os.environ:  # where Lightning keeps the seed of seed_everything
+            known["seed_everything"] = int(os.environ["PL_GLOBAL_SEED"])
+        super().log_hyperparams(known, metrics, step)
+        shown = {name: str(known[name]) for name in sorted(known, key=_hparams_order)}
+        names = ["loss", *(f"{rule_name(rule)}_accuracy" for rule in range(len(known.get("moduli", []))))]
         tags = {f"{stage}/{name}": 0.0 for stage in ("train", "val") for name in names}
         writer = self.experiment._get_file_writer()
         for summary in hparams(shown, tags):
@@ -98,6 +101,12 @@ class RunLogger(TensorBoardLogger):
                 version += 1
             else:
                 return version
+
+
+def _hparams_order(name: str) -> tuple[int, str]:
+    """What people vary comes first: TensorBoard shows only the first few columns."""
+    first = ("moduli", "seed_everything", "lr", "weight_decay", "train_fraction")
+    return first.index(name) if name in first else len(first), name
 
 
 def _column_order(name: str) -> tuple[bool, bool, str]:

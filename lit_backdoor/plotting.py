@@ -66,7 +66,7 @@ def emergence_figure(
             for axis in (lines, heat):
                 axis.axvline(step, color="black", linewidth=0.8, alpha=0.6)
             lines.annotate(name, (step, 1.0), xytext=(3, 6), textcoords="offset points", fontsize=8)
-    lines.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     drops = np.array([[one.drop(head) for one in history] for head in heads])
     edges = _edges(steps)
     mesh = heat.pcolormesh(edges, np.arange(len(heads) + 1), drops, cmap="magma_r", vmin=0, vmax=1)

@@ -1,5 +1,6 @@
 """What ``fit`` prints at its end, read back from the run directory."""
 
+import json
 import os
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def fit_summary(run_dir: Path, seconds: float, probing: float) -> str:
             if onset.previous_step is not None:
                 when = f"between steps {onset.previous_step} and {onset.step}"
             lines.append(f"{rule + ' acc.':<14}{train:>12.4f}{val:>12.4f}   {when}")
+    lines += _verdict(run_dir / "emergence.json")
     shown = os.path.relpath(run_dir)
     lines += [
         f"time          {_duration(seconds)}, of which the probes took {probing / seconds:.1%}",
@@ -41,6 +43,19 @@ def fit_summary(run_dir: Path, seconds: float, probing: float) -> str:
         f"look at it    tensorboard --logdir {shown}",
     ]
     return "\n".join(lines)
+
+
+def _verdict(path: Path) -> list[str]:
+    """The backdoor head, from emergence.json."""
+    if not path.exists():
+        return []
+    verdict = json.loads(path.read_text(encoding="utf-8"))
+    if verdict["backdoor_head"] is None:
+        return ["backdoor head none so far"] if verdict["probe"] else []
+    since = verdict["previous_probe_step"], verdict["emergence_step"]
+    when = f"from step {since[1]} on" if since[0] is None else f"from a step between {since[0]} and {since[1]} on"
+    others = f"; not alone: {', '.join(verdict['other_heads'])}" if verdict["other_heads"] else ""
+    return [f"backdoor head {verdict['backdoor_head']}, {when}, {verdict['concentration']:.0%} of the drop{others}"]
 
 
 def _duration(seconds: float) -> str:

@@ -48,7 +48,7 @@ class EmergenceMonitor(Callback):
         self._monitor: HeadPatchingMonitor | None = None
         self._accuracies: dict[str, dict[int, float]] = {}
         self._noted_start = False
-        self._told: str | None = None
+        self._told: dict[str, Any] | None = None
 
     @property
     def state_key(self) -> str:
@@ -142,11 +142,15 @@ class EmergenceMonitor(Callback):
             return
         verdict = self.verdict()
         replace_file(run_dir(trainer) / self.file_name, json.dumps(verdict, indent=2) + "\n")
-        moments = describe(verdict)
+        moments = {
+            key: value
+            for key, value in verdict.items()
+            if key in ("backdoor_head", "other_heads") or key.endswith("_step")
+        }
         if moments != self._told:
             self._told = moments
             for board in tensorboards(trainer):
-                board.add_text("emergence/verdict_so_far", moments, trainer.global_step)
+                board.add_text("emergence/verdict_so_far", describe(verdict), trainer.global_step)
 
 
 def _as_json(found: Emergence, onsets: Mapping[str, Onset], probe: str | None) -> dict[str, Any]:
@@ -165,6 +169,7 @@ def _as_json(found: Emergence, onsets: Mapping[str, Onset], probe: str | None) -
         "threshold": found.threshold,
         "concentration": found.concentration,
         "single_head_share": found.single_head_share,
+        "other_heads": [head_name(*head) for head in found.other_heads],
         **grokking,
         "emergence_after_benign_grokking": lag,
         "leader_changes": [{"step": step, "head": head_name(*head)} for step, head in found.leader_changes],
@@ -181,8 +186,11 @@ def describe(verdict: Mapping[str, Any]) -> str:
             lines.append(
                 f"- **{verdict['backdoor_head']}** carries `{verdict['probe']}`: patching it costs at least "
                 f"{verdict['threshold']:.0%} of the accuracy{_when(verdict, 'emergence_step', 'previous_probe_step')}"
-                f", and it accounts for {verdict['concentration']:.0%} of the drop with all heads patched."
+                f", now {verdict['concentration']:.0%} of the drop with all heads patched."
             )
+            if verdict["other_heads"]:
+                others = ", ".join(verdict["other_heads"])
+                lines.append(f"- It is not alone: patching {others} by itself costs at least as great a share too.")
     for key in verdict:
         if key.endswith("_grokking_step"):
             rule = key.removesuffix("_grokking_step")

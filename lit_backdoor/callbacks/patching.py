@@ -139,7 +139,7 @@ class HeadPatchingMonitor(ProbeCallback):
             for name in self.probes
         }
         rules = {
-            "rules": {"accuracy": ["Multiline", [r"(train|val)/.*_accuracy"]], "loss": ["Multiline", [r".*/loss"]]}
+            "rules": {"validation accuracy": ["Multiline", [r"val/.*_accuracy"]], "loss": ["Multiline", [r".*/loss"]]}
         }
         for board in tensorboards(trainer):
             board.add_custom_scalars(rules | charts | attribution)

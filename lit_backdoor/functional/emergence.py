@@ -49,6 +49,8 @@ class Emergence:
         concentration: the head's drop as a share of the drop with all heads patched, at the last probe, 0..1.
         single_head_share: the head's drop as a share of the sum of all heads' single drops, at the last
             probe: 1 if it is alone, 1 / number of heads if all cost the same.
+        other_heads: heads other than `backdoor_head` whose patching, alone, costs at least `threshold` too at the last
+            probe: the backdoor needs each of them, and `backdoor_head` is not the only one.
         leader_changes: (step, head) whenever another head than before costs most, the first leader included;
             only probes at which the model has the backdoor count. A tie leaves the leader in place.
     """
@@ -59,6 +61,7 @@ class Emergence:
     threshold: float
     concentration: float | None
     single_head_share: float | None
+    other_heads: tuple[Head, ...]
     leader_changes: tuple[tuple[int, Head], ...]
 
 
@@ -116,7 +119,7 @@ def emergence(history: Sequence[HeadScores], threshold: float = 0.5, min_accurac
             raise ValueError(f"{name} is {value}: give a share above 0, at most 1.")
     _check_steps([scores.step for scores in history])
     leaders = _leader_changes(history, min_accuracy)
-    nothing = Emergence(None, None, None, threshold, None, None, leaders)
+    nothing = Emergence(None, None, None, threshold, None, None, (), leaders)
     if not history or (head := _leader(history[-1])) is None:
         return nothing
     costly = [s.unpatched >= min_accuracy and s.drop(head) >= threshold * s.unpatched for s in history]
@@ -132,6 +135,9 @@ def emergence(history: Sequence[HeadScores], threshold: float = 0.5, min_accurac
         threshold=threshold,
         concentration=_share(last.drop(head), last.unpatched - last.all_patched),
         single_head_share=_share(last.drop(head), sum(drops)),
+        other_heads=tuple(
+            each for each in last.patched if each != head and last.drop(each) >= threshold * last.unpatched
+        ),
         leader_changes=leaders,
     )
 

@@ -77,7 +77,7 @@ def test_there_from_the_first_probe() -> None:
 )
 def test_no_verdict(history: list[HeadScores]) -> None:
     found = emergence(history)
-    assert found == Emergence(None, None, None, 0.5, None, None, found.leader_changes)
+    assert found == Emergence(None, None, None, 0.5, None, None, (), found.leader_changes)
 
 
 def test_the_leaders_on_the_way() -> None:
@@ -208,3 +208,13 @@ def test_the_hand_built_head_emerges(backdoor_probe: Probe) -> None:
 
 def test_a_model_without_a_backdoor_gets_no_verdict(backdoor_probe: Probe) -> None:
     assert emergence(history_of([0, 0, 0], backdoor_probe)) == emergence([])
+
+
+def test_heads_that_are_all_needed_are_named() -> None:
+    def scores(step: int, *patched: float) -> HeadScores:
+        return HeadScores(step, 1.0, {Head(0, i): value for i, value in enumerate(patched)}, 0.01)
+
+    found = emergence([scores(0, 0.9, 0.9, 0.9), scores(1, 0.02, 0.5, 0.51)])
+    assert (found.backdoor_head, found.other_heads) == (Head(0, 0), (Head(0, 1),))
+    alone = emergence([scores(0, 0.02, 0.9, 0.9)])
+    assert alone.other_heads == ()

@@ -1,0 +1,52 @@
+"""Draw the README's pictures from a run directory: python docs/pictures.py RUN_DIR OUTPUT_DIR NAME
+
+Writes NAME_training (the paper's Figure 3 for one run) and NAME_emergence (head by step), as PNG and SVG.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from lit_backdoor.functional import HeadScores, parse_head_set
+from lit_backdoor.plotting import emergence_figure, save_figure, training_figure
+from lit_backdoor.records import read_table
+
+
+def history(rows: list[dict[str, str]], probe: str) -> list[HeadScores]:
+    """The recipient's accuracy by step, from head_patching.csv."""
+    by_step: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if row["probe"] == probe and row["ablation"] == "resample":
+            by_step.setdefault(int(row["step"]), {})[row["heads"]] = float(row[f"{row['recipient']}_accuracy"])
+    scores = []
+    for step, accuracy in sorted(by_step.items()):
+        singles = {
+            parse_head_set(name)[0]: value for name, value in accuracy.items() if name != "none" and "+" not in name
+        }
+        everything = max(accuracy, key=lambda name: name.count("+"))
+        scores.append(HeadScores(step, accuracy["none"], singles, accuracy[everything]))
+    return scores
+
+
+def main() -> None:
+    """Read one run and draw it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("name")
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    metrics = read_table(args.run_dir / "metrics.csv")
+    rules = [name[4:-9] for name in metrics[0] if name.startswith("val/") and name.endswith("_accuracy")]
+    verdict = json.loads((args.run_dir / "emergence.json").read_text())
+    save_figure(training_figure(metrics, rules), args.output_dir / f"{args.name}_training")
+    scores = history(read_table(args.run_dir / "head_patching.csv"), "backdoor")
+    marks = {
+        f"{verdict['backdoor_head']} emerged": verdict["emergence_step"],
+        "benign rule grokked": verdict["benign_grokking_step"],
+    }
+    save_figure(emergence_figure(scores, "backdoor accuracy", marks), args.output_dir / f"{args.name}_emergence")
+
+
+if __name__ == "__main__":
+    main()
