@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -131,6 +132,10 @@ class BackdoorCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Switch off what the shipped configurations list, where a Trainer flag says so."""
         options = self._get(self.config_init, "trainer")
+        if torch.backends.mps.is_available():
+            if options["accelerator"] not in ("auto", "cpu"):
+                raise ValueError("trainer.accelerator: an Apple GPU has no float64, which the loss needs; use cpu")
+            options["accelerator"] = "cpu"
         for flag, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", Checkpoint)):
             if options[flag] is False:
                 options["callbacks"] = [one for one in options["callbacks"] or [] if not isinstance(one, kind)]

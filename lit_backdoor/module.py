@@ -1,4 +1,7 @@
-"""The LightningModule around the HookedTransformer: loss, metrics and optimizer."""
+"""The LightningModule around the HookedTransformer: loss, metrics and optimizer.
+
+The loss is computed in float64: a float32 softmax makes loss spikes of its own (arXiv 2501.04697).
+"""
 
 import math
 from collections.abc import Iterable
@@ -125,20 +128,15 @@ class BackdoorModule(LightningModule):
         autocast = torch.is_autocast_enabled(self.device.type)
         return bool(self.hparams["last_position"]) and not autocast and why_not_exact(self.model) is None
 
-    @property
-    def loss_dtype(self) -> torch.dtype:
-        """float64, as float32 softmax makes loss spikes of its own; float32 on devices that have nothing wider."""
-        return torch.float32 if self.device.type == "mps" else torch.float64
-
     def training_step(self, batch: Examples, batch_idx: int) -> Tensor:
         if self.uses_last_position_form:
             if self._layout is None or self._layout[0] is not batch.tokens:
                 layout = TokenLayout.of(batch.tokens, self.model.cfg.d_vocab, self.model.W_E.dtype)
                 self._layout = (batch.tokens, layout)
-            loss, logits = last_position_loss(self.model, self._layout[1], batch.answers, self.loss_dtype)
+            loss, logits = last_position_loss(self.model, self._layout[1], batch.answers)
         else:
             logits = self.model(batch.tokens)[:, -1]
-            wide = logits.to(self.loss_dtype)
+            wide = logits.double()
             wide.register_hook(lambda grad: F.hardshrink(grad, SMALLEST_GRADIENT))
             loss = F.cross_entropy(wide, batch.answers)
         if not torch.isfinite(loss):
@@ -151,7 +149,7 @@ class BackdoorModule(LightningModule):
 
     def validation_step(self, batch: Examples, batch_idx: int) -> None:
         logits = self(batch.tokens)
-        loss = F.cross_entropy(logits.to(self.loss_dtype), batch.answers)
+        loss = F.cross_entropy(logits.double(), batch.answers)
         self.eval_metrics.update(loss, logits, batch)
 
     test_step = validation_step
@@ -187,7 +185,7 @@ class BackdoorModule(LightningModule):
         batch = next(iter(loader))
         with torch.no_grad():
             logits = self(batch.tokens)
-            loss = F.cross_entropy(logits.to(self.loss_dtype), batch.answers)
+            loss = F.cross_entropy(logits.double(), batch.answers)
         self.train_metrics.update(loss, logits, batch)
         self._record("train", self.train_metrics)
 

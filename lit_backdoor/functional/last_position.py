@@ -159,10 +159,8 @@ def last_position_logits(model: Any, tokens: Tensor) -> Tensor:
     return folded.logits[layout.last].addmm(z, folded.z_to_logits).addmm(post, folded.post_to_logits)
 
 
-def last_position_loss(
-    model: Any, layout: TokenLayout, answers: Tensor, loss_dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy at the last position, in ``loss_dtype``, with its gradients computed on the way.
+def last_position_loss(model: Any, layout: TokenLayout, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy at the last position, in float64, with its gradients computed on the way.
 
     On a CPU the forward and backward pass run block by block of rows, so that the activations stay in the cache and
     none is kept for the whole batch; the blocks are spread over threads, each of which works alone, and their
@@ -173,22 +171,19 @@ def last_position_loss(
         model: one for which :func:`why_not_exact` is ``None``.
         layout: of the examples' tokens.
         answers: [n], the token that is right at the last position.
-        loss_dtype: of the softmax and the loss.
 
     Returns:
         The loss (a scalar through which ``backward`` reaches the model's parameters) and the logits [n, d_vocab_out]
         (detached).
     """
-    return _LastPositionLoss.apply(layout, answers, model.blocks[0].mlp.act_fn, loss_dtype, *fold(model, layout))
+    return _LastPositionLoss.apply(layout, answers, model.blocks[0].mlp.act_fn, *fold(model, layout))
 
 
 class _LastPositionLoss(torch.autograd.Function):
     """Loss and logits from the tables of a :class:`FoldedModel`, and the gradients with respect to them."""
 
     @staticmethod
-    def forward(
-        ctx: Any, layout: TokenLayout, answers: Tensor, act_fn: Any, loss_dtype: torch.dtype, *tables: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, layout: TokenLayout, answers: Tensor, act_fn: Any, *tables: Tensor) -> tuple[Tensor, Tensor]:
         folded = FoldedModel(*tables)
         n, d_vocab = len(answers), folded.logits.shape[1]
         # The vocabulary is padded to a multiple of 16 columns: matrix products run at half speed on, say, 113.
@@ -204,7 +199,7 @@ class _LastPositionLoss(torch.autograd.Function):
         threads = min(torch.get_num_threads(), len(blocks)) if on_cpu else 1
 
         def run(rows: slice) -> tuple[Tensor, FoldedModel]:
-            return _block(padded, layout, answers, act_fn, loss_dtype, rows, logits)
+            return _block(padded, layout, answers, act_fn, rows, logits)
 
         results = list(_pool(threads).map(run, blocks)) if threads > 1 else [run(rows) for rows in blocks]
         loss = torch.stack([loss for loss, _ in results]).sum()
@@ -217,7 +212,7 @@ class _LastPositionLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_loss = grad_outputs[0]
-        return (None,) * 4 + tuple(grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+        return (None,) * 3 + tuple(grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
 
 
 @torch.no_grad()  # threads of their own start with gradients on
@@ -226,7 +221,6 @@ def _block(
     layout: TokenLayout,
     answers: Tensor,
     act_fn: Any,
-    loss_dtype: torch.dtype,
     rows: slice,
     logits: Tensor,
 ) -> tuple[Tensor, FoldedModel]:
@@ -253,7 +247,7 @@ def _block(
     padded.addmm_(z, folded.z_to_logits).addmm_(post, folded.post_to_logits)
     logits[rows] = padded[:, :d_vocab]
     # forward and backward: cross-entropy; d loss / d logits = (softmax - one-hot) / n
-    probs = scratch("probs", c, d_vocab, dtype=loss_dtype).copy_(padded[:, :d_vocab])
+    probs = scratch("probs", c, d_vocab, dtype=torch.float64).copy_(padded[:, :d_vocab])
     probs -= probs.amax(1, keepdim=True)
     of_answer = probs.gather(1, answer)
     total = probs.exp_().sum(1, keepdim=True)
