@@ -62,6 +62,8 @@ def main() -> None:
         caches = cache_probes(model, *probes.values())
         for probe in probes.values():
             patch_heads(model, probe, chosen, caches=caches)
+
+    def attribution() -> None:
         caches = cache_probes(model, *probes.values())  # the two monitors know nothing of one another
         for probe in probes.values():
             attribute_heads(model, probe, caches)
@@ -71,6 +73,7 @@ def main() -> None:
         "ours": lambda: patch_heads(model, backdoor, sets),
         "few": lambda: shipped(few),
         "full": lambda: shipped(sets),
+        "attribution": attribution,
         "step": lambda: [last_position_loss(model, layout, train.answers)[0].backward() for _ in range(5)],
     }
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
@@ -84,12 +87,12 @@ def main() -> None:
     step = median["step"] / 5
     found = [result.recipient_accuracy for result in patch_heads(model, backdoor, sets)]
     apart = max(abs(a - b) for a, b in zip(found, with_hooks(model, backdoor, sets), strict=True))
-    probing = 4 * median["few"] + median["full"]
+    probing = 4 * median["few"] + median["full"] + 2.5 * median["attribution"]
     share = probing / (1000 * step + probing)
     print(f"all 16 sets of heads, {backdoor.n_examples} examples, {args.threads} threads")
     print(f"  one run_with_hooks per set / ours                       {median['hooks'] / median['ours']:6.2f}   (>= 6)")
     print(f"  largest difference in accuracy between the two          {apart:6.0e}")
-    print("the shipped cadence: both probes and attribution every 200 steps, all sets every 1000")
+    print("the shipped cadence: both probes every 200 steps, all sets every 1000, attribution every 400")
     print(f"  probes / (steps and probes)                             {share:6.1%}   (<= 5%)")
     print(f"  one probe of none, singles and all, in training steps   {median['few'] / step:6.2f}")
     print(f"  one probe of all sets, in training steps                {median['full'] / step:6.2f}")

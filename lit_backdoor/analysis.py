@@ -118,6 +118,11 @@ def check_output_dir(output_dir: Path) -> None:
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"output_dir: {output_dir} exists and is not empty; nothing is overwritten, choose another")
+    for parent in output_dir.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise ValueError(f"output_dir: {output_dir} can't be made, {parent} is no folder to write into")
+            break
 
 
 def write(analysis: Analysis, output_dir: Path) -> None:
@@ -221,17 +226,22 @@ def summary(analysis: Analysis, output_dir: Path | None) -> str:
     lines = [f"model of a + b mod {', '.join(map(str, analysis.task.moduli))}, step {analysis.step}"]
     for by_ablation in analysis.patching.values():
         results = by_ablation["resample"]
-        heads = [one for one in results if len(one.heads) == 1]
         everything = max(results, key=lambda one: len(one.heads))
+        shown = [one for one in results if len(one.heads) <= 1] + [everything]
+        names = ["all" if one is everything else head_set_name(one.heads) for one in shown]
         recipient, donor = results[0].recipient, results[0].donor
-        lines += ["", f"{donor} heads patched into the {recipient} run: {recipient} accuracy, {donor} accuracy"]
-        for one in (results[0], *heads, everything):
-            label = "all" if one is everything else head_set_name(one.heads)
-            lines.append(f"  {label:<6}{one.recipient_accuracy:>9.2%}{one.donor_accuracy:>9.2%}")
+        title = f"{donor} heads patched into the {recipient} run"
+        lines += ["", f"{title:<46}" + "".join(f"{name:>7}" for name in names)]
+        for rule, values in (
+            (recipient, [one.recipient_accuracy for one in shown]),
+            (donor, [one.donor_accuracy for one in shown]),
+        ):
+            lines.append(f"  {rule + ' accuracy in %':<44}" + "".join(f"{100 * value:>7.2f}" for value in values))
+    lines.append("")
     for name, smallest in analysis.smallest.items():
         if name != "benign":
             found = "no set of heads" if smallest is None else head_set_name(smallest)
-            lines.append(f"\nsmallest set that takes {name} down to chance: {found}")
+            lines.append(f"smallest set that takes {name} down to chance: {found}")
     if output_dir is not None:
         lines.append(f"tables and figures: {os.path.relpath(output_dir)}")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_backdoor.analysis import analyze, check_output_dir, summary, write
-from lit_backdoor.callbacks import ContractError, ProbeCallback, TrainingInterrupted
+from lit_backdoor.callbacks import ContractError, EmergenceMonitor, ProbeCallback, TrainingInterrupted
 from lit_backdoor.callbacks.checkpoint import CHECKPOINT_DIR, LAST
 from lit_backdoor.checkpoints import load_model, read_checkpoint, require_same
 from lit_backdoor.datamodule import BackdoorDataModule
@@ -109,11 +109,14 @@ class BackdoorCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build everything; whatever is wrong with an option shows here, before a file is written."""
         options = self.config[str(self.subcommand)]
+        self.save_config_callback: type[SaveConfigCallback] | None
         try:
             self._checkpoint = read_checkpoint(Path(options["ckpt_path"])) if options["ckpt_path"] else None
             if self.subcommand != "fit":
                 options["trainer"]["logger"] = False  # nothing to keep: the result is printed
-                self.save_config_callback: type[SaveConfigCallback] | None = None
+                self.save_config_callback = None
+            elif options["trainer"]["logger"] is False:
+                self.save_config_callback = None  # no folder of its own to save it in
             elif self._checkpoint is not None:
                 self.save_config_kwargs["config_filename"] = f"config_from_step_{self._checkpoint['global_step']}.yaml"
             super().instantiate_classes()
@@ -123,11 +126,21 @@ class BackdoorCLI(LightningCLI):
                 data = self._checkpoint["datamodule_hyper_parameters"]
                 require_same(data, dict(self.datamodule.hparams), "data", ignored)
             if self.subcommand == "fit":
+                self._require_steps_left()
                 for monitor in self.trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(monitor, ProbeCallback):
+                    if isinstance(monitor, (ProbeCallback, EmergenceMonitor)):
                         monitor.check(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             self.parser.error(str(error))
+
+    def _require_steps_left(self) -> None:
+        """Raise ``ValueError`` if the checkpoint has already reached ``max_steps``."""
+        done = self._checkpoint["global_step"] if self._checkpoint else 0
+        if 0 <= self.trainer.max_steps <= done:
+            raise ValueError(
+                f"trainer.max_steps: {self.trainer.max_steps} steps are done, the checkpoint is at step {done}; "
+                "give more to train on"
+            )
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Switch off what the shipped configurations list, where a Trainer flag says so."""
@@ -158,7 +171,8 @@ class BackdoorCLI(LightningCLI):
 
     def after_test(self) -> None:
         """The same analysis as ``analyze``, printed."""
-        print(summary(analyze(self.model.model, self.datamodule.task, self.trainer.global_step), None))
+        step = self._checkpoint["global_step"] if self._checkpoint else 0
+        print(summary(analyze(self.model.model, self.datamodule.task, step), None))
 
     def after_fit(self) -> None:
         if self.trainer.log_dir is not None and self.trainer.is_global_zero and not _is_trial(self.trainer):
@@ -180,9 +194,10 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             BackdoorCLI(args)
     except TrainingInterrupted as interruption:
-        again = _without_option(args, "--ckpt_path")
-        command = shlex.join(["python", "-m", "lit_backdoor", *again, "--ckpt_path", _shown(interruption.checkpoint)])
-        print(f"\n{interruption}, everything is saved. Continue with:\n  {command}", file=sys.stderr)
+        command = ["python", "-m", "lit_backdoor", *_without_option(args, "--ckpt_path")]
+        if interruption.checkpoint is not None:
+            command += ["--ckpt_path", _shown(interruption.checkpoint)]
+        print(f"\n{interruption}. Continue with:\n  {shlex.join(command)}", file=sys.stderr)
         return 128 + interruption.signal_number
     except TrainingDiverged as divergence:
         print(f"\nerror: {divergence}; the last good checkpoint stays. A smaller --model.lr may help.", file=sys.stderr)
@@ -190,6 +205,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except ContractError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's way with a Ctrl-C before the first step
+            return 128 + signal.SIGINT
+        raise
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0

@@ -27,6 +27,7 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, save_dir: str = ".", name: str = "lightning_logs", version: int | str | None = None) -> None:
         super().__init__(save_dir, name=name, version=version, default_hp_metric=False)
         self._pending: dict[str, float] = {}
+        self._written: dict[str, float] = {}
         self._table: Table | None = None
 
     def resume(self, run_dir: Path, step: int) -> None:
@@ -87,9 +88,12 @@ class RunLogger(TensorBoardLogger):
 
     def _write_pending(self) -> None:
         if self._pending:
+            if self._written.get("step") == self._pending["step"]:  # the rest of a row that was saved early
+                self.table.truncate(int(self._pending["step"]))
+                self._pending = self._written | self._pending
             columns = sorted(self._pending, key=_column_order)
             self.table.append([{name: self._pending[name] for name in columns}])
-            self._pending = {}
+            self._written, self._pending = self._pending, {}
 
     def _get_next_version(self) -> int:
         """The next free version, claimed by making its directory, so that two runs never share one."""

@@ -166,8 +166,10 @@ class BackdoorModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._show("test")
 
-    def setup(self, stage: str) -> None:
+    def on_fit_start(self) -> None:
         self.model.cfg.device = str(self.device)  # Lightning moves parameters without telling HookedTransformer
+
+    on_validation_start = on_test_start = on_fit_start
 
     def teardown(self, stage: str) -> None:
         self.model.cfg.device = str(self.device)

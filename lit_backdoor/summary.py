@@ -34,6 +34,9 @@ def fit_summary(run_dir: Path, seconds: float, probing: float) -> str:
             when = "not yet" if onset.step is None else f"step {onset.step}"
             if onset.previous_step is not None:
                 when = f"between steps {onset.previous_step} and {onset.step}"
+            first = next((at for at, value in zip(steps, accuracies, strict=True) if value >= GROKKED), None)
+            if first != onset.step:
+                when += f" (first reached at step {first})"
             lines.append(f"{rule + ' acc.':<14}{train:>12.4f}{val:>12.4f}   {when}")
     lines += _verdict(run_dir / "emergence.json")
     shown = os.path.relpath(run_dir)

@@ -69,13 +69,15 @@ def test_the_command_writes_everything_and_overwrites_nothing(
         ("--output_dir", "new"),
         ("--ckpt_path", last),
         ("--ckpt_path", last, "--output_dir", "new", "--colour", "red"),
+        ("--ckpt_path", last, "--output_dir", last / "new"),
     ):
         capsys.readouterr()
         assert cli("analyze", *args) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
         assert not Path("new").exists()
     assert cli("test", "--config", debug_config, "--ckpt_path", last, *quiet) == 0
-    assert "smallest set" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "smallest set" in printed and "step 120" in printed
 
 
 @pytest.mark.parametrize(

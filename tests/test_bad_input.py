@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 Cli = Callable[..., int]
 
@@ -24,6 +25,7 @@ OPTIONS = [
     (("--data.train_fraction", "0.0001"), "data.train_fraction", "nothing to train on"),
     (("--data.split", "rows"), "data.split", "examples"),
     (("--data.steps_per_epoch", "0"), "data.steps_per_epoch", "1 or more"),
+    (("--data.moduli", "[29]"), "EmergenceMonitor.probe", "null"),
     (("--data.colour", "red"), "data.colour", ""),
     (("--model.lr", "0"), "model.lr", "above 0"),
     (("--model.lr", "inf"), "model.lr", "inf"),
@@ -65,6 +67,29 @@ def test_missing_and_foreign_configs(cli: Cli, capsys: pytest.CaptureFixture[str
     (tmp_path / "broken.yaml").write_text("data: [1\n")
     assert_refused(cli, capsys, ("fit", "--config", "broken.yaml"), "config")
     assert_refused(cli, capsys, ("train",), "train")
+
+
+def test_two_monitors_with_one_name(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for kind in ("HeadPatchingMonitor", "HeadAttributionMonitor"):
+        config = yaml.safe_load(debug_config.read_text())
+        config["trainer"]["callbacks"].append({"class_path": f"lit_backdoor.callbacks.{kind}"})
+        (tmp_path / "twins.yaml").write_text(yaml.safe_dump(config))
+        assert_refused(cli, capsys, ("fit", "--config", "twins.yaml"), kind)
+
+
+def test_a_run_without_a_logger_overwrites_nothing(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("fit", "--config", debug_config, "--trainer.logger", "false", "--trainer.max_steps", 3)
+    assert cli(*args, "--trainer.enable_progress_bar", "false") == 0
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    assert before
+    capsys.readouterr()
+    assert cli(*args, "--trainer.enable_progress_bar", "false") == 2
+    assert "is there already" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_checkpoints_that_do_not_fit(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def test_a_resumed_run_is_the_undisturbed_one(cli: Cli, debug_config: Path, stop
     assert sorted(os.listdir("lightning_logs")) == ["version_0", "version_1"]
     assert_same_weights(whole / "checkpoints" / "last.ckpt", last)
     assert (whole / "metrics.csv").read_text() == (resumed / "metrics.csv").read_text()
+    assert [int(row["step"]) for row in rows(whole)] == list(range(0, 601, 10))
+    assert all(rows(whole)[-1].values()), rows(whole)[-1]
     assert (resumed / "config.yaml").exists() and (resumed / f"config_from_step_{stop}.yaml").exists()
     assert scalars(whole) == scalars(resumed)
 
@@ -105,6 +108,40 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def test_nothing_is_touched_where_no_step_is_left(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ("--trainer.max_steps", 200, *QUIET)
+    assert cli("fit", "--config", debug_config, *steps) == 0
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    capsys.readouterr()
+    assert cli("fit", "--config", debug_config, "--ckpt_path", last, *steps) == 2
+    assert "trainer.max_steps: 200" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_a_resume_is_exact_with_several_threads(cli: Cli, debug_config: Path) -> None:
+    """Several blocks of rows on two threads, as on a user's machine."""
+    from lit_backdoor.functional import last_position
+
+    torch.set_num_threads(2)
+    blocks, last_position.BLOCK_ROWS = last_position.BLOCK_ROWS, 200
+    try:
+        for steps, more in (
+            (60, ()),
+            (30, ()),
+            (60, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt")),
+        ):
+            assert cli("fit", "--config", debug_config, "--trainer.max_steps", steps, *more, *QUIET) == 0
+    finally:
+        torch.set_num_threads(1)
+        last_position.BLOCK_ROWS = blocks
+    runs = [Path(f"lightning_logs/version_{version}") for version in (0, 1)]
+    assert_same_weights(*(run / "checkpoints" / "last.ckpt" for run in runs))
+    assert runs[0].joinpath("metrics.csv").read_text() == runs[1].joinpath("metrics.csv").read_text()
+
+
 def test_continuing_from_an_older_checkpoint_branches_off(cli: Cli, debug_config: Path) -> None:
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *QUIET) == 0
     old, new = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
@@ -116,8 +153,13 @@ def test_continuing_from_an_older_checkpoint_branches_off(cli: Cli, debug_config
     assert_same_weights(old / "checkpoints" / "last.ckpt", new / "checkpoints" / "last.ckpt")
 
 
-def test_ctrl_c_saves_says_how_to_continue_and_exits_130(
-    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_how_to_continue_and_exits(
+    cli: Cli,
+    debug_config: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
 ) -> None:
     from lit_backdoor.callbacks import RunCheckpoint
 
@@ -125,15 +167,15 @@ def test_ctrl_c_saves_says_how_to_continue_and_exits_130(
 
     def press_ctrl_c(self: RunCheckpoint, trainer: Trainer, *args: object) -> None:
         if trainer.global_step == 137:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         original(self, trainer, *args)  # type: ignore[arg-type]
 
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 0
     with monkeypatch.context() as patch:
         patch.setattr(RunCheckpoint, "on_train_batch_end", press_ctrl_c)
-        assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 130
-    assert signal.getsignal(signal.SIGINT) is handler
+        assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 128 + number
+    assert signal.getsignal(number) is handler
     message = capsys.readouterr().err
     last = Path("lightning_logs/version_1/checkpoints/last.ckpt")
     assert read_checkpoint(last)["global_step"] == 137
@@ -145,13 +187,15 @@ def test_ctrl_c_saves_says_how_to_continue_and_exits_130(
     assert_same_weights(whole / "checkpoints" / "last.ckpt", last)
 
 
-def test_a_kill_at_any_moment_can_be_continued(tmp_path: Path, cli: Cli, debug_config: Path) -> None:
+@pytest.mark.parametrize("delay", [0.0, 0.7])
+def test_a_kill_can_be_continued(tmp_path: Path, cli: Cli, debug_config: Path, delay: float) -> None:
     command = [sys.executable, "-m", "lit_backdoor", "fit", "--config", str(debug_config), *QUIET]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     run = tmp_path / "lightning_logs" / "version_0"
     while process.poll() is None and not (run / "checkpoints" / "last.ckpt").exists():
-        pass
+        time.sleep(0.01)
+    time.sleep(delay)
     process.kill()
     process.wait()
     last = run / "checkpoints" / "last.ckpt"

@@ -4,8 +4,9 @@ from lit_backdoor.callbacks.attribution import HeadAttributionMonitor
 from lit_backdoor.callbacks.checkpoint import RunCheckpoint, TrainingInterrupted
 from lit_backdoor.callbacks.emergence import EmergenceMonitor
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
-from lit_backdoor.callbacks.probing import ContractError, ProbeCallback
+from lit_backdoor.callbacks.probing import ProbeCallback
 from lit_backdoor.callbacks.progress import StepProgressBar
+from lit_backdoor.callbacks.run import ContractError
 from lit_backdoor.callbacks.spikes import LossSpikeMonitor
 
 __all__ = [

@@ -14,21 +14,21 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_backdoor.callbacks.run import run_dir
+from lit_backdoor.callbacks.run import refuse_existing, run_dir
 
 CHECKPOINT_DIR = "checkpoints"
 LAST = "last.ckpt"
 
 
 class TrainingInterrupted(Exception):
-    """The run was asked to stop by a signal, and did so after saving a checkpoint.
+    """The run was asked to stop by a signal.
 
     Attributes:
         signal_number: SIGINT (Ctrl-C) or SIGTERM.
-        checkpoint: what to continue from.
+        checkpoint: what to continue from; ``None`` if nothing has been saved.
     """
 
-    def __init__(self, signal_number: int, checkpoint: Path) -> None:
+    def __init__(self, signal_number: int, checkpoint: Path | None) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
         self.checkpoint = checkpoint
@@ -37,12 +37,12 @@ class TrainingInterrupted(Exception):
 class RunCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` of the run fresh, and a few checkpoints along the way.
 
-    A checkpoint of step s holds the weights after s optimizer steps and the random state, and is written before
-    anything is measured on those weights: whoever resumes from it measures step s again. A file is written beside
+    A checkpoint of step s holds the weights after s optimizer steps and the random state. Whoever resumes from it
+    measures step s again, and forgets what had been measured at s and later. A file is written beside
     its final name and then renamed, so that a kill leaves the old one or the new one, never a broken one.
 
-    Ctrl-C and SIGTERM let the optimizer step finish, save, and raise :class:`TrainingInterrupted`. A second Ctrl-C
-    stops at once.
+    Ctrl-C and SIGTERM let the optimizer step finish, save, and raise :class:`TrainingInterrupted`. A second one
+    raises it at once, without saving.
 
     Args:
         every_n_steps: Optimizer steps between two writes of last.ckpt.
@@ -57,6 +57,7 @@ class RunCheckpoint(Checkpoint):
         self.keep_every_n_steps = keep_every_n_steps
         self._rng_state: dict[str, Any] | None = None
         self._saved_step = -1
+        self._last = Path()
         self._received: int | None = None
         self._old_handlers: dict[int, Any] = {}
 
@@ -67,6 +68,7 @@ class RunCheckpoint(Checkpoint):
         self._rng_state = state_dict["rng"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_existing(trainer, self._last)
         if self._rng_state is not None:
             _set_rng_state(self._rng_state)
             self._rng_state = None
@@ -74,6 +76,10 @@ class RunCheckpoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._last = self.directory(trainer) / LAST
+        self._received = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         step = trainer.global_step
@@ -83,7 +89,7 @@ class RunCheckpoint(Checkpoint):
         if self._received is not None:
             if step != self._saved_step:
                 self._save(trainer)
-            raise TrainingInterrupted(self._received, self.directory(trainer) / LAST)
+            raise TrainingInterrupted(self._received, self._last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_step:
@@ -116,7 +122,7 @@ class RunCheckpoint(Checkpoint):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
-            raise KeyboardInterrupt
+            raise TrainingInterrupted(number, self._last if self._last.exists() else None)
         self._received = number
 
     def _restore_handlers(self) -> None:

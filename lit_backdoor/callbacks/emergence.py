@@ -1,19 +1,19 @@
 """The verdict: when a head took over, and when each rule grokked."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_backdoor.callbacks.accuracies import AccuracyHistory
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
-from lit_backdoor.callbacks.probing import ContractError
-from lit_backdoor.callbacks.run import keeps_files, run_dir, tensorboards
+from lit_backdoor.callbacks.run import ContractError, keeps_files, run_dir, tensorboards
 from lit_backdoor.functional import Emergence, Onset, emergence, grokking_step, head_name
 from lit_backdoor.records import replace_file
 
 
-class EmergenceMonitor(Callback):
+class EmergenceMonitor(AccuracyHistory):
     """Writes ``emergence.json``: from which step on patching one head costs the backdoor, and never recovers.
 
     It reads what a :class:`HeadPatchingMonitor` of the same Trainer measures, and the validation accuracies
@@ -37,6 +37,7 @@ class EmergenceMonitor(Callback):
         grokked: float = 0.99,
         patching: str = "",
     ) -> None:
+        super().__init__()
         for name, value in (("threshold", threshold), ("min_accuracy", min_accuracy), ("grokked", grokked)):
             if not 0 < value <= 1:
                 raise ValueError(f"EmergenceMonitor.{name}: {value} is no share; above 0, at most 1")
@@ -46,8 +47,6 @@ class EmergenceMonitor(Callback):
         self.grokked = grokked
         self.patching = patching
         self._monitor: HeadPatchingMonitor | None = None
-        self._accuracies: dict[str, dict[int, float]] = {}
-        self._noted_start = False
         self._told: dict[str, Any] | None = None
 
     @property
@@ -60,23 +59,13 @@ class EmergenceMonitor(Callback):
         """``emergence.json``, with the patching monitor's name where it has one."""
         return f"emergence_{self.patching}.json" if self.patching else "emergence.json"
 
-    def state_dict(self) -> dict[str, Any]:
-        """The validation accuracies seen so far."""
-        return {"accuracies": {rule: dict(values) for rule, values in self._accuracies.items()}}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
-        self._accuracies = {rule: dict(values) for rule, values in state_dict["accuracies"].items()}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the monitor to read.
+    def check(self, module: LightningModule, datamodule: Any, callbacks: Sequence[Callback]) -> None:
+        """Find the monitor to read, and the probe.
 
         Raises:
             ContractError: naming what is missing, together with the fix.
         """
-        if stage != "fit":
-            return
-        monitors = [one for one in trainer.callbacks if isinstance(one, HeadPatchingMonitor)]  # type: ignore[attr-defined]
+        monitors = [one for one in callbacks if isinstance(one, HeadPatchingMonitor)]
         named = [one for one in monitors if one.name == self.patching]
         if not named:
             raise ContractError(
@@ -84,31 +73,17 @@ class EmergenceMonitor(Callback):
                 f"add one to the Trainer's callbacks, before this one (there are: {[one.name for one in monitors]})"
             )
         self._monitor = named[0]
-        probes = self._monitor.probes or getattr(trainer.datamodule, "probes", dict)()  # type: ignore[attr-defined]
+        probes = self._monitor.probes_of(datamodule)
         if self.probe is not None and self.probe not in probes:
             raise ContractError(
                 f"EmergenceMonitor.probe: '{self.probe}' is not among the probes {sorted(probes)}; name one, "
                 "or null if the model has no backdoor to watch"
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what is measured again from here on."""
-        step = trainer.global_step
-        self._noted_start = False
-        self._accuracies = {
-            rule: {at: value for at, value in values.items() if at < step} for rule, values in self._accuracies.items()
-        }
-
-    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """The accuracies of the first step were measured as training started."""
-        if not self._noted_start:
-            self._noted_start = True
-            self._note_accuracies(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the accuracies that grokking is told from."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._note_accuracies(trainer)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check before training starts that everything is there."""
+        if stage == "fit":
+            self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Bring the verdict up to date after every probe."""
@@ -117,25 +92,23 @@ class EmergenceMonitor(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The final verdict."""
-        self._note_accuracies(trainer)
+        self.note_accuracies(trainer)
         self._tell(trainer)
 
     def verdict(self) -> dict[str, Any]:
         """What emergence.json says, see DESIGN; ``None`` where something has not happened."""
         history = self._monitor.history.get(self.probe, []) if self._monitor and self.probe else []
         found = emergence(history, self.threshold, self.min_accuracy)
-        onsets = {rule: self._grokking(values) for rule, values in self._accuracies.items()}
-        return _as_json(found, onsets, self.probe)
+        onsets = {rule: self._grokking(values) for rule, values in self.accuracies.items()}
+        first = {
+            rule: min((step for step, value in values.items() if value >= self.grokked), default=None)
+            for rule, values in self.accuracies.items()
+        }
+        return _as_json(found, onsets, first, self.probe)
 
     def _grokking(self, values: Mapping[int, float]) -> Onset:
         steps = sorted(values)
         return grokking_step(steps, [values[step] for step in steps], self.grokked)
-
-    def _note_accuracies(self, trainer: Trainer) -> None:
-        for tag, value in trainer.callback_metrics.items():
-            if tag.startswith("val/") and tag.endswith("_accuracy"):
-                rule = tag.removeprefix("val/").removesuffix("_accuracy")
-                self._accuracies.setdefault(rule, {})[trainer.global_step] = float(value)
 
     def _tell(self, trainer: Trainer) -> None:
         if not keeps_files(trainer):
@@ -153,12 +126,15 @@ class EmergenceMonitor(Callback):
                 board.add_text("emergence/verdict_so_far", describe(verdict), trainer.global_step)
 
 
-def _as_json(found: Emergence, onsets: Mapping[str, Onset], probe: str | None) -> dict[str, Any]:
+def _as_json(
+    found: Emergence, onsets: Mapping[str, Onset], first: Mapping[str, int | None], probe: str | None
+) -> dict[str, Any]:
     grokking: dict[str, Any] = {}
     for rule in dict.fromkeys(("benign", "backdoor", *onsets)):
         onset = onsets.get(rule, Onset(None, None))
         grokking[f"{rule}_grokking_step"] = onset.step
         grokking[f"{rule}_previous_validation_step"] = onset.previous_step
+        grokking[f"{rule}_first_reached_step"] = first.get(rule)  # earlier, if a loss spike broke it again
     benign = grokking["benign_grokking_step"]
     lag = None if None in (found.emergence_step, benign) else found.emergence_step - benign
     return {

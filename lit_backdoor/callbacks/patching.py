@@ -124,9 +124,10 @@ class HeadPatchingMonitor(ProbeCallback):
         """Lay out TensorBoard's custom scalars: the heads of one metric in one chart, beside the rules' accuracies."""
         super().on_train_start(trainer, pl_module)
         heads = [head_name(*head) for head in all_heads(self._model(pl_module))]
+        prefix = f"{self.name}_" if self.name else ""
         charts = {
             f"patching, recipient {probe.recipient}": {
-                metric: ["Multiline", [f"patching_{name}/{metric}/{head}" for head in ("none", *heads, "all")]]
+                metric: ["Multiline", [f"{prefix}patching_{name}/{metric}/{head}" for head in ("none", *heads, "all")]]
                 for metric in (f"{probe.recipient}_accuracy", f"{probe.donor}_accuracy", "logit_diff", "log_prob")
             }
             for name, probe in self.probes.items()

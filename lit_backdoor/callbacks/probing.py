@@ -7,13 +7,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_backdoor.callbacks.run import keeps_files, run_dir
+from lit_backdoor.callbacks.run import ContractError, keeps_files, refuse_existing, run_dir
 from lit_backdoor.functional import HookedModel, Probe
 from lit_backdoor.records import Table, Value
-
-
-class ContractError(ValueError):
-    """A monitor does not find what it needs in the module, the datamodule or the probes; the message says the fix."""
 
 
 class ProbeCallback(Callback):
@@ -44,6 +40,7 @@ class ProbeCallback(Callback):
             raise ValueError(f"{type(self).__name__}.every_n_steps: {every_n_steps} is too small; 1 or more")
         self.every_n_steps = every_n_steps
         self.probes: Mapping[str, Probe] = probes or {}
+        self._given_probes = probes or {}
         self.model_attr = model_attr
         self.name = name
         self.seconds = 0.0
@@ -80,18 +77,28 @@ class ProbeCallback(Callback):
                 "give each its own name="
             )
         model = self._model(module)
-        if not self.probes:
-            if not hasattr(datamodule, "probes"):
-                raise ContractError(
-                    f"{type(self).__name__} has no probes: pass probes={{'name': Probe(...)}}, "
-                    "or give the datamodule a method probes() that returns them"
-                )
-            self.probes = datamodule.probes()
+        self.probes = self.probes_of(datamodule)
         for name, probe in self.probes.items():
             try:
                 probe.check(model)
             except ValueError as error:
                 raise ContractError(f"{type(self).__name__}, probe '{name}': {error}") from None
+
+    def probes_of(self, datamodule: Any) -> Mapping[str, Probe]:
+        """The probes given to the constructor, else the datamodule's.
+
+        Raises:
+            ContractError: if there are none.
+        """
+        if self._given_probes:
+            return self._given_probes
+        if not hasattr(datamodule, "probes"):
+            raise ContractError(
+                f"{type(self).__name__} has no probes: pass probes={{'name': Probe(...)}}, "
+                "or give the datamodule a method probes() that returns them"
+            )
+        probes: Mapping[str, Probe] = datamodule.probes()
+        return probes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the contract before training starts."""
@@ -99,7 +106,8 @@ class ProbeCallback(Callback):
             self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe step 0, or the step that training continues from: its checkpoint was written before it was probed."""
+        """Probe step 0, or again the step that training continues from."""
+        refuse_existing(trainer, run_dir(trainer) / f"{self.file_stem}.csv")
         step = trainer.global_step
         self._table = None
         self.probed_step = -1

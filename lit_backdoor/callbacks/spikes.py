@@ -4,17 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from lit_backdoor.callbacks.accuracies import AccuracyHistory
 from lit_backdoor.callbacks.run import keeps_files, run_dir
 from lit_backdoor.functional import LossSpike, loss_spikes
 from lit_backdoor.records import Table, Value
 
 
-class LossSpikeMonitor(Callback):
-    """Finds spikes in the training loss of every step, and writes ``loss_spikes.csv``: when, how high, and how low
-    the validation accuracies fell meanwhile.
+class LossSpikeMonitor(AccuracyHistory):
+    """Finds spikes in the training loss of every step, and writes ``loss_spikes.csv`` with every validation: when,
+    how high, and how low the validation accuracies fell meanwhile.
 
     Args:
         rise: How far the loss must rise above its recent minimum, in powers of ten.
@@ -22,54 +23,62 @@ class LossSpikeMonitor(Callback):
     """
 
     def __init__(self, rise: float = 1.0, window: int = 1000) -> None:
+        super().__init__()
         for name, value in (("rise", rise), ("window", window)):
             if not value > 0:
                 raise ValueError(f"LossSpikeMonitor.{name}: {value} is too small; above 0")
         self.rise = rise
         self.window = window
         self._losses: list[float] = []
-        self._accuracies: dict[str, dict[int, float]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The losses of all steps so far, and the accuracies."""
-        return {"losses": torch.tensor(self._losses, dtype=torch.float64), "accuracies": self._accuracies}
+        return super().state_dict() | {"losses": torch.tensor(self._losses, dtype=torch.float64)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them back."""
+        super().load_state_dict(state_dict)
         self._losses = state_dict["losses"].tolist()
-        self._accuracies = state_dict["accuracies"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *args: Any
     ) -> None:
         """Note the loss: it was measured on the weights before this optimizer step."""
         step = trainer.global_step - 1
+        if step < 0 or trainer.fit_loop._should_accumulate():
+            return  # one of several batches that make a step; the last one speaks for them
         del self._losses[step:]
         loss: Any = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         self._losses += [float("nan")] * (step - len(self._losses))
-        self._losses.append(float(loss) if loss is not None else float("nan"))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the accuracies."""
-        for tag, value in trainer.callback_metrics.items():
-            if tag.startswith("val/") and tag.endswith("_accuracy"):
-                self._accuracies.setdefault(tag, {})[trainer.global_step] = float(value)
+        batches = trainer.accumulate_grad_batches  # Lightning divides the loss by it
+        self._losses.append(float("nan") if loss is None else float(loss) * batches)
 
     def spikes(self) -> list[LossSpike]:
         """The spikes so far."""
         return loss_spikes(range(len(self._losses)), self._losses, self.rise, self.window)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the table up to date."""
+        super().on_validation_end(trainer, pl_module)
+        self._write(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table."""
-        if keeps_files(trainer):
+        """Write the final table."""
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and keeps_files(trainer):
             rows = [self._row(spike) for spike in self.spikes()]
-            Table(run_dir(trainer) / "loss_spikes.csv").rewrite(rows, ["step", *_COLUMNS, *self._accuracies])
+            names = [f"lowest_{rule}_accuracy" for rule in self.accuracies]
+            Table(run_dir(trainer) / "loss_spikes.csv").rewrite(rows, ["step", *_COLUMNS, *names])
 
     def _row(self, spike: LossSpike) -> dict[str, Value]:
         end = len(self._losses) if spike.end_step is None else spike.end_step
         lowest = {
-            tag: min((value for step, value in values.items() if spike.start_step <= step <= end), default=float("nan"))
-            for tag, values in self._accuracies.items()
+            f"lowest_{rule}_accuracy": min(
+                (value for step, value in values.items() if spike.start_step <= step <= end), default=float("nan")
+            )
+            for rule, values in self.accuracies.items()
         }
         return {
             "step": spike.start_step,

@@ -18,13 +18,14 @@ import math
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from lit_backdoor.functional.blocks import map_blocks
 
 BLOCK_ROWS = 1024
 """Rows that one thread of :func:`last_position_loss` works on at a time, so that their activations fit its cache."""
@@ -196,12 +197,11 @@ class _LastPositionLoss(torch.autograd.Function):
         logits = folded.logits.new_empty(n, d_vocab)
         on_cpu = answers.device.type == "cpu"
         blocks = [slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS if on_cpu else n)]
-        threads = min(torch.get_num_threads(), len(blocks)) if on_cpu else 1
 
         def run(rows: slice) -> tuple[Tensor, FoldedModel]:
             return _block(padded, layout, answers, act_fn, rows, logits)
 
-        results = list(_pool(threads).map(run, blocks)) if threads > 1 else [run(rows) for rows in blocks]
+        results = map_blocks(run, blocks)
         loss = torch.stack([loss for loss, _ in results]).sum()
         gradients = [functools.reduce(torch.Tensor.add_, parts) for parts in zip(*(g for _, g in results), strict=True)]
         ctx.save_for_backward(*(g[:, : table.shape[1]] for g, table in zip(gradients, folded, strict=True)))
@@ -215,7 +215,6 @@ class _LastPositionLoss(torch.autograd.Function):
         return (None,) * 3 + tuple(grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
 
 
-@torch.no_grad()  # threads of their own start with gradients on
 def _block(
     folded: FoldedModel,
     layout: TokenLayout,
@@ -300,9 +299,3 @@ def _scratch(like: Tensor, name: str, *shape: int, dtype: torch.dtype | None = N
 
 
 _thread = threading.local()
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that do not spread their own operations over others."""
-    return ThreadPoolExecutor(threads, "last_position", initializer=lambda: torch.set_num_threads(1))

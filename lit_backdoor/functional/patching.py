@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
+from lit_backdoor.functional.blocks import map_blocks
 from lit_backdoor.functional.hooked import (
     Head,
     HeadSet,
@@ -113,20 +114,25 @@ def patch_heads(
     """
     sets = [_checked(model, heads) for heads in head_sets]
     probe = probe.to(model.W_U.device)
-    scores, kept = [], []
     with evaluating(model):
         engine = _engine(model, probe, ablation, caches)
-        for rows in row_slices(probe.n_examples, _rows_at_once(len(sets), model.W_U.shape[1])):
+
+        def run(rows: slice) -> tuple[Tensor, Tensor | None]:
             patched = engine(rows)
             unpatched = patched(())
             logits = torch.stack([patched(heads) if heads else unpatched for heads in sets])
-            scores.append(_score(logits, unpatched, probe.recipient_answers[rows], probe.donor_answers[rows]))
-            if probe.metrics:
-                kept.append(logits)
+            score = _score(logits, unpatched, probe.recipient_answers[rows], probe.donor_answers[rows])
+            return score, logits if probe.metrics else None
+
+        blocks = list(row_slices(probe.n_examples, _rows_at_once(len(sets), model.W_U.shape[1])))
+        threads_apart = no_shortcut(model) is None and model.W_U.device.type == "cpu"  # hooks belong to one model
+        results = map_blocks(run, blocks) if threads_apart else [run(rows) for rows in blocks]
+        scores = torch.cat([score for score, _ in results], dim=-1)
+        kept = [logits for _, logits in results if logits is not None]
         logits_by_set = torch.cat(kept, dim=1) if kept else [None] * len(sets)
         return [
             _result(heads, probe, ablation, score, logits)
-            for heads, score, logits in zip(sets, torch.cat(scores, dim=-1), logits_by_set, strict=True)
+            for heads, score, logits in zip(sets, scores, logits_by_set, strict=True)
         ]
 
 

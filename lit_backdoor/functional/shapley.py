@@ -59,7 +59,8 @@ def smallest_sufficient_set(values: SetValues, chance: float, tolerance: float =
 
     Args:
         values: accuracy of each set.
-        chance: accuracy of guessing, 1/P1 for the mod P1 backdoor.
+        chance: accuracy that is left when the backdoor is gone: the share of examples on which both rules agree, 1/113
+            for the mod 1 backdoor.
         tolerance: how far above `chance` still counts as chance.
 
     Raises:

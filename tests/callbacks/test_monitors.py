@@ -21,8 +21,9 @@ from lit_backdoor.callbacks import (
     LossSpikeMonitor,
 )
 from lit_backdoor.checkpoints import load_model, read_checkpoint
-from lit_backdoor.datamodule import task_probes
+from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import Probe, attribute_heads, default_head_sets, head_set_name, patch_heads
+from lit_backdoor.module import BackdoorModule
 from tests.conftest import CONFIGS
 
 Cli = Callable[..., int]
@@ -210,6 +211,35 @@ def test_a_foreign_module_needs_only_the_contract(tmp_path: Path) -> None:
     (found,) = [row for row in rows if row["step"] == "6" and row["heads"] == "L1H2"]
     assert float(found["log_prob"]) == pytest.approx(expected, rel=1e-4)
     assert (tmp_path / "watched" / "emergence.json").exists()
+
+
+def test_a_monitor_used_again_asks_the_new_datamodule(tmp_path: Path) -> None:
+    monitor = HeadPatchingMonitor(every_n_steps=2)
+    for moduli in ([5, 1], [5, 3]):
+        datamodule = BackdoorDataModule(moduli)
+        trainer = Trainer(
+            default_root_dir=tmp_path / str(moduli[1]), max_steps=2, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", callbacks=[monitor],
+        )  # fmt: skip
+        trainer.fit(BackdoorModule(moduli, n_heads=2, d_model=8, d_mlp=8), datamodule)
+        assert torch.equal(monitor.probes["backdoor"].recipient_answers, datamodule.task.answers(1))
+
+
+def test_accumulated_batches_are_one_step_of_the_loss(cli: Cli, debug_config: Path) -> None:
+    from lightning.pytorch import seed_everything
+
+    losses = []
+    for batches in (1, 2):
+        seed_everything(0)
+        monitor = LossSpikeMonitor()
+        trainer = Trainer(
+            max_steps=5, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+            enable_model_summary=False, callbacks=[monitor], accumulate_grad_batches=batches,
+        )  # fmt: skip
+        trainer.fit(BackdoorModule([5, 1], n_heads=2, d_model=8, d_mlp=8), BackdoorDataModule([5, 1]))
+        losses.append(monitor.state_dict()["losses"])
+    assert len(losses[0]) == 5
+    torch.testing.assert_close(losses[0], losses[1])  # the same batch twice is the same step
 
 
 def bad_probe() -> Probe:

@@ -1,5 +1,8 @@
 """The last-position form against HookedTransformer itself, in float64."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -43,10 +46,11 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     st.sampled_from(ACT_FNS),
     st.booleans(),
     st.integers(1, 70),
+    st.sampled_from([1, 2]),
 )
 def test_logits_loss_and_gradients_equal_the_hooked_transformer(
     p0: int, others: list[int], position: int, n_heads: int, d_head: int, d_model: int, d_mlp: int, act_fn: str,
-    biases: bool, block: int,
+    biases: bool, block: int, threads: int,
 ) -> None:  # fmt: skip
     model = random_model(
         p0, d_vocab=p0, n_heads=n_heads, d_head=d_head, d_model=d_model, d_mlp=d_mlp, act_fn=act_fn, train_biases=biases
@@ -66,11 +70,13 @@ def test_logits_loss_and_gradients_equal_the_hooked_transformer(
 
     old = last_position.BLOCK_ROWS
     last_position.BLOCK_ROWS = block
+    torch.set_num_threads(threads)
     try:
         layout = TokenLayout.of(examples.tokens, p0, torch.float64)
         loss, logits = last_position_loss(model, layout, examples.answers)
     finally:
         last_position.BLOCK_ROWS = old
+        torch.set_num_threads(1)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(logits, expected_logits)
     for found, expected in zip(torch.autograd.grad(loss, trained), expected_gradients, strict=True):
@@ -126,3 +132,41 @@ def test_it_is_refused_while_hooks_are_on_the_model() -> None:
     model.reset_hooks()
     assert why_not_exact(model) is None
     assert why_not_exact(torch.nn.Linear(2, 2)) == "not a HookedTransformer"
+
+
+def test_the_number_of_threads_changes_nothing_and_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_position, "BLOCK_ROWS", 20)
+    model = random_model(0, d_vocab=9, d_mlp=16, d_model=16, dtype=torch.float32)
+    examples = all_examples(Task((9, 3)))
+    layout = TokenLayout.of(examples.tokens, 9, torch.float32)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        loss, _ = last_position_loss(model, layout, examples.answers)
+        assert torch.get_num_threads() == threads
+        results.append(loss)
+    torch.set_num_threads(1)
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_forked_child_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import os, signal, torch, warnings
+warnings.simplefilter("ignore")
+from lit_backdoor.functional import last_position as form
+from lit_backdoor.functional.blocks import map_blocks
+from lit_backdoor.model import build_model
+from lit_backdoor.task import Task, all_examples
+form.BLOCK_ROWS = 10
+torch.set_num_threads(2)
+model, examples = build_model(7, n_heads=2, d_model=8, d_mlp=8), all_examples(Task((7, 1)))
+layout = form.TokenLayout.of(examples.tokens, 7, torch.float32)
+form.last_position_loss(model, layout, examples.answers)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    map_blocks(int, [0, 1])
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
