@@ -7,7 +7,6 @@ become a hundred times as long. Here the threads meet only once, at the end.
 
 import functools
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -32,13 +31,12 @@ def map_blocks(run: Callable[[slice], Result], blocks: Sequence[slice]) -> list[
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that do not spread their own operations over others."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "blocks", initializer=lambda: torch.set_num_threads(1))
-    everybody = threading.Barrier(threads)
-    list(pool.map(lambda _: everybody.wait(), range(threads)))  # starts all threads now ...
-    torch.set_num_threads(before)  # ... because what they set is also the default of threads that start later
-    return pool
+    """Threads that do not spread their own operations over others.
+
+    PyTorch makes what they set the default of all threads that start later, too; threads that run already, the main
+    one among them, keep theirs. (Setting it back here would give these threads' matrix products several threads each.)
+    """
+    return ThreadPoolExecutor(threads, "blocks", initializer=lambda: torch.set_num_threads(1))
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of these threads
