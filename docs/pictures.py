@@ -41,9 +41,10 @@ def main() -> None:
     verdict = json.loads((args.run_dir / "emergence.json").read_text())
     save_figure(training_figure(metrics, rules), args.output_dir / f"{args.name}_training")
     scores = history(read_table(args.run_dir / "head_patching.csv"), "backdoor")
+    reached = [int(row["step"]) for row in metrics if float(row["val/benign_accuracy"] or 0) >= 0.99]
     marks = {
         f"{verdict['backdoor_head']} emerged": verdict["emergence_step"],
-        "benign rule grokked": verdict["benign_grokking_step"],
+        "benign rule at 99%": reached[0] if reached else None,
     }
     save_figure(emergence_figure(scores, "backdoor accuracy", marks), args.output_dir / f"{args.name}_emergence")
 
