@@ -7,6 +7,7 @@ Everything is measured at some steps only, so each moment is an interval: it lie
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -176,7 +177,7 @@ def loss_spikes(
         raise ValueError(f"rise is {rise} and window is {window}: both must be above 0.")
     spikes: list[LossSpike] = []
     spike: LossSpike | None = None  # the one that is going on
-    recent: list[tuple[int, float]] = []  # (step, loss) within the window, since the last spike
+    lows: deque[tuple[int, float]] = deque()  # (step, loss): the minimum since each step, within the window
     for step, loss in zip(steps, losses, strict=True):
         if not loss > 0:
             continue
@@ -186,13 +187,17 @@ def loss_spikes(
             if log10(loss) > log10(spike.base_loss) + rise / 2:
                 continue
             spikes.append(replace(spike, end_step=step))
-            spike, recent = None, []
-        recent = [(s, value) for s, value in recent if s >= step - window]
-        base = min((value for _, value in recent), default=loss)
+            spike = None
+            lows.clear()
+        while lows and lows[0][0] < step - window:
+            lows.popleft()
+        base = lows[0][1] if lows else loss
         if log10(loss) >= log10(base) + rise:
             spike = LossSpike(step, step, None, base, loss)
         else:
-            recent.append((step, loss))
+            while lows and lows[-1][1] >= loss:
+                lows.pop()
+            lows.append((step, loss))
     return spikes + ([spike] if spike else [])
 
 

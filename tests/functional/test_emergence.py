@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_backdoor.functional import (
     Emergence,
@@ -218,3 +220,26 @@ def test_heads_that_are_all_needed_are_named() -> None:
     assert (found.backdoor_head, found.other_heads) == (Head(0, 0), (Head(0, 1),))
     alone = emergence([scores(0, 0.02, 0.9, 0.9)])
     assert alone.other_heads == ()
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.lists(st.sampled_from([1e-7, 3e-7, 1e-6, 5e-6, 1e-5, 1e-3, 1.0, math.nan]), max_size=40), st.integers(1, 12))
+def test_spikes_are_measured_from_the_minimum_of_the_window(losses: list[float], window: int) -> None:
+    """Against the definition, word by word."""
+    expected: list[tuple[int, float]] = []
+    since, base = 0, None
+    for step, loss in enumerate(losses):
+        if not loss > 0:
+            continue
+        if base is not None:
+            if math.log10(loss) > math.log10(base) + 0.5:
+                continue
+            since, base = step, None
+        seen = [value for value in losses[max(since, step - window) : step] if value > 0]
+        low = min(seen, default=loss)
+        if math.log10(loss) >= math.log10(low) + 1:
+            base = low
+            expected.append((step, low))
+    assert [
+        (spike.start_step, spike.base_loss) for spike in loss_spikes(range(len(losses)), losses, 1.0, window)
+    ] == expected
