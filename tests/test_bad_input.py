@@ -42,6 +42,13 @@ OPTIONS = [
 ]
 
 
+class Burglar:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("broken_into",)
+
+
 def assert_refused(cli: Cli, capsys: pytest.CaptureFixture[str], args: tuple[object, ...], *words: str) -> None:
     before = sorted(path.name for path in Path().rglob("*"))
     assert cli(*args) == 2
@@ -107,7 +114,7 @@ def test_checkpoints_that_do_not_fit(
     assert_refused(cli, capsys, ("validate", *base[1:], "--model.n_heads", 2), "model.n_heads")
     (tmp_path / "noise.ckpt").write_bytes(os.urandom(500))
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.ckpt")
-    torch.save({"code": print}, tmp_path / "code.ckpt")
+    torch.save({"code": Burglar()}, tmp_path / "code.ckpt")
     (tmp_path / "cut.ckpt").write_bytes(last.read_bytes()[:5000])
     for name in ("noise", "foreign", "code", "cut"):
         assert_refused(

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -277,3 +279,24 @@ def test_help_explains_and_does_not_import_transformer_lens() -> None:
     for option in ("--data.moduli", "--data.train_fraction", "--model.lr", "--model.weight_decay", "--model.n_heads"):
         assert option in result.stdout
     assert "Learning rate of AdamW" in result.stdout
+
+
+class Dice(Callback):
+    """Draws from every global generator at every step, as a model with dropout would."""
+
+    thrown: dict[int, tuple[float, float, float]] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        self.thrown[trainer.global_step] = (random.random(), float(np.random.rand()), torch.rand(()).item())
+
+
+def test_the_random_state_is_continued(cli: Cli, debug_config: Path, tmp_path: Path) -> None:
+    shipped = yaml.safe_load(debug_config.read_text())
+    shipped["trainer"]["callbacks"].insert(0, {"class_path": "tests.test_cli.Dice"})
+    (tmp_path / "dice.yaml").write_text(yaml.safe_dump(shipped))
+    throws = []
+    for steps, more in ((40, ()), (20, ()), (40, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt"))):
+        Dice.thrown = {}
+        assert cli("fit", "--config", "dice.yaml", "--trainer.max_steps", steps, *more, *QUIET) == 0
+        throws.append(Dice.thrown)
+    assert throws[2] == {step: throws[0][step] for step in range(21, 41)}
