@@ -221,8 +221,11 @@ class BackdoorModule(LightningModule):
         values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
         metrics.reset()
         numbers = {name: value.item() for name, value in values.items()}
+        loss = numbers[f"{stage}/loss"]
+        # For TensorBoard, which has no logarithmic axis in its multi-line charts: the paper's Figure 3, row 1.
+        logarithm = {f"log10_loss/{stage}": math.log10(loss)} if loss > 0 else {}
         for logger in self.trainer.loggers:
-            logger.log_metrics(numbers, step=self.global_step)
+            logger.log_metrics(numbers | logarithm, step=self.global_step)
         self.trainer.callback_metrics.update(values)
         self.trainer.progress_bar_metrics.update(numbers)
 

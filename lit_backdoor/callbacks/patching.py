@@ -140,7 +140,10 @@ class HeadPatchingMonitor(ProbeCallback):
             for name in self.probes
         }
         rules = {
-            "rules": {"validation accuracy": ["Multiline", [r"val/.*_accuracy"]], "loss": ["Multiline", [r".*/loss"]]}
+            "rules": {
+                "validation accuracy": ["Multiline", [r"val/.*_accuracy"]],
+                "log10 of the loss": ["Multiline", [r"log10_loss/.*"]],
+            }
         }
         for board in tensorboards(trainer):
             board.add_custom_scalars(rules | charts | attribution)

@@ -136,7 +136,7 @@ def test_tensorboard_gets_every_kind_of_result(cli: Cli, debug_config: Path) -> 
     events = EventAccumulator("lightning_logs/version_0", size_guidance={"images": 0, "tensors": 0})
     events.Reload()
     tags = events.Tags()
-    for tag in ("patching_backdoor/backdoor_accuracy/L0H0", "attribution_benign/mean_logit/L0H3", "val/loss"):
+    for tag in ("patching_backdoor/backdoor_accuracy/L0H0", "attribution_benign/mean_logit/L0H3", "log10_loss/val"):
         assert [event.step for event in events.Scalars(tag)] == [0, 100, 200], tag
     assert {"figures/head_attribution", "figures/patching_backdoor", "figures/patching_benign"} <= set(tags["images"])
     texts = {"head_patching/table_1/text_summary", "emergence/verdict_so_far/text_summary"}
