@@ -1,4 +1,4 @@
-"""The command line: ``fit``, ``validate`` and ``test`` through LightningCLI."""
+"""The command line: ``fit``, ``validate`` and ``test`` through LightningCLI, and the subcommands of ``commands/``."""
 
 import logging
 import os
@@ -9,19 +9,20 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_backdoor.analysis import analyze, check_output_dir, summary, write
+from lit_backdoor import commands
+from lit_backdoor.analysis import analyze, summary
 from lit_backdoor.callbacks import ContractError, EmergenceMonitor, ProbeCallback, TrainingInterrupted
 from lit_backdoor.callbacks.checkpoint import CHECKPOINT_DIR, LAST
-from lit_backdoor.checkpoints import load_model, read_checkpoint, require_same
+from lit_backdoor.checkpoints import read_checkpoint, require_same
+from lit_backdoor.commands.parser import OneLineParser, OptionError
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.logger import RunLogger
 from lit_backdoor.module import BackdoorModule, TrainingDiverged
@@ -30,40 +31,6 @@ from lit_backdoor.summary import fit_summary
 
 IGNORED_ON_RESUME = frozenset({"last_position"})
 IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "train_biases", "steps_per_epoch"}
-
-
-class OneLineParser(LightningArgumentParser):
-    """Reports a wrong option in one line on stderr and exits with 2."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sys.stderr.write(f"error: {' '.join(message.split())}\n")
-        sys.exit(2)
-
-
-ANALYZE_HELP = "Take one checkpoint apart: attribution, patching of all sets of heads, Shapley values, attention."
-
-
-def analyze_parser() -> ArgumentParser:
-    """The options of ``analyze``."""
-    parser = OneLineParser(description=ANALYZE_HELP, prog="lit_backdoor analyze")
-    parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of a run; the task is in it.")
-    parser.add_argument("--output_dir", type=str, required=True, help="New or empty folder for tables and figures.")
-    return parser
-
-
-def run_analyze(args: Sequence[str]) -> None:
-    """Analyze one checkpoint, write the tables and figures, print what matters."""
-    parser = analyze_parser()
-    options = parser.parse_args(list(args))
-    output_dir = Path(options.output_dir)
-    try:
-        check_output_dir(output_dir)
-        model, task, step = load_model(Path(options.ckpt_path))
-    except ValueError as error:
-        parser.error(str(error))
-    analysis = analyze(model, task, step)
-    write(analysis, output_dir)
-    print(summary(analysis, output_dir))
 
 
 class BackdoorCLI(LightningCLI):
@@ -94,10 +61,12 @@ class BackdoorCLI(LightningCLI):
         }
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Lightning's subcommands, and ours that need no Trainer; those run in :func:`main`."""
+        """Lightning's subcommands, and ours that need no Trainer; those run in :func:`_run_command`."""
         super()._add_subcommands(parser, **kwargs)
         assert parser._subcommands_action is not None  # made by the line above
-        parser._subcommands_action.add_subcommand("analyze", analyze_parser(), help=ANALYZE_HELP)
+        for name in commands.NAMES:
+            one = commands.command(name)
+            parser._subcommands_action.add_subcommand(name, one.parser(), help=one.HELP)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.moduli", "model.moduli")
@@ -189,10 +158,9 @@ def main(args: Sequence[str] | None = None) -> int:
     # Lightning 2.6 calls a name that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     try:
-        if args[:1] == ["analyze"]:
-            run_analyze(args[1:])
-        else:
-            BackdoorCLI(args)
+        if args and args[0] in commands.NAMES:
+            return _run_command(args[0], args[1:])
+        BackdoorCLI(args)
     except TrainingInterrupted as interruption:
         command = ["python", "-m", "lit_backdoor", *_without_option(args, "--ckpt_path")]
         if interruption.checkpoint is not None:
@@ -212,6 +180,16 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def _run_command(name: str, args: Sequence[str]) -> int:
+    one = commands.command(name)
+    parser = one.parser()
+    options = parser.parse_args(list(args))
+    try:
+        return one.run(options)
+    except OptionError as error:
+        parser.error(str(error))
 
 
 def _is_trial(trainer: Trainer) -> bool:

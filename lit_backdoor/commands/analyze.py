@@ -1,0 +1,31 @@
+"""``analyze``: one checkpoint, taken apart."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lit_backdoor.analysis import analyze, check_output_dir, summary, write
+from lit_backdoor.checkpoints import load_model
+from lit_backdoor.commands.parser import OneLineParser, checking_options
+
+HELP = "Take one checkpoint apart: attribution, patching of all sets of heads, Shapley values, attention."
+
+
+def parser() -> ArgumentParser:
+    """The options of ``analyze``."""
+    options = OneLineParser(description=HELP, prog="lit_backdoor analyze")
+    options.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of a run; the task is in it.")
+    options.add_argument("--output_dir", type=str, required=True, help="New or empty folder for tables and figures.")
+    return options
+
+
+def run(options: Namespace) -> int:
+    """Analyze one checkpoint, write the tables and figures, print what matters."""
+    output_dir = Path(options.output_dir)
+    with checking_options():
+        check_output_dir(output_dir)
+        model, task, step = load_model(Path(options.ckpt_path))
+    analysis = analyze(model, task, step)
+    write(analysis, output_dir)
+    print(summary(analysis, output_dir))
+    return 0
