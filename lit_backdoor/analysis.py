@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from torch import Tensor
 
 from lit_backdoor import tables
-from lit_backdoor.datamodule import task_probes
+from lit_backdoor.datamodule import sufficiency_probe, task_probes
 from lit_backdoor.functional import (
     Ablation,
     HeadAttribution,
@@ -45,10 +45,10 @@ class Analysis:
     Attributes:
         task: what the model was trained on.
         step: optimizer steps that made the weights.
-        attribution: direct logit attribution of every head.
-        parts: mean direct contribution of every part of the model; their sum is the mean logit of the answer.
+        attribution: direct logit attribution of every head, by rule.
+        parts: mean direct contribution of every part of the model, by rule; their sum is the mean logit of the answer.
         patching: all sets of heads, by ablation.
-        shapley: of the recipient's accuracy and of the logit difference, ``resample`` ablation.
+        shapley: of the recipient's and the donor's accuracy and of the logit difference, ``resample`` ablation.
         smallest: the smallest set whose patching takes the recipient's accuracy down to chance.
         chance: share of the examples on which both runs want the same answer: what is left of the recipient's accuracy
             when only the donor's answers come out.
@@ -81,12 +81,13 @@ def analyze(model: "HookedTransformer", task: Task, step: int) -> Analysis:
     return Analysis(
         task=task,
         step=step,
-        attribution={name: attribute_heads(model, probe, caches) for name, probe in probes.items()},
-        parts={name: _mean_parts(model, probe) for name, probe in probes.items()},
+        attribution={name: attribute_heads(model, probes[name], caches) for name in task.rule_names},
+        parts={name: _mean_parts(model, probes[name]) for name in task.rule_names},
         patching=patching,
         shapley={
             name: {
                 f"{found[0].recipient}_accuracy": shapley({one.heads: one.recipient_accuracy for one in found}),
+                f"{found[0].donor}_accuracy": shapley({one.heads: one.donor_accuracy for one in found}),
                 "logit_diff": shapley({one.heads: one.logit_diff for one in found}),
             }
             for name, found in results.items()
@@ -102,6 +103,34 @@ def analyze(model: "HookedTransformer", task: Task, step: int) -> Analysis:
             probe.recipient: mean_attention(model, probe.recipient_tokens, probe.position) for probe in probes.values()
         },
     )
+
+
+@dataclass(frozen=True)
+class RuleHeads:
+    """Which heads serve one rule beside the first, from patching all sets of heads.
+
+    Attributes:
+        needs: Shapley values of the rule's accuracy while benign activations are patched into its run.
+        suffices: Shapley values of the rule's accuracy while its activations are patched into the benign run.
+        smallest: the smallest set whose patching takes the rule down to chance.
+    """
+
+    needs: ShapleyResult
+    suffices: ShapleyResult
+    smallest: HeadSet | None
+
+
+def rule_heads(analysis: Analysis) -> dict[str, RuleHeads]:
+    """Which heads serve each rule beside the first; empty where not all sets of heads were patched."""
+    return {
+        rule: RuleHeads(
+            needs=analysis.shapley[rule][f"{rule}_accuracy"],
+            suffices=analysis.shapley[sufficiency_probe(index)][f"{rule}_accuracy"],
+            smallest=analysis.smallest[rule],
+        )
+        for index, rule in enumerate(analysis.task.rule_names)
+        if index > 0 and rule in analysis.shapley
+    }
 
 
 def _mean_parts(model: "HookedTransformer", probe: Probe) -> dict[str, float]:
@@ -157,6 +186,8 @@ def write(analysis: Analysis, output_dir: Path) -> None:
     plotting.save_figure(plotting.head_sets_figure(sets), figures / "all_sets_of_heads")
     positions = ["a", "b"]
     positions.insert(analysis.task.trigger_position, "trigger")
+    if len(rules := rule_heads(analysis)) > 1:
+        plotting.save_figure(plotting.rules_figure(rules), figures / "which_head_serves_which_rule")
     first_layer = {rule: pattern[0] for rule, pattern in analysis.attention.items()}
     plotting.save_figure(plotting.attention_figure(first_layer, positions), figures / "attention_from_last_position")
 
@@ -208,6 +239,21 @@ def report(analysis: Analysis) -> str:
             lines += [f"### With {what} instead", "", tables.patching_table(by_ablation[ablation]), ""]
         if name in analysis.shapley:
             lines += ["### Shapley values of patching", "", tables.shapley_table(dict(analysis.shapley[name])), ""]
+    if len(rules := rule_heads(analysis)) > 1:
+        lines += [
+            "# Which head serves which rule",
+            "",
+            "Shapley values of each rule's accuracy, in percentage points: *needs*, what patching benign activations "
+            "into the rule's run costs; *suffices*, what patching the rule's activations into the benign run brings.",
+            "",
+            tables.rules_table(rules),
+            "",
+            "How far two rules rest on the same heads: the sum over the heads of the smaller of their two shares (0: "
+            "no head serves both; 1: all serve both in equal parts), and the smallest sets that take each to chance.",
+            "",
+            tables.overlap_table(rules),
+            "",
+        ]
     lines += ["# Direct logit attribution (Figures 2 and 4)", ""]
     for name, heads in analysis.attribution.items():
         lines += [f"## {name.capitalize()} answers", "", tables.attribution_table(heads), ""]
@@ -239,9 +285,11 @@ def summary(analysis: Analysis, output_dir: Path | None) -> str:
             lines.append(f"  {rule + ' accuracy in %':<44}" + "".join(f"{100 * value:>7.2f}" for value in values))
     lines.append("")
     for name, smallest in analysis.smallest.items():
-        if name != "benign":
+        if name in analysis.task.rule_names[1:]:
             found = "no set of heads" if smallest is None else head_set_name(smallest)
             lines.append(f"smallest set that takes {name} down to chance: {found}")
+    if len(rules := rule_heads(analysis)) > 1:
+        lines += ["", tables.rules_table(rules), "", tables.overlap_table(rules)]
     if output_dir is not None:
         lines.append(f"tables and figures: {os.path.relpath(output_dir)}")
     return "\n".join(lines)

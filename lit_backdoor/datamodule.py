@@ -69,9 +69,9 @@ class BackdoorDataModule(LightningDataModule):
     def probes(self) -> dict[str, Probe]:
         """What the monitors measure on: all pairs under one trigger, with those under another as donor.
 
-        ``backdoor`` (and ``rule2`` ...): that rule's run receives, the benign run gives: what the backdoor needs.
-        ``benign``: the benign run receives, the backdoor's gives: what suffices for the backdoor. In the clean model
-        the benign run receives from other pairs of its own, drawn with a fixed seed.
+        ``backdoor`` (and ``rule2`` ...): that rule's run receives, the benign run gives: what the rule needs.
+        ``benign`` (and ``benign_rule2`` ...): the benign run receives, the backdoor's (``rule2``'s) gives: what
+        suffices for it. In the clean model the benign run receives from other pairs of its own, fixed at random.
         """
         return task_probes(self.task)
 
@@ -91,6 +91,11 @@ class BackdoorDataModule(LightningDataModule):
         return FullBatch(self.val_examples)
 
 
+def sufficiency_probe(rule: int) -> str:
+    """Name of the probe that asks what suffices for a rule: ``benign``, then ``benign_rule2`` and so on."""
+    return "benign" if rule == 1 else f"benign_{rule_name(rule)}"
+
+
 def task_probes(task: Task) -> dict[str, Probe]:
     """The probes of a task by name; see :meth:`BackdoorDataModule.probes`."""
 
@@ -102,7 +107,8 @@ def task_probes(task: Task) -> dict[str, Probe]:
 
     n_rules = len(task.moduli)
     if n_rules > 1:
-        return {rule_name(rule): probe(rule, 0) for rule in range(1, n_rules)} | {"benign": probe(0, 1)}
+        needed = {rule_name(rule): probe(rule, 0) for rule in range(1, n_rules)}
+        return needed | {sufficiency_probe(rule): probe(0, rule) for rule in range(1, n_rules)}
     other = torch.randperm(task.d_vocab**2, generator=torch.Generator().manual_seed(0))
     tokens, answers = task.tokens(0), task.answers(0)
     return {"benign": Probe(tokens, tokens[other], answers, answers[other], recipient="benign", donor="other_pair")}

@@ -1,7 +1,7 @@
 """Results as matplotlib figures. Nothing here shows or saves."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult, head_name, head_set_name
+
+if TYPE_CHECKING:
+    from lit_backdoor.analysis import RuleHeads
 
 HEAD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
 """Okabe and Ito's colours, told apart by colour-blind readers too."""
@@ -96,6 +99,30 @@ def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False, fontsize=9)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_ylabel("patched heads")
+    return figure
+
+
+def rules_figure(rules: "Mapping[str, RuleHeads]") -> Figure:
+    """Which head serves which rule: Shapley values of each rule's accuracy, what it needs and what suffices for it."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    width = 0.8 / len(rules)
+    for axis, title in zip(
+        axes, ("cost of benign heads in the rule's run", "gain by its heads in the benign run"), strict=True
+    ):
+        for index, (rule, one) in enumerate(rules.items()):
+            result, sign = (one.needs, -1) if title.startswith("cost") else (one.suffices, 1)
+            names = [head_name(*head) for head in result.values]
+            offsets = np.arange(len(names)) + (index - (len(rules) - 1) / 2) * width
+            values = [100 * sign * value for value in result.values.values()]
+            bars = axis.bar(offsets, values, width=width, color=HEAD_COLOURS[index], label=rule)
+            axis.bar_label(bars, [f"{value:.0f}" for value in values], fontsize=8, padding=2)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(title=title, xticks=np.arange(len(names)), xticklabels=names)
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("Shapley value, percentage points")
+    axes[1].legend(frameon=False)
     return figure
 
 

@@ -1,8 +1,21 @@
 """Results as Markdown tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
 
-from lit_backdoor.functional import HeadAttribution, HeadSet, PatchingResult, ShapleyResult, head_name, head_set_name
+from lit_backdoor.functional import (
+    HeadAttribution,
+    HeadSet,
+    PatchingResult,
+    ShapleyResult,
+    head_name,
+    head_set_name,
+    overlap,
+)
+
+if TYPE_CHECKING:
+    from lit_backdoor.analysis import RuleHeads
 
 
 def paper_name(heads: HeadSet, n_heads: int) -> str:
@@ -71,6 +84,35 @@ def shapley_table(named: dict[str, ShapleyResult]) -> str:
     rows = [[head_name(*head), *(f"{result.values[head]:.4f}" for result in named.values())] for head in heads]
     rows.append(["sum", *(f"{result.total:.4f}" for result in named.values())])
     return markdown(["head", *named], rows)
+
+
+def rules_table(rules: "Mapping[str, RuleHeads]") -> str:
+    """Which head serves which rule: Shapley values side by side, in percentage points of accuracy."""
+    results = {f"{rule} needs": one.needs for rule, one in rules.items()}
+    results |= {f"{rule} suffices": one.suffices for rule, one in rules.items()}
+    heads = list(next(iter(results.values())).values)
+    rows = [[head_name(*head), *(f"{100 * one.values[head]:+.1f}" for one in results.values())] for head in heads]
+    rows.append(["sum", *(f"{100 * one.total:+.1f}" for one in results.values())])
+    return markdown(["head", *results], rows)
+
+
+def overlap_table(rules: "Mapping[str, RuleHeads]") -> str:
+    """How far each two rules rest on the same heads."""
+    rows = []
+    for (rule, one), (other_rule, other) in combinations(rules.items(), 2):
+        sets = ["no set" if each.smallest is None else head_set_name(each.smallest) for each in (one, other)]
+        shared = set(one.smallest or ()) & set(other.smallest or ())
+        rows.append(
+            [
+                f"{rule}, {other_rule}",
+                f"{overlap(one.needs, other.needs):.2f}",
+                f"{overlap(one.suffices, other.suffices):.2f}",
+                *sets,
+                head_set_name(shared),
+            ]
+        )
+    header = ["rules", "overlap of needs", "of suffices", "smallest set of the first", "of the second", "in both"]
+    return markdown(header, rows)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_backdoor.analysis import analyze, report, summary
+from lit_backdoor.analysis import analyze, report, rule_heads, summary
 from lit_backdoor.functional import Head
-from tests.toy import KNOWN_HEAD, TASK, hand_built
+from tests.toy import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
 
 Cli = Callable[..., int]
 
@@ -38,6 +38,22 @@ def test_every_method_finds_the_known_head() -> None:
     assert "| Head 3 |" in report(analysis)
 
 
+def test_two_triggers_are_told_apart() -> None:
+    analysis = analyze(two_triggers(), TWO_TRIGGERS, step=0)
+    assert list(analysis.attribution) == ["benign", "backdoor", "rule2"]
+    rules = rule_heads(analysis)
+    for rule, head in (("backdoor", KNOWN_HEAD), ("rule2", SECOND_HEAD)):
+        assert rules[rule].smallest == (Head(0, head),)
+        for result in (rules[rule].needs, rules[rule].suffices):
+            assert {each for each, value in result.values.items() if abs(value) > 1e-9} == {Head(0, head)}, rule
+        assert rules[rule].needs.values[Head(0, head)] == -1.0  # all answers become 3, in every order of patching
+        assert rules[rule].suffices.values[Head(0, head)] == 1.0
+    text = report(analysis)
+    assert "| backdoor, rule2 | 0.00 | 0.00 | L0H2 | L0H0 | none |" in text
+    assert "| backdoor, rule2 |" in summary(analysis, None)
+    assert "serves which rule" not in report(analyze(hand_built(), TASK, step=0))
+
+
 def test_the_command_writes_everything_and_overwrites_nothing(
     cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,7 +75,7 @@ def test_the_command_writes_everything_and_overwrites_nothing(
     assert len(rows) == 2 * 3 * 16 and {row["step"] for row in rows} == {"120"}
     with (out / "head_shapley.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * (4 + 6)
+    assert len(rows) == 2 * 3 * (4 + 6)
 
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert cli("analyze", "--ckpt_path", last, "--output_dir", "out") == 2

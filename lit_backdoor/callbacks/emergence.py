@@ -27,6 +27,7 @@ class EmergenceMonitor(AccuracyHistory):
         min_accuracy: Unpatched accuracy from which the model counts as having the backdoor.
         grokked: Validation accuracy from which a rule counts as grokked, if it stays there.
         patching: Name of the HeadPatchingMonitor to read, where there are several.
+        name: Tells monitors apart that watch several probes: the file is then emergence_NAME.json.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class EmergenceMonitor(AccuracyHistory):
         min_accuracy: float = 0.5,
         grokked: float = 0.99,
         patching: str = "",
+        name: str = "",
     ) -> None:
         super().__init__()
         for name, value in (("threshold", threshold), ("min_accuracy", min_accuracy), ("grokked", grokked)):
@@ -46,18 +48,19 @@ class EmergenceMonitor(AccuracyHistory):
         self.min_accuracy = min_accuracy
         self.grokked = grokked
         self.patching = patching
+        self.name = name
         self._monitor: HeadPatchingMonitor | None = None
         self._told: dict[str, Any] | None = None
 
     @property
     def state_key(self) -> str:
-        """Distinct for every probe watched."""
-        return f"{type(self).__qualname__}[{self.patching}][{self.probe}]"
+        """Distinct for every monitor of a Trainer."""
+        return f"{type(self).__qualname__}[{self.name}]"
 
     @property
     def file_name(self) -> str:
-        """``emergence.json``, with the patching monitor's name where it has one."""
-        return f"emergence_{self.patching}.json" if self.patching else "emergence.json"
+        """``emergence.json``, with the monitor's name where it has one."""
+        return f"emergence_{self.name}.json" if self.name else "emergence.json"
 
     def check(self, module: LightningModule, datamodule: Any, callbacks: Sequence[Callback]) -> None:
         """Find the monitor to read, and the probe.
@@ -123,7 +126,11 @@ class EmergenceMonitor(AccuracyHistory):
         if moments != self._told:
             self._told = moments
             for board in tensorboards(trainer):
-                board.add_text("emergence/verdict_so_far", describe(verdict), trainer.global_step)
+                board.add_text(
+                    f"emergence{'_' if self.name else ''}{self.name}/verdict_so_far",
+                    describe(verdict),
+                    trainer.global_step,
+                )
 
 
 def _as_json(

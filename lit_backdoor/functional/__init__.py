@@ -43,7 +43,7 @@ from lit_backdoor.functional.patching import (
     patched_logits,
 )
 from lit_backdoor.functional.probe import Metric, Probe
-from lit_backdoor.functional.shapley import ShapleyResult, shapley, smallest_sufficient_set
+from lit_backdoor.functional.shapley import ShapleyResult, overlap, shapley, shares, smallest_sufficient_set
 
 __all__ = [
     "Ablation",
@@ -81,10 +81,12 @@ __all__ = [
     "mean",
     "mean_attention",
     "no_shortcut",
+    "overlap",
     "parse_head_set",
     "patch_heads",
     "patched_logits",
     "predictions",
     "shapley",
+    "shares",
     "smallest_sufficient_set",
 ]

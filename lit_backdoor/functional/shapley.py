@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from math import comb
+from math import comb, isnan, nan
 
 from lit_backdoor.functional.hooked import Head, HeadSet, head_set, head_set_name
 
@@ -69,6 +69,25 @@ def smallest_sufficient_set(values: SetValues, chance: float, tolerance: float =
     values, _ = _complete(values)
     sufficient = [heads for heads, value in values.items() if value <= chance + tolerance]
     return min(sufficient, key=lambda heads: (len(heads), values[heads], heads), default=None)
+
+
+def shares(result: ShapleyResult) -> dict[Head, float]:
+    """Each head's part in what patching does, 0..1, together 1: Shapley values with the sign of the total, the others
+    counted as 0. NaN for all where nothing changes."""
+    sign = -1 if result.total < 0 else 1
+    parts = {head: max(sign * value, 0.0) for head, value in result.values.items()}
+    whole = sum(parts.values())
+    return {head: part / whole if whole > 0 else nan for head, part in parts.items()}
+
+
+def overlap(one: ShapleyResult, other: ShapleyResult) -> float:
+    """How far two behaviours rest on the same heads: 0 if no head serves both, 1 if all serve both in equal parts.
+
+    The sum over the heads of the smaller of their two `shares` (1 minus the total variation distance).
+    """
+    mine, theirs = shares(one), shares(other)
+    smaller = [nan if isnan(theirs[head]) else min(theirs[head], share) for head, share in mine.items()]
+    return sum(smaller)
 
 
 def _complete(values: Mapping[HeadSet, float]) -> tuple[dict[HeadSet, float], HeadSet]:

@@ -11,9 +11,12 @@ from lit_backdoor.functional import (
     Head,
     HeadSet,
     Probe,
+    ShapleyResult,
     default_head_sets,
+    overlap,
     patch_heads,
     shapley,
+    shares,
     smallest_sufficient_set,
 )
 
@@ -161,3 +164,15 @@ def test_a_model_without_a_backdoor_needs_no_head(backdoor_probe: Probe) -> None
     accuracy = {result.heads: result.recipient_accuracy for result in results}
     assert set(shapley(accuracy).values.values()) == {0}
     assert smallest_sufficient_set(accuracy, chance=1 / VOCAB) == ()
+
+
+def test_two_behaviours_overlap_by_the_shares_they_have_in_common() -> None:
+    def result(*values: float) -> ShapleyResult:
+        return ShapleyResult({Head(0, i): value for i, value in enumerate(values)}, {}, sum(values))
+
+    assert shares(result(-0.6, -0.2, 0.1)) == pytest.approx({Head(0, 0): 0.75, Head(0, 1): 0.25, Head(0, 2): 0.0})
+    assert overlap(result(-0.5, 0.0), result(0.0, -0.5)) == 0
+    assert overlap(result(-0.2, -0.2), result(0.4, 0.4)) == pytest.approx(1)
+    assert overlap(result(-0.9, -0.1), result(-0.1, -0.9)) == pytest.approx(0.2)
+    assert math.isnan(overlap(result(0.0, 0.0), result(-1.0, 0.0)))
+    assert math.isnan(overlap(result(-1.0, 0.0), result(0.0, 0.0)))
