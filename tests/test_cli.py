@@ -78,6 +78,8 @@ def test_every_shipped_config_runs(cli: Cli, config: Path) -> None:
     table = rows(Path("lightning_logs/version_0"))
     assert [row["step"] for row in table] == ["0", "3"]
     assert all(row[name] for row in table for name in row)
+    verdicts = {path.name for path in Path("lightning_logs/version_0").glob("emergence*.json")}
+    assert verdicts == {"emergence.json"} | ({"emergence_rule2.json"} if config.stem == "multi" else set())
     shipped = yaml.safe_load(config.read_text())
     steps = {"mod17": 40_000, "debug": 1000}.get(config.stem, 20_000)
     assert shipped["trainer"]["max_steps"] == steps

@@ -40,9 +40,9 @@ class EmergenceMonitor(AccuracyHistory):
         name: str = "",
     ) -> None:
         super().__init__()
-        for name, value in (("threshold", threshold), ("min_accuracy", min_accuracy), ("grokked", grokked)):
+        for share, value in (("threshold", threshold), ("min_accuracy", min_accuracy), ("grokked", grokked)):
             if not 0 < value <= 1:
-                raise ValueError(f"EmergenceMonitor.{name}: {value} is no share; above 0, at most 1")
+                raise ValueError(f"EmergenceMonitor.{share}: {value} is no share; above 0, at most 1")
         self.probe = probe
         self.threshold = threshold
         self.min_accuracy = min_accuracy
