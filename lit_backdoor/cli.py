@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -148,6 +149,25 @@ class BackdoorCLI(LightningCLI):
             monitors = [one for one in self.trainer.callbacks if isinstance(one, ProbeCallback)]  # type: ignore[attr-defined]
             probing = sum(monitor.seconds for monitor in monitors)
             print(fit_summary(Path(self.trainer.log_dir), time.monotonic() - self._started, probing))
+
+
+class CheckedFit(BackdoorCLI):
+    """Goes as far as ``fit`` goes before it writes anything: the options are read, checked and instantiated."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def checked_fit_options(args: Sequence[str]) -> Namespace:
+    """The options of a ``fit``, complete with their defaults. Exits with 2, as ``fit`` does, if one is wrong."""
+    announcements = logging.getLogger("lightning")
+    level = announcements.level
+    announcements.setLevel(logging.WARNING)
+    try:
+        checked = CheckedFit(args)
+    finally:
+        announcements.setLevel(level)
+    return Namespace(checked.config[str(checked.subcommand)])
 
 
 def main(args: Sequence[str] | None = None) -> int:

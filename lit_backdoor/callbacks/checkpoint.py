@@ -42,7 +42,8 @@ class RunCheckpoint(Checkpoint):
     its final name and then renamed, so that a kill leaves the old one or the new one, never a broken one.
 
     Ctrl-C and SIGTERM let the optimizer step finish, save, and raise :class:`TrainingInterrupted`. A second one
-    raises it at once, without saving.
+    raises it at once, without saving. Where somebody else handles a signal already (a cluster's job manager), or it is
+    ignored, that stays so.
 
     Args:
         every_n_steps: Optimizer steps between two writes of last.ckpt.
@@ -59,6 +60,7 @@ class RunCheckpoint(Checkpoint):
         self._saved_step = -1
         self._last = Path()
         self._received: int | None = None
+        self._handlers: dict[int, Any] = {}
         self._old_handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,13 +75,19 @@ class RunCheckpoint(Checkpoint):
             _set_rng_state(self._rng_state)
             self._rng_state = None
         self._saved_step = trainer.global_step
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old_handlers[number] = signal.signal(number, self._on_signal)
+        for number, handler in self._handlers.items():
+            self._old_handlers[number] = signal.signal(number, handler)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._last = self.directory(trainer) / LAST
         self._received = None
+        self._handlers = {}
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # and before Lightning puts a handler of its own there
+            for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+                present = signal.getsignal(number)
+                self._handlers[number] = self._on_signal if present == default else present
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         step = trainer.global_step

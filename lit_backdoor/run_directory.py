@@ -1,0 +1,78 @@
+"""A run directory: the names in it, whether it holds results, and that only one process works in it at a time."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lit_backdoor.records import read_table
+
+CHECKPOINT_DIR = "checkpoints"
+LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+"""The last.ckpt before the present one, in case that turns out to be damaged."""
+LOCK = ".lock"
+
+PLAIN_NAME = re.compile(r"(?!\.)[\w.+=-]+")
+
+
+def require_plain_name(option: str, value: str, folders: bool = False) -> None:
+    """Make sure that a name that becomes part of a path leads nowhere else.
+
+    Args:
+        option: what the value was given for.
+        folders: whether it may name folders inside folders, as in ``sweep/seed_0``.
+
+    Raises:
+        ValueError: if it is something else than letters, digits, ``_ . + = -``, or starts with a dot.
+    """
+    if value and not all(PLAIN_NAME.fullmatch(part) for part in (value.split("/") if folders else [value])):
+        allowed = "letters, digits and _ . + = -, no dot in front"
+        allowed += ", and / between folders" if folders else ""
+        raise ValueError(f"{option}: '{value}' is no plain name; allowed: {allowed}")
+
+
+def has_results(path: Path) -> bool:
+    """Whether there is something at ``path`` that a fresh run must not replace.
+
+    A table whose only rows are those of step 0 comes from a run that was killed before its first checkpoint; there is
+    nothing in it that would not come back.
+    """
+    if path.suffix == ".csv":
+        return any(row.get("step") != "0" for row in read_table(path))
+    return path.exists()
+
+
+def results_in(run_dir: Path) -> Path | None:
+    """A file in a run directory that a fresh run must not replace, if there is one."""
+    files = [*sorted((run_dir / CHECKPOINT_DIR).glob("*.ckpt")), *sorted(run_dir.glob("*.csv"))]
+    return next((path for path in files if has_results(path)), None)
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Make ``directory``, and keep every other process that asks out of it meanwhile.
+
+    The system frees the lock of a process that ends, however it ends, so that nothing stale is left.
+
+    Raises:
+        ValueError: in one line, if another process is in it, or it can't be written to.
+    """
+    lock = FileLock(directory / LOCK, blocking=False)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{directory} is in use by another process; wait until it ends, or use another place"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{directory} can't be written to: {error.strerror}") from None
+    except NotImplementedError:  # a network filesystem without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,142 @@
+"""Which runs a sweep consists of, and where each of them lives."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_backdoor.callbacks.checkpoint import CHECKPOINT_DIR, LAST
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of ``fit``, in a directory of its own.
+
+    Attributes:
+        name: the folder of its group, such as ``mod1``, and its seed: ``mod1/seed_0``.
+        run_dir: where it lives, absolute.
+        options: the arguments of ``fit``, without ``--ckpt_path``.
+        max_steps: optimizer steps until it is done.
+        n_rules: rules of its task; a step's cost goes with it.
+    """
+
+    name: str
+    run_dir: Path
+    options: tuple[str, ...]
+    max_steps: int
+    n_rules: int
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """What it is continued from, where that exists."""
+        return self.run_dir / CHECKPOINT_DIR / LAST
+
+    def arguments(self) -> list[str]:
+        """The arguments of ``lit_backdoor`` that start the run, or continue it from its last checkpoint."""
+        continued = ["--ckpt_path", str(self.last_checkpoint)] if self.last_checkpoint.exists() else []
+        return ["fit", *self.options, *continued]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``0..9``, ``3``, or several of them joined by commas, as a list.
+
+    Raises:
+        ValueError: if it is none of these, a range is empty, or a seed comes twice.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        if not match:
+            raise ValueError(f"seeds: '{text}' is no list of seeds; write 0..9, or 0,3,7")
+        first = int(match[1])
+        last = int(match[2] or first)
+        if last < first:
+            raise ValueError(f"seeds: '{part.strip()}' is empty; the first seed comes first, as in {last}..{first}")
+        if last >= 2**32:
+            raise ValueError(f"seeds: {last} is too large; a seed is below 2**32")
+        seeds += range(first, last + 1)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: '{text}' names a seed twice; each once")
+    return seeds
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """``data.moduli=[[113,1],[113,7]]`` to the values that each option takes; a single value is a list of one.
+
+    Raises:
+        ValueError: if a text is not ``option=values``, an option comes twice or belongs to the sweep itself.
+    """
+    settings: dict[str, list[Any]] = {}
+    for text in texts:
+        option, equals, values = text.partition("=")
+        option = option.lstrip("-")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", option):
+            raise ValueError(f"set: '{text}' is not OPTION=[VALUE,...], such as data.moduli=[[113,1],[113,7]]")
+        if option == "seed_everything" or option == "ckpt_path" or option.startswith("trainer.logger"):
+            raise ValueError(f"set: {option} belongs to the sweep; seeds are given with --seeds, folders are its own")
+        if option in settings:
+            raise ValueError(f"set: {option} is given twice; put all its values into one list")
+        try:
+            parsed = yaml.safe_load(values)
+        except yaml.YAMLError:
+            raise ValueError(f"set: the values of {option}, '{values}', are no YAML") from None
+        settings[option] = parsed if isinstance(parsed, list) else [parsed]
+        if not settings[option]:
+            raise ValueError(f"set: {option}=[] has no values; give at least one")
+    return settings
+
+
+def plan_runs(config: Path, seeds: Sequence[int], settings: dict[str, list[Any]], runs_dir: Path) -> list[PlannedRun]:
+    """All runs of one configuration: every combination of ``settings``, with every seed.
+
+    The options of every combination are checked as ``fit`` checks them, without writing anything.
+
+    Raises:
+        ValueError: if the configuration is not a file, or two combinations would share a folder.
+        SystemExit: with 2, after one line on stderr, if ``fit`` would refuse an option.
+    """
+    from lit_backdoor.cli import checked_fit_options
+
+    if not config.is_file():
+        raise ValueError(f"config: {config} is not a file; give a configuration, such as configs/mod1.yaml")
+    runs: dict[str, PlannedRun] = {}
+    for values in product(*settings.values()):
+        chosen = dict(zip(settings, values, strict=True))
+        varied = [f"{option}={_slug(chosen[option])}" for option in settings if len(settings[option]) > 1]
+        group = "+".join([config.stem, *varied])
+        common = ["--config", str(config.absolute())]
+        for option, value in chosen.items():
+            common += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
+        checked = checked_fit_options(["fit", *common])
+        for seed in seeds:
+            name = f"{group}/seed_{seed}"
+            if name in runs:
+                raise ValueError(f"set: two combinations would share the folder {name}; drop the values given twice")
+            runs[name] = PlannedRun(
+                name=name,
+                run_dir=(runs_dir / name).absolute(),
+                options=(*common, *_own_options(runs_dir.absolute(), group, seed)),
+                max_steps=checked.trainer.max_steps,
+                n_rules=len(checked.data.moduli),
+            )
+    return list(runs.values())
+
+
+def _own_options(runs_dir: Path, group: str, seed: int) -> list[str]:
+    logger = "--trainer.logger.init_args."
+    return [
+        "--seed_everything", str(seed),
+        "--trainer.enable_progress_bar", "false",
+        f"{logger}save_dir", str(runs_dir), f"{logger}name", group, f"{logger}version", f"seed_{seed}",
+    ]  # fmt: skip
+
+
+def _slug(value: Any) -> str:
+    """A value as part of a folder's name: ``[113, 7]`` to ``113-7``."""
+    text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^\w.+-]+", "-", text)
