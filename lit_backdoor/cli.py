@@ -41,6 +41,7 @@ class BackdoorCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self._started = time.monotonic()
+        sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given both ways
         super().__init__(
             BackdoorModule,
             BackdoorDataModule,
@@ -160,20 +161,23 @@ class CheckedFit(BackdoorCLI):
 
 def checked_fit_options(args: Sequence[str]) -> Namespace:
     """The options of a ``fit``, complete with their defaults. Exits with 2, as ``fit`` does, if one is wrong."""
-    announcements = logging.getLogger("lightning")
-    level = announcements.level
-    announcements.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [one.level for one in loggers]
     try:
-        checked = CheckedFit(args)
+        for one in loggers:
+            one.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The `srun` command is available")  # it is the jobs that use it
+            checked = CheckedFit(args)
     finally:
-        announcements.setLevel(level)
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
     return Namespace(checked.config[str(checked.subcommand)])
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 (diverged), 2 (wrong option), 130 or 143 (stopped)."""
     args = list(sys.argv[1:] if args is None else args)
-    sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given both ways
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     # Lightning 2.6 calls a name that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")

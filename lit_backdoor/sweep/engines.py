@@ -51,6 +51,7 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._own: dict[str, submitit.Job[None]] = {}  # submitted by this process
 
     def executor(self) -> submitit.Executor:
         """A submitit executor with all parameters set."""
@@ -59,7 +60,9 @@ class Engine:
     def submit(self, run: PlannedRun) -> str:
         """Start a job; its id."""
         with _sigint_ignored():
-            return str(self.executor().submit(FitJob(run, self.own_signals)).job_id)
+            job = self.executor().submit(FitJob(run, self.own_signals))
+        self._own[job.job_id] = job
+        return job.job_id
 
     def alive(self, job_ids: Collection[str]) -> set[str]:
         """Those of the jobs that wait or run."""
@@ -106,13 +109,15 @@ class LocalEngine(Engine):
         return executor
 
     def alive(self, job_ids: Collection[str]) -> set[str]:
-        if not job_ids:
-            return set()
-        listed = subprocess.run(
-            ["ps", "-ww", "-o", "pid=,args=", "-p", ",".join(job_ids)], capture_output=True, text=True, check=False
-        )
-        processes = [line.split(None, 1) for line in listed.stdout.splitlines()]
-        return {pid for pid, *args in processes if "submitit.local" in " ".join(args)}  # not a stranger, not a zombie
+        own = {job_id for job_id in job_ids if job_id in self._own and not self._own[job_id].done()}
+        others = [job_id for job_id in job_ids if job_id not in self._own]
+        return own | (self._found(others) if others else set())
+
+    def _found(self, job_ids: Collection[str]) -> set[str]:
+        """Those that an earlier sweep left behind and that still run; a process number may be somebody else's now."""
+        command = ["ps", "-ww", "-o", "pid=,args=", "-p", ",".join(job_ids)]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        return {line.split()[0] for line in listed if "submitit.local" in line and str(self.folder) in line}
 
     def stop(self, job_ids: Collection[str]) -> None:
         for job_id in self.alive(job_ids):

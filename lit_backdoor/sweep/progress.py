@@ -73,6 +73,8 @@ class Pace:
         """Note the step at a moment; one that goes back (a run that continues) starts anew."""
         if self._seen and step < self._seen[-1][1]:
             self._seen.clear()
+        if len(self._seen) == 1 and self._seen[0][1] == step:  # it has not moved yet: a job takes a while to start
+            self._seen.clear()
         self._seen.append((now, step))
         while len(self._seen) > 2 and self._seen[0][0] < now - self.window:
             self._seen.popleft()

@@ -1,0 +1,97 @@
+"""Seeds, settings, and which runs they make."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lit_backdoor.sweep import parse_seeds, parse_settings, plan_runs
+from lit_backdoor.sweep.plan import PlannedRun
+from lit_backdoor.sweep.progress import Pace, Progress, is_done, read_progress
+from lit_backdoor.sweep.scheduler import State, Tracked, seconds_left
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0", [0]), ("0..3", [0, 1, 2, 3]), ("7,1", [7, 1]), ("2..2,9,4..5", [2, 9, 4, 5]), (" 1 , 2", [1, 2])],
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3..1", "1,1", "0..4,2", "-1", "1.5", "0...3", "1,", str(2**32)])
+def test_what_is_no_seeds(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^seeds: "):
+        parse_seeds(text)
+
+
+def test_settings() -> None:
+    assert parse_settings(["data.moduli=[[113,1],[113,7]]", "model.lr=1e-3", "model.act_fn=[relu, gelu]"]) == {
+        "data.moduli": [[113, 1], [113, 7]],
+        "model.lr": ["1e-3"],  # YAML's own reading; fit makes a number of it
+        "model.act_fn": ["relu", "gelu"],
+    }
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["model.lr"], ["=1"], ["model.lr=[]"], ["model.lr=1", "model.lr=2"], ["seed_everything=[1,2]"], ["a=[1"],
+     ["trainer.logger.init_args.name=x"], ["ckpt_path=x"]],
+)  # fmt: skip
+def test_what_is_no_setting(texts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^set: "):
+        parse_settings(texts)
+
+
+def test_every_combination_has_a_folder_and_finished_ones_are_seen(cli: Callable[..., int], debug_config: Path) -> None:
+    settings = parse_settings(["data.moduli=[[5,1],[5,3]]", "model.d_model=[8,16]", "trainer.max_steps=2"])
+    runs = plan_runs(debug_config, [3, 4], settings, Path("out"))
+    assert [run.name for run in runs][:2] == [f"debug+data.moduli=5-1+model.d_model=8/seed_{seed}" for seed in (3, 4)]
+    assert len({run.run_dir for run in runs}) == len(runs) == 8
+    assert {(run.max_steps, run.n_rules) for run in runs} == {(2, 2)}
+    assert not Path("out").exists()
+    first = runs[0]
+    assert not is_done(first) and read_progress(first.run_dir) == Progress()
+    assert cli(*first.arguments()) == 0
+    assert is_done(first) and read_progress(first.run_dir).step == 2
+    assert set(read_progress(first.run_dir).accuracies) == {"benign", "backdoor"}
+    assert "--ckpt_path" in first.arguments() and "--ckpt_path" not in runs[1].arguments()
+
+
+def test_a_wrong_option_of_fit_ends_the_plan(
+    cli: Callable[..., int], debug_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("sweep", "--config", debug_config, "--set", "data.moduli=[[29,99]]", "--output_dir", "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "data.moduli" in error and "99" in error
+    assert not Path("out").exists()
+
+
+def tracked(state: State, step: int, speed: float | None, n_rules: int = 2) -> Tracked:
+    one = Tracked(PlannedRun("x", Path("x"), (), 1000, n_rules), state, Progress(step))
+    if speed is not None:
+        one.pace.saw(0.0, 0)
+        one.pace.saw(10.0, round(10 * speed))
+    return one
+
+
+def test_the_time_left() -> None:
+    waiting, running = State.WAITING, State.RUNNING
+    assert seconds_left([tracked(waiting, 0, None)], jobs=2) is None
+    assert seconds_left([tracked(running, 500, 10.0)], jobs=2) == pytest.approx(50)
+    # two at a time: 500 left in one, 1000 and 1000 in those that wait, 10 steps a second each
+    runs = [tracked(running, 500, 10.0), tracked(waiting, 0, None), tracked(waiting, 0, None)]
+    assert seconds_left(runs, jobs=2) == pytest.approx(125)
+    # a waiting task with twice the rules costs twice as much
+    assert seconds_left([tracked(running, 1000, 10.0), tracked(waiting, 0, None, 4)], jobs=1) == pytest.approx(200)
+
+
+def test_the_pace_forgets_what_is_long_past() -> None:
+    pace = Pace(window=100)
+    assert pace.steps_per_second is None
+    pace.saw(-500, 0)  # it takes its time to start
+    for second in range(0, 1000, 10):
+        pace.saw(second, 5 * second if second < 500 else 2500 + (second - 500))
+    assert pace.steps_per_second == pytest.approx(1)
+    pace.saw(1000, 0)  # it was started again
+    assert pace.steps_per_second is None
