@@ -1,3 +1,15 @@
 """Train a small transformer with a backdoor and watch one attention head take it over."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
 __version__ = "0.1.0"
+
+
+def load_pretrained(name: str) -> "HookedTransformer":
+    """A trained model that ships with the package; see :func:`lit_backdoor.pretrained.load_pretrained`."""
+    from lit_backdoor import pretrained  # here, so that importing the package costs nothing
+
+    return pretrained.load_pretrained(name)

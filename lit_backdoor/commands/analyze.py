@@ -7,24 +7,33 @@ from jsonargparse import ArgumentParser, Namespace
 from lit_backdoor.analysis import analyze, check_output_dir, summary, write
 from lit_backdoor.checkpoints import load_model
 from lit_backdoor.commands.parser import OneLineParser, checking_options
+from lit_backdoor.pretrained import open_pretrained, pretrained_names
 
-HELP = "Take one checkpoint apart: attribution, patching of all sets of heads, Shapley values, attention."
+HELP = "Take one model apart: attribution, patching of all sets of heads, Shapley values, attention."
 
 
 def parser() -> ArgumentParser:
     """The options of ``analyze``."""
+    help_shipped = f"Instead: weights that ship with the package; {', '.join(pretrained_names())}."
     options = OneLineParser(description=HELP, prog="lit_backdoor analyze")
-    options.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of a run; the task is in it.")
+    options.add_argument("--ckpt_path", type=str | None, help="Checkpoint of a run; the task is in it.")
+    options.add_argument("--pretrained", type=str | None, help=help_shipped)
     options.add_argument("--output_dir", type=str, required=True, help="New or empty folder for tables and figures.")
     return options
 
 
 def run(options: Namespace) -> int:
-    """Analyze one checkpoint, write the tables and figures, print what matters."""
+    """Analyze one model, write the tables and figures, print what matters."""
     output_dir = Path(options.output_dir)
     with checking_options():
+        if (options.ckpt_path is None) == (options.pretrained is None):
+            raise ValueError("ckpt_path, pretrained: give one of the two")
         check_output_dir(output_dir)
-        model, task, step = load_model(Path(options.ckpt_path))
+        if options.pretrained is not None:
+            shipped = open_pretrained(options.pretrained)
+            model, task, step = shipped.model, shipped.task, shipped.step
+        else:
+            model, task, step = load_model(Path(options.ckpt_path))
     analysis = analyze(model, task, step)
     write(analysis, output_dir)
     print(summary(analysis, output_dir))

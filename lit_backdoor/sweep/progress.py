@@ -49,13 +49,15 @@ def read_progress(run_dir: Path) -> Progress:
 
 
 def is_done(run: PlannedRun) -> bool:
-    """Whether the last checkpoint has reached the run's steps.
+    """Whether the tables tell of the last step and the last checkpoint, where it has been kept, has reached it.
 
     Raises:
         ValueError: if there is a checkpoint, but it can't be read.
     """
     path = run.last_checkpoint
-    return path.exists() and read_checkpoint(path)["global_step"] >= run.max_steps
+    if path.exists() and read_checkpoint(path)["global_step"] < run.max_steps:
+        return False
+    return read_progress(run.run_dir).step >= run.max_steps
 
 
 class Pace:

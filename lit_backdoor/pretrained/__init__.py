@@ -1,0 +1,96 @@
+"""Trained weights that ship with the package, as safetensors: nothing in such a file is ever executed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_backdoor.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model and where it comes from.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        task: what it was trained on.
+        step: optimizer steps that made the weights.
+        seed: of the weights.
+    """
+
+    model: "HookedTransformer"
+    task: Task
+    step: int
+    seed: int
+
+
+def pretrained_names() -> list[str]:
+    """The names that :func:`load_pretrained` takes."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def load_pretrained(name: str) -> "HookedTransformer":
+    """A trained model that ships with the package, in evaluation mode, on the CPU.
+
+    Args:
+        name: ``clean``, or ``mod1``, ``mod7``, ``mod17``, ``mod37`` for the backdoor with that P1. Tokens are
+            [n, 3]: a, b, and the trigger, 0 or 1; the answer is read at the last position.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    return open_pretrained(name).model
+
+
+def open_pretrained(name: str) -> Pretrained:
+    """The same with its task, step and seed; see :func:`load_pretrained`."""
+    from safetensors import safe_open
+
+    from lit_backdoor.model import build_model
+
+    if name not in pretrained_names():
+        raise ValueError(
+            f"pretrained: '{name}' is none of the models that ship; allowed: {', '.join(pretrained_names())}"
+        )
+    with safe_open(FOLDER / f"{name}.safetensors", framework="pt") as file:
+        description = json.loads(file.metadata()["description"])
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    task = Task(tuple(description["moduli"]), description["trigger_position"])
+    model = build_model(task.d_vocab, **description["model"])
+    model.load_state_dict(dict(model.state_dict()) | weights)
+    return Pretrained(model.eval(), task, description["step"], description["seed"])
+
+
+def save_pretrained(checkpoint: dict[str, Any], seed: int, path: Path) -> None:
+    """Write the weights of a checkpoint of ``fit``; what is zero everywhere, as biases that are not trained, is left out.
+
+    Args:
+        checkpoint: from :func:`lit_backdoor.checkpoints.read_checkpoint`.
+        seed: of its run.
+        path: a new .safetensors file.
+    """
+    from safetensors.torch import save_file
+
+    from lit_backdoor.checkpoints import MODEL_OPTIONS
+
+    options = checkpoint["hyper_parameters"]
+    description = {
+        "moduli": list(options["moduli"]),
+        "trigger_position": checkpoint["datamodule_hyper_parameters"]["trigger_position"],
+        "model": {name: options[name] for name in MODEL_OPTIONS},
+        "step": checkpoint["global_step"],
+        "seed": seed,
+    }
+    named = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    parameters = {
+        name: value.contiguous()
+        for name, value in named.items()
+        if name.rsplit(".", 1)[-1][:2] in ("W_", "b_") and bool(value.any())
+    }
+    save_file(parameters, path, metadata={"description": json.dumps(description)})
