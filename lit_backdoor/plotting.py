@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -26,20 +27,26 @@ def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figu
     """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2)."""
     figure = Figure(figsize=(3.2 * len(results) + 0.6, 5), layout="constrained")
     axes = figure.subplots(2, len(results), squeeze=False)
-    for column, (probe, heads) in enumerate(results.items()):
-        names = [head_name(*one.head) for one in heads]
-        colours = [head_colour(index) for index in range(len(heads))]
-        bars = axes[0, column].bar(names, [one.top_count for one in heads], color=colours)
-        axes[0, column].bar_label(bars, [f"{one.top_count / one.n_examples:.0%}" for one in heads], fontsize=8)
-        axes[0, column].set(title=f"{probe} answers", ylabel="examples where it contributes most")
-        bars = axes[1, column].bar(names, [one.mean_logit for one in heads], color=colours)
-        axes[1, column].bar_label(bars, [f"{one.mean_logit:.2f}" for one in heads], fontsize=8, padding=2)
-        axes[1, column].axhline(0, color="black", linewidth=0.8)
-        axes[1, column].set(ylabel="mean contribution to the logit")
-        for axis in axes[:, column]:
-            axis.margins(y=0.15)
-            axis.spines[["top", "right"]].set_visible(False)
+    for index, (probe, heads) in enumerate(results.items()):
+        draw_attribution(*axes[:, index], heads)
+        axes[0, index].set_title(f"{probe} answers")
     return figure
+
+
+def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribution]) -> None:
+    """One column of the paper's Figure 2: in how many examples each head contributes most, and its mean contribution."""
+    names = [head_name(*one.head) for one in heads]
+    colours = [head_colour(index) for index in range(len(heads))]
+    bars = top.bar(names, [one.top_count for one in heads], color=colours)
+    top.bar_label(bars, [f"{one.top_count / one.n_examples:.0%}" for one in heads], fontsize=8)
+    top.set_ylabel("examples where it contributes most")
+    bars = contribution.bar(names, [one.mean_logit for one in heads], color=colours)
+    contribution.bar_label(bars, [f"{one.mean_logit:.2f}" for one in heads], fontsize=8, padding=2)
+    contribution.axhline(0, color="black", linewidth=0.8)
+    contribution.set_ylabel("mean contribution to the logit")
+    for axis in (top, contribution):
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
 
 
 def emergence_figure(
@@ -148,11 +155,11 @@ def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> 
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
     for stage, colour in (("train", "#0072b2"), ("val", "#d55e00")):
-        steps, values = _column(rows, f"{stage}/loss")
+        steps, values = column(rows, f"{stage}/loss")
         loss.semilogy(steps, values, color=colour, label={"train": "training", "val": "validation"}[stage], linewidth=1)
     loss.set(ylabel="loss")
     for index, rule in enumerate(rules):
-        steps, values = _column(rows, f"val/{rule}_accuracy")
+        steps, values = column(rows, f"val/{rule}_accuracy")
         accuracy.plot(steps, values, color=HEAD_COLOURS[2 + index], label=f"{rule} rule")
     accuracy.set(xlabel="optimizer step", ylabel="validation accuracy", ylim=(-0.03, 1.05))
     for axis in (loss, accuracy):
@@ -168,7 +175,8 @@ def save_figure(figure: Figure, path: Any) -> None:
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
+def column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
+    """The steps at which ``name`` was measured, and its values."""
     measured = [row for row in rows if row.get(name)]
     return [int(row["step"]) for row in measured], [float(row[name]) for row in measured]
 
