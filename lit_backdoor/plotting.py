@@ -1,6 +1,8 @@
 """Results as matplotlib figures. Nothing here shows or saves."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -39,11 +41,11 @@ def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribut
     colours = [head_colour(index) for index in range(len(heads))]
     bars = top.bar(names, [one.top_count for one in heads], color=colours)
     top.bar_label(bars, [f"{one.top_count / one.n_examples:.0%}" for one in heads], fontsize=8)
-    top.set_ylabel("examples where it contributes most")
+    top.set_ylabel("examples where it\ncontributes most")
     bars = contribution.bar(names, [one.mean_logit for one in heads], color=colours)
     contribution.bar_label(bars, [f"{one.mean_logit:.2f}" for one in heads], fontsize=8, padding=2)
     contribution.axhline(0, color="black", linewidth=0.8)
-    contribution.set_ylabel("mean contribution to the logit")
+    contribution.set_ylabel("mean contribution\nto the logit")
     for axis in (top, contribution):
         axis.margins(y=0.15)
         axis.spines[["top", "right"]].set_visible(False)
@@ -71,11 +73,11 @@ def emergence_figure(
     lines.plot(steps, [one.all_patched for one in history], color="grey", linestyle=":", label="all patched")
     lines.set(ylabel=metric, ylim=(-0.03, 1.05))
     lines.spines[["top", "right"]].set_visible(False)
-    for name, step in (marks or {}).items():
-        if step is not None:
-            for axis in (lines, heat):
-                axis.axvline(step, color="black", linewidth=0.8, alpha=0.6)
-            lines.annotate(name, (step, 1.0), xytext=(3, 6), textcoords="offset points", fontsize=8)
+    reached = {name: step for name, step in (marks or {}).items() if step is not None}
+    for index, (name, step) in enumerate(reached.items()):
+        for axis in (lines, heat):
+            axis.axvline(step, color="black", linewidth=0.8, alpha=0.6)
+        lines.annotate(name, (step, 1.0), xytext=(3, 6 + 9 * index), textcoords="offset points", fontsize=8)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     drops = np.array([[one.drop(head) for one in history] for head in heads])
     edges = _edges(steps)
@@ -168,11 +170,21 @@ def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> 
     return figure
 
 
-def save_figure(figure: Figure, path: Any) -> None:
-    """Write ``path`` with .png and .svg; the same figure always gives the same bytes."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``path`` with .png and .svg."""
+    for kind, content in figure_bytes(figure).items():
+        path.with_suffix(f".{kind}").write_bytes(content)
+
+
+def figure_bytes(figure: Figure) -> dict[str, bytes]:
+    """The figure as ``png`` and ``svg`` files; the same figure always gives the same bytes."""
+    files = {}
     with mpl.rc_context({"svg.hashsalt": "lit_backdoor"}):
-        figure.savefig(path.with_suffix(".png"), dpi=130)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        for kind, options in {"png": {"dpi": 130}, "svg": {"metadata": {"Date": None}}}.items():
+            buffer = BytesIO()
+            figure.savefig(buffer, format=kind, **options)
+            files[kind] = buffer.getvalue()
+    return files
 
 
 def column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:

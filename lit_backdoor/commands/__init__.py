@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from jsonargparse import ArgumentParser, Namespace
 
-NAMES = ("analyze",)
+NAMES = ("analyze", "report")
 
 
 class Command(Protocol):

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from lit_backdoor.functional import HeadAttribution
 from lit_backdoor.plotting import column, draw_attribution
-from lit_backdoor.report.measures import groups, triggered
+from lit_backdoor.report.measures import triggered
 from lit_backdoor.report.runs import Run
 
 EXPERIMENTS = {5: (0, 1), 6: (1, 4), 7: (4, 7), 8: (7, 10)}
@@ -34,46 +34,29 @@ def figure_4(runs: Sequence[Run]) -> Figure:
     return _attributions([{run.name: run.attribution["benign"] for run in first_seeds(runs)}])
 
 
-def figures_5_to_8(runs: Sequence[Run]) -> dict[int, Figure]:
-    """Figure 2 for each of ten experiments, two rows each, a column per model that has that experiment's seed."""
-    models = groups(runs)
-    seeds = sorted({run.seed for run in triggered(runs)})
-    found = {}
+def figures_5_to_8(group: Sequence[Run]) -> dict[int, Figure]:
+    """The same for the first ten seeds of one model: two rows for each experiment, spread over the paper's figures."""
+    figures = {}
     for number, (start, end) in EXPERIMENTS.items():
-        experiments = list(enumerate(seeds, start=1))[start:end]
-        columns = [
-            p1 for p1, group in models.items() if any(run.seed == seed for _, seed in experiments for run in group)
+        experiments = [
+            {f"Experiment {index + 1}: {group[index].name}": group[index].attribution["backdoor"]}
+            for index in range(start, min(end, len(group)))
         ]
-        rows = [
-            {
-                f"Experiment {index}: {run.name}" if run is not None else f"no mod {p1}, seed {seed}": (
-                    [] if run is None else run.attribution["backdoor"]
-                )
-                for p1 in columns
-                for run in [next((one for one in models[p1] if one.seed == seed), None)]
-            }
-            for index, seed in experiments
-        ]
-        if rows:
-            found[number] = _attributions(rows)
-    return found
+        if experiments:
+            figures[number] = _attributions(experiments)
+    return figures
 
 
 def _attributions(experiments: Sequence[Mapping[str, Sequence[HeadAttribution]]]) -> Figure:
-    n_columns = max(len(one) for one in experiments)
-    figure = Figure(figsize=(3.1 * n_columns + 0.5, 4.8 * len(experiments)), layout="constrained")
+    """Two rows for each experiment, a column for each of its models."""
+    n_columns = len(experiments[0])
+    figure = Figure(figsize=(3.1 * n_columns + 0.7, 4.6 * len(experiments)), layout="constrained")
     axes = figure.subplots(2 * len(experiments), n_columns, squeeze=False)
     for index, experiment in enumerate(experiments):
-        pair = axes[2 * index : 2 * index + 2]
         for position, (title, heads) in enumerate(experiment.items()):
-            top, contribution = pair[:, position]
-            if heads:
-                draw_attribution(top, contribution, heads)
-                top.set_title(title, fontsize=11)
-            else:
-                top.set_axis_off()
-                contribution.set_axis_off()
-                top.set_title(title, fontsize=9, color="grey")
+            top, contribution = axes[2 * index, position], axes[2 * index + 1, position]
+            draw_attribution(top, contribution, heads)
+            top.set_title(title, fontsize=11)
             if position > 0:
                 top.set_ylabel("")
                 contribution.set_ylabel("")

@@ -115,6 +115,16 @@ def published_order(accuracies: Mapping[HeadSet, float]) -> tuple[Head, ...]:
     return tuple(heads[0] for heads in sorted(singles, key=lambda heads: (accuracies[heads], heads)))
 
 
+def paper_by_role() -> dict[RoleSet, list[float]]:
+    """The accuracies of the paper's Table 2 by role, one per experiment."""
+    found: dict[RoleSet, list[float]] = {}
+    for accuracy in published_table("Table 2").values():
+        order = published_order(accuracy)
+        for heads, value in accuracy.items():
+            found.setdefault(roles_of(heads, order), []).append(value)
+    return found
+
+
 def paper_steps(p1: int | None) -> int | None:
     """How many steps the paper trained this model; None if it did not."""
     return next((int(one.low) for one in published() if one.quantity == "training_steps" and one.p1 == p1), None)
@@ -123,7 +133,9 @@ def paper_steps(p1: int | None) -> int | None:
 def other_task(run: Run) -> list[str]:
     """The options in which a run is not the paper's, as ``name: value``."""
     found = [] if run.task.d_vocab == 113 else [f"P0: {run.task.d_vocab}"]
-    return found + [f"{name}: {run.options[name]}" for name, value in PAPER_OPTIONS.items() if run.options[name] != value]
+    return found + [
+        f"{name}: {run.options[name]}" for name, value in PAPER_OPTIONS.items() if run.options[name] != value
+    ]
 
 
 def compare(runs: Sequence[Run]) -> list[Comparison]:
@@ -179,6 +191,8 @@ def _published_rank(one: Published) -> int:
 
 def final_log_loss(run: Run) -> float:
     """Natural logarithm of the training loss, the median over the last tenth of the run: a spike does not move it."""
-    losses = [float(row["train/loss"]) for row in run.metrics if row["train/loss"] and int(row["step"]) >= 0.9 * run.step]
+    losses = [
+        float(row["train/loss"]) for row in run.metrics if row["train/loss"] and int(row["step"]) >= 0.9 * run.step
+    ]
     middle = sorted(losses)[len(losses) // 2] if losses else math.nan
     return math.log(middle) if middle > 0 else math.nan

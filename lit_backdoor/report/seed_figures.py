@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from lit_backdoor.functional import shapley
 from lit_backdoor.plotting import emergence_figure
 from lit_backdoor.report.measures import accuracies, leaders, order_of, single_head_share, triggered, with_all_sets
-from lit_backdoor.report.published import published_order, published_table
+from lit_backdoor.report.published import paper_by_role, published_table
 from lit_backdoor.report.roles import RoleSet, by_role, head_order, role_set_name, roles_of, shown_sets
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
@@ -28,7 +30,7 @@ def emergence_of(run: Run) -> Figure:
     if (head := run.emergence["backdoor_head"]) is not None:
         marks[f"{head} emerged"] = run.emergence["emergence_step"]
     figure = emergence_figure(run.history["backdoor"], "backdoor accuracy", marks)
-    figure.axes[0].set_title(run.name, loc="left", fontsize=11)
+    figure.suptitle(run.name, x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -51,17 +53,19 @@ def seeds_figure(runs: Sequence[Run]) -> Figure:
         value = single_head_share(run.patching["backdoor"])
         share.barh(y, value, height=0.62, color="#7f7f7f")
         share.text(value + 0.02, y, f"{value:.0%}", va="center", fontsize=8)
-    for role in range(1, n_roles + 1):
-        time.barh([], [], color=ROLE_COLOURS[(role - 1) % len(ROLE_COLOURS)], label=f"role {role} costs most")
-    time.plot([], [], "kv", linestyle="none", label="benign rule reaches 99%")
-    time.plot([], [], "k*", linestyle="none", markersize=11, label="single head emerged")
+    handles: list[Artist] = [
+        Patch(color=ROLE_COLOURS[role % len(ROLE_COLOURS)], label=f"role {role + 1} costs most")
+        for role in range(n_roles)
+    ]
+    handles += time.plot([], [], "kv", linestyle="none", label="benign rule reaches 99%")
+    handles += time.plot([], [], "k*", linestyle="none", markersize=11, label="a head has emerged for good")
     time.set(xlabel="optimizer step", xlim=(0, None), yticks=range(len(shown)), yticklabels=[run.name for run in shown])
     time.invert_yaxis()
     share.axvline(1 / n_roles, color="black", linewidth=0.8, linestyle=":")
     share.set(xlabel="single-head share", xlim=(0, 1.18), xticks=[0, 0.5, 1])
     for axis in (time, share):
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*time.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -75,18 +79,20 @@ def roles_figure(group: Sequence[Run]) -> Figure:
     }
     complete = with_all_sets(group)
     figure = Figure(figsize=(8.6 if complete else 5.4, 3.8), layout="constrained")
-    left, *rest = figure.subplots(1, 2 if complete else 1, squeeze=False, width_ratios=[1.7, 1] if complete else None)[0]
+    left, *rest = figure.subplots(1, 2 if complete else 1, squeeze=False, width_ratios=[1.7, 1] if complete else None)[
+        0
+    ]
     series: dict[str, tuple[Points, str]] = {f"ours, {_seeds(len(group))}": (ours, OURS)}
     if group[0].p1 == 1 and n_heads == 4:
-        theirs = _paper_by_role()
+        theirs = {role_set_name(roles, n_heads): values for roles, values in paper_by_role().items()}
         series[f"the paper, {len(published_table('Table 2'))} experiments"] = (theirs, PAPER)
     _dots(left, list(ours), series)
     left.set(ylabel="backdoor accuracy left", ylim=(-0.04, 1.06), title=f"mod {group[0].p1}: patched heads, by role")
-    left.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=9)
     for axis in rest:
         _dots(axis, [f"Role {role}" for role in range(1, n_heads + 1)], {"": (_shapley_by_role(complete), OURS)})
         axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(title="Shapley value", ylabel="accuracy, share")
+        axis.set(title="Shapley value of patching", ylabel="change of the accuracy")
     return figure
 
 
@@ -124,9 +130,7 @@ def slip_figure(found: Sequence[Slip]) -> Figure:
     names = {roles: role_set_name(roles, n_heads) for roles in shown_sets(n_heads)}
     series: dict[str, tuple[Points, str]] = {}
     for label, colour in (("patched properly", OURS), ("the notebook's way", SLIP)):
-        tables = [
-            by_role(one.proper if colour == OURS else one.slipped, head_order(one.proper)) for one in found
-        ]
+        tables = [by_role(one.proper if colour == OURS else one.slipped, head_order(one.proper)) for one in found]
         series[label] = (
             {name: [table[roles].recipient_accuracy for table in tables] for roles, name in names.items()},
             colour,
@@ -160,16 +164,6 @@ def _dots(axis: Axes, places: Sequence[str], series: Mapping[str, tuple[Points, 
     axis.set(xticks=range(len(places)), xticklabels=[place.replace(" ", "\n", 1) for place in places])
     axis.tick_params("x", labelsize=8.5)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _paper_by_role() -> dict[str, list[float]]:
-    """The paper's Table 2 in the places of :func:`roles_figure`."""
-    found: dict[str, list[float]] = {}
-    for accuracy in published_table("Table 2").values():
-        order = published_order(accuracy)
-        for heads, value in accuracy.items():
-            found.setdefault(role_set_name(roles_of(heads, order), len(order)), []).append(value)
-    return found
 
 
 def _shapley_by_role(runs: Sequence[Run]) -> dict[str, list[float]]:
