@@ -7,25 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from lit_backdoor.functional import HeadScores, parse_head_set
 from lit_backdoor.plotting import emergence_figure, save_figure, training_figure
-from lit_backdoor.records import read_table
-
-
-def history(rows: list[dict[str, str]], probe: str) -> list[HeadScores]:
-    """The recipient's accuracy by step, from head_patching.csv."""
-    by_step: dict[int, dict[str, float]] = {}
-    for row in rows:
-        if row["probe"] == probe and row["ablation"] == "resample":
-            by_step.setdefault(int(row["step"]), {})[row["heads"]] = float(row[f"{row['recipient']}_accuracy"])
-    scores = []
-    for step, accuracy in sorted(by_step.items()):
-        singles = {
-            parse_head_set(name)[0]: value for name, value in accuracy.items() if name != "none" and "+" not in name
-        }
-        everything = max(accuracy, key=lambda name: name.count("+"))
-        scores.append(HeadScores(step, accuracy["none"], singles, accuracy[everything]))
-    return scores
+from lit_backdoor.records import history, read_table
 
 
 def main() -> None:

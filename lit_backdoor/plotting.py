@@ -1,10 +1,13 @@
 """Results as matplotlib figures. Nothing here shows or saves."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -26,20 +29,26 @@ def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figu
     """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2)."""
     figure = Figure(figsize=(3.2 * len(results) + 0.6, 5), layout="constrained")
     axes = figure.subplots(2, len(results), squeeze=False)
-    for column, (probe, heads) in enumerate(results.items()):
-        names = [head_name(*one.head) for one in heads]
-        colours = [head_colour(index) for index in range(len(heads))]
-        bars = axes[0, column].bar(names, [one.top_count for one in heads], color=colours)
-        axes[0, column].bar_label(bars, [f"{one.top_count / one.n_examples:.0%}" for one in heads], fontsize=8)
-        axes[0, column].set(title=f"{probe} answers", ylabel="examples where it contributes most")
-        bars = axes[1, column].bar(names, [one.mean_logit for one in heads], color=colours)
-        axes[1, column].bar_label(bars, [f"{one.mean_logit:.2f}" for one in heads], fontsize=8, padding=2)
-        axes[1, column].axhline(0, color="black", linewidth=0.8)
-        axes[1, column].set(ylabel="mean contribution to the logit")
-        for axis in axes[:, column]:
-            axis.margins(y=0.15)
-            axis.spines[["top", "right"]].set_visible(False)
+    for index, (probe, heads) in enumerate(results.items()):
+        draw_attribution(*axes[:, index], heads)
+        axes[0, index].set_title(f"{probe} answers")
     return figure
+
+
+def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribution]) -> None:
+    """One column of the paper's Figure 2: in how many examples each head contributes most, and its mean contribution."""
+    names = [head_name(*one.head) for one in heads]
+    colours = [head_colour(index) for index in range(len(heads))]
+    bars = top.bar(names, [one.top_count for one in heads], color=colours)
+    top.bar_label(bars, [f"{one.top_count / one.n_examples:.0%}" for one in heads], fontsize=8)
+    top.set_ylabel("examples where it\ncontributes most")
+    bars = contribution.bar(names, [one.mean_logit for one in heads], color=colours)
+    contribution.bar_label(bars, [f"{one.mean_logit:.2f}" for one in heads], fontsize=8, padding=2)
+    contribution.axhline(0, color="black", linewidth=0.8)
+    contribution.set_ylabel("mean contribution\nto the logit")
+    for axis in (top, contribution):
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
 
 
 def emergence_figure(
@@ -64,11 +73,11 @@ def emergence_figure(
     lines.plot(steps, [one.all_patched for one in history], color="grey", linestyle=":", label="all patched")
     lines.set(ylabel=metric, ylim=(-0.03, 1.05))
     lines.spines[["top", "right"]].set_visible(False)
-    for name, step in (marks or {}).items():
-        if step is not None:
-            for axis in (lines, heat):
-                axis.axvline(step, color="black", linewidth=0.8, alpha=0.6)
-            lines.annotate(name, (step, 1.0), xytext=(3, 6), textcoords="offset points", fontsize=8)
+    reached = {name: step for name, step in (marks or {}).items() if step is not None}
+    for index, (name, step) in enumerate(reached.items()):
+        for axis in (lines, heat):
+            axis.axvline(step, color="black", linewidth=0.8, alpha=0.6)
+        lines.annotate(name, (step, 1.0), xytext=(3, 6 + 9 * index), textcoords="offset points", fontsize=8)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     drops = np.array([[one.drop(head) for one in history] for head in heads])
     edges = _edges(steps)
@@ -148,11 +157,11 @@ def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> 
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
     for stage, colour in (("train", "#0072b2"), ("val", "#d55e00")):
-        steps, values = _column(rows, f"{stage}/loss")
+        steps, values = column(rows, f"{stage}/loss")
         loss.semilogy(steps, values, color=colour, label={"train": "training", "val": "validation"}[stage], linewidth=1)
     loss.set(ylabel="loss")
     for index, rule in enumerate(rules):
-        steps, values = _column(rows, f"val/{rule}_accuracy")
+        steps, values = column(rows, f"val/{rule}_accuracy")
         accuracy.plot(steps, values, color=HEAD_COLOURS[2 + index], label=f"{rule} rule")
     accuracy.set(xlabel="optimizer step", ylabel="validation accuracy", ylim=(-0.03, 1.05))
     for axis in (loss, accuracy):
@@ -161,14 +170,25 @@ def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> 
     return figure
 
 
-def save_figure(figure: Figure, path: Any) -> None:
-    """Write ``path`` with .png and .svg; the same figure always gives the same bytes."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``path`` with .png and .svg."""
+    for kind, content in figure_bytes(figure).items():
+        path.with_suffix(f".{kind}").write_bytes(content)
+
+
+def figure_bytes(figure: Figure) -> dict[str, bytes]:
+    """The figure as ``png`` and ``svg`` files; the same figure always gives the same bytes."""
+    files = {}
     with mpl.rc_context({"svg.hashsalt": "lit_backdoor"}):
-        figure.savefig(path.with_suffix(".png"), dpi=130)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        for kind, options in {"png": {"dpi": 130}, "svg": {"metadata": {"Date": None}}}.items():
+            buffer = BytesIO()
+            figure.savefig(buffer, format=kind, **options)
+            files[kind] = buffer.getvalue()
+    return files
 
 
-def _column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
+def column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
+    """The steps at which ``name`` was measured, and its values."""
     measured = [row for row in rows if row.get(name)]
     return [int(row["step"]) for row in measured], [float(row[name]) for row in measured]
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lit_backdoor.functional import HeadAttribution, PatchingResult, head_set_name
+from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult, head_set_name, parse_head_set
 
 Value = str | int | float
 
@@ -125,3 +125,69 @@ def patching_rows(step: int, probe: str, results: Sequence[PatchingResult]) -> l
         }
         rows.append(row)
     return rows
+
+
+Row = Mapping[str, str]
+
+
+def read_attribution(rows: Sequence[Row]) -> list[HeadAttribution]:
+    """The way back from :func:`attribution_rows`."""
+    return [
+        HeadAttribution(
+            head=Head(int(row["layer"]), int(row["head"])),
+            mean_logit=float(row["mean_logit"]),
+            mean_logit_centered=float(row["mean_logit_centered"]),
+            mean_logit_diff=float(row["mean_logit_diff"]),
+            n_differing=int(row["n_differing"]),
+            top_count=int(row["top_count"]),
+            n_examples=int(row["n_examples"]),
+            norm=row["norm"],  # type: ignore[arg-type]
+        )
+        for row in rows
+    ]
+
+
+def read_patching(rows: Sequence[Row]) -> list[PatchingResult]:
+    """The way back from :func:`patching_rows`, without the probes' own metrics."""
+    return [
+        PatchingResult(
+            heads=parse_head_set(row["heads"]),
+            recipient=row["recipient"],
+            donor=row["donor"],
+            ablation=row["ablation"],  # type: ignore[arg-type]
+            n_examples=int(row["n_examples"]),
+            recipient_accuracy=float(row[f"{row['recipient']}_accuracy"]),
+            donor_accuracy=float(row[f"{row['donor']}_accuracy"]),
+            other_rate=float(row["other_rate"]),
+            logit_diff=float(row["logit_diff"]),
+            n_differing=int(row["n_differing"]),
+            log_prob=float(row["log_prob"]),
+            kl=float(row["kl"]),
+        )
+        for row in rows
+    ]
+
+
+def rows_by_step(rows: Sequence[Row], probe: str, ablation: str = "resample") -> dict[int, list[Row]]:
+    """The rows of head_patching.csv that belong to one probe and ablation, by step.
+
+    Only steps with everything that each probe measures: nothing patched, each head alone, all heads. A run that is
+    still going on may just be writing its last step.
+    """
+    by_step: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["probe"] == probe and row["ablation"] == ablation:
+            by_step.setdefault(int(row["step"]), []).append(row)
+    heads = {name for row in rows for name in row["heads"].split("+") if name != "none"}
+    wanted = {"none", *heads, head_set_name(parse_head_set(name)[0] for name in heads)}
+    return {step: one for step, one in sorted(by_step.items()) if wanted <= {row["heads"] for row in one}}
+
+
+def history(rows: Sequence[Row], probe: str) -> list[HeadScores]:
+    """The recipient's accuracy by step, from head_patching.csv: unpatched, each head alone, all heads."""
+    scores = []
+    for step, one in rows_by_step(rows, probe).items():
+        accuracy = {result.heads: result.recipient_accuracy for result in read_patching(one)}
+        singles = {heads[0]: value for heads, value in accuracy.items() if len(heads) == 1}
+        scores.append(HeadScores(step, accuracy[()], singles, accuracy[max(accuracy, key=len)]))
+    return scores

@@ -46,7 +46,9 @@ def run(options: Namespace) -> int:
     code = carry_out(runs, engine, jobs, output_dir)
     if code == 130:
         return code
-    return max(code, report.write([one.run_dir for one in runs if one.run_dir.exists()], output_dir / REPORT_DIR))
+    with checking_options():
+        report.write([output_dir / RUNS_DIR], output_dir / REPORT_DIR)
+    return code
 
 
 def paper_runs(runs_dir: Path, scale: str, seeds: list[int], max_steps: int | None) -> list[PlannedRun]:

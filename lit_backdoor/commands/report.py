@@ -1,0 +1,43 @@
+"""``report``: runs side by side, beside the paper."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lit_backdoor.commands.parser import OneLineParser, checking_options
+
+HELP = "Report on finished or running runs: the paper's tables and figures, seeds by role, verdicts, one HTML page."
+
+
+def parser() -> ArgumentParser:
+    """The options of ``report``."""
+    options = OneLineParser(description=HELP, prog="lit_backdoor report")
+    options.add_argument(
+        "run_dirs", type=str, nargs="+", help="Run directories of fit, or folders that hold some at any depth."
+    )
+    options.add_argument(
+        "--output_dir", type=str, required=True, help="New or empty folder, or one with an earlier report to replace."
+    )
+    return options
+
+
+def run(options: Namespace) -> int:
+    """Write the report and print its verdicts."""
+    with checking_options():
+        return write([Path(path) for path in options.run_dirs], Path(options.output_dir))
+
+
+def write(run_dirs: Sequence[Path], output_dir: Path) -> int:
+    """The same for given runs; the exit code.
+
+    Raises:
+        ValueError: in one line; nothing has been written then.
+    """
+    from lit_backdoor.report import write_report
+
+    for one in write_report(run_dirs, output_dir):
+        print(f"{one.title} ({one.verdict}): {one.headline}")
+    print(f"report: {os.path.relpath(output_dir / 'index.html')}")
+    return 0

@@ -1,0 +1,202 @@
+"""What a run directory holds, read once and checked."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lit_backdoor.checkpoints import load_model
+from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult
+from lit_backdoor.records import Row, history, read_attribution, read_patching, read_table, rows_by_step
+from lit_backdoor.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+FILES = ("config.yaml", "hparams.yaml", "metrics.csv", "head_attribution.csv", "head_patching.csv", "emergence.json")
+"""What makes a folder a run; ``loss_spikes.csv`` and ``checkpoints/last.ckpt`` are read where they are."""
+
+FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch"})
+"""Options in which the runs of one report may differ: what is compared, and what changes nothing in a result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run directory.
+
+    Attributes:
+        path: the directory.
+        options: of the task and the model, as in hparams.yaml.
+        seed: of the weights.
+        step: optimizer steps that the run has done, by metrics.csv.
+        max_steps: optimizer steps it was asked for; None if it was not asked for a number.
+        metrics: rows of metrics.csv.
+        attribution: every head at the last probe, by probe.
+        patching: all sets of heads, by probe, measured at ``patching_step``.
+        patching_step: the last probe of all sets of heads; before there was one, the last probe.
+        history: of the recipient's accuracy, by probe.
+        emergence: the verdict, as in emergence.json.
+        spikes: rows of loss_spikes.csv.
+        model: the last checkpoint's, None without one.
+        checkpoint_step: optimizer steps that made ``model``.
+    """
+
+    path: Path
+    options: Mapping[str, Any]
+    seed: int
+    step: int
+    max_steps: int | None
+    metrics: Sequence[Row]
+    attribution: Mapping[str, Sequence[HeadAttribution]]
+    patching: Mapping[str, Sequence[PatchingResult]]
+    patching_step: int
+    history: Mapping[str, Sequence[HeadScores]]
+    emergence: Mapping[str, Any]
+    spikes: Sequence[Row]
+    model: "HookedTransformer | None"
+    checkpoint_step: int | None
+
+    @property
+    def task(self) -> Task:
+        """What the run learns."""
+        return Task(tuple(self.options["moduli"]), self.options["trigger_position"])
+
+    @property
+    def p1(self) -> int | None:
+        """The backdoor's modulus; None for a clean model."""
+        return self.task.moduli[1] if len(self.task.moduli) > 1 else None
+
+    @property
+    def group(self) -> str:
+        """``mod 7``, or ``clean``."""
+        return "clean" if self.p1 is None else f"mod {self.p1}"
+
+    @property
+    def name(self) -> str:
+        """``mod 7, seed 0``."""
+        return f"{self.group}, seed {self.seed}"
+
+    @property
+    def slug(self) -> str:
+        """The name in file names, ``mod7_seed0``."""
+        return f"{self.group}_seed{self.seed}".replace(" ", "")
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """All runs at ``paths`` and in the folders below them, the clean ones first, then by P1 and seed.
+
+    Raises:
+        ValueError: in one line, if there is none, one is not whole, or they can't stand in one report.
+    """
+    found = {directory.resolve(): directory for path in paths for directory in _run_dirs(path)}
+    runs = sorted((_read(path) for path in found.values()), key=lambda run: (run.p1 or 0, run.seed))
+    _check_comparable(runs)
+    return runs
+
+
+def _run_dirs(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise ValueError(f"run_dirs: {path} is no folder; give run directories of fit, or folders that hold some")
+    found = [path] if _is_run(path) else sorted(one.parent for one in path.rglob(FILES[1]) if _is_run(one.parent))
+    if not found:
+        raise ValueError(f"run_dirs: there is no run of fit in {path}; a run directory holds {', '.join(FILES)}")
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "hparams.yaml").is_file() and (path / "metrics.csv").is_file()
+
+
+def _read(path: Path) -> Run:
+    for name in FILES:
+        if not (path / name).is_file():
+            raise ValueError(f"run_dirs: {path} lacks {name}; a report needs what the shipped configurations record")
+    try:
+        return _read_files(path)
+    except (KeyError, TypeError, AttributeError, IndexError, yaml.YAMLError, json.JSONDecodeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"run_dirs: {path} is no run of fit, or a spoilt one ({reason})") from None
+
+
+def _read_files(path: Path) -> Run:
+    options = yaml.safe_load((path / "hparams.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(_newest_config(path).read_text(encoding="utf-8"))
+    seed = options.get("seed_everything", config["seed_everything"])
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"run_dirs: {path} was run without a seed (seed_everything: {seed}), so it can't be named")
+    if len(options["moduli"]) > 2:
+        raise ValueError(
+            f"run_dirs: {path} has several triggers (data.moduli: {options['moduli']}); a report covers clean models "
+            "and those with one trigger, analyze takes the others apart"
+        )
+    metrics = read_table(path / "metrics.csv")
+    attribution, patching = (read_table(path / f"head_{name}.csv") for name in ("attribution", "patching"))
+    if not attribution or not patching:
+        raise ValueError(f"run_dirs: {path} has no probe of its heads yet")
+    probes = list(dict.fromkeys(row["probe"] for row in patching))
+    by_step = {probe: rows_by_step(patching, probe) for probe in probes}
+    step = _reported_step(by_step[probes[-1]])
+    last = max(int(row["step"]) for row in attribution if row["probe"] == probes[-1])
+    checkpoint = path / "checkpoints" / "last.ckpt"
+    model, _, checkpoint_step = load_model(checkpoint) if checkpoint.exists() else (None, None, None)
+    limit = config["trainer"]["max_steps"]
+    return Run(
+        path=path,
+        options=options,
+        seed=seed,
+        step=int(metrics[-1]["step"]),
+        max_steps=limit if limit >= 0 else None,
+        metrics=metrics,
+        attribution={
+            probe: read_attribution([row for row in attribution if row["probe"] == probe and int(row["step"]) == last])
+            for probe in probes
+        },
+        patching={probe: read_patching(by_step[probe][step]) for probe in probes},
+        patching_step=step,
+        history={probe: history(patching, probe) for probe in probes},
+        emergence=json.loads((path / "emergence.json").read_text(encoding="utf-8")),
+        spikes=read_table(path / "loss_spikes.csv"),
+        model=model,
+        checkpoint_step=checkpoint_step,
+    )
+
+
+def _newest_config(path: Path) -> Path:
+    """The options of the latest start: a run that was continued has one file more for each time."""
+    continued = {int(found[1]): one for one in path.iterdir() if (found := _CONTINUED.fullmatch(one.name))}
+    return continued[max(continued)] if continued else path / "config.yaml"
+
+
+_CONTINUED = re.compile(r"config_from_step_(\d+)\.yaml")
+
+
+def _reported_step(by_step: Mapping[int, Sequence[Row]]) -> int:
+    """The last step after the start at which most sets of heads were patched; else the last step."""
+    most = max(len(rows) for rows in by_step.values())
+    return max((step for step, rows in by_step.items() if step > 0 and len(rows) == most), default=max(by_step))
+
+
+def _check_comparable(runs: Sequence[Run]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        if run.task.d_vocab != first.task.d_vocab:
+            differs = f"data.moduli: P0 is {first.task.d_vocab} and {run.task.d_vocab}"
+        elif names := [
+            name
+            for name in sorted(first.options.keys() | run.options.keys())
+            if name not in FREE_OPTIONS and first.options.get(name) != run.options.get(name)
+        ]:
+            differs = f"{names[0]}: {first.options.get(names[0])} and {run.options.get(names[0])}"
+        else:
+            continue
+        raise ValueError(
+            f"run_dirs: {first.path} and {run.path} differ in {differs}; the runs of one report differ in nothing but "
+            "P1 and seed_everything"
+        )
+    for run, other in zip(runs, runs[1:], strict=False):
+        if (run.p1, run.seed) == (other.p1, other.seed):
+            raise ValueError(f"run_dirs: {run.path} and {other.path} are both {run.name}; give one of them")

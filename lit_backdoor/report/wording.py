@@ -1,0 +1,55 @@
+"""Numbers as the report prints them."""
+
+import math
+from collections.abc import Sequence
+
+from lit_backdoor.report.statistics import Summary, summarise
+
+
+class Highlighted(str):
+    """A table cell to point out."""
+
+
+def percent(share: float) -> str:
+    """``2.75%``; ``–`` for nothing."""
+    return "–" if math.isnan(share) else f"{share:.2%}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """``1.15``, ``20,000`` for whole numbers; ``–`` for nothing."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if digits == 0 else f"{value:.{digits}f}"
+
+
+def mean_percent(values: Sequence[float]) -> str:
+    """Mean and 95% interval of shares, cut off at 0 and 100%: ``20.4% [9.2, 31.6]``."""
+    ours = summarise(values)
+    if ours.n < 2:
+        return percent(ours.mean)
+    low, high = (100 * min(max(end, 0.0), 1.0) for end in (ours.low, ours.high))
+    return f"{ours.mean:.1%} [{low:.1f}, {high:.1f}]"
+
+
+def span(ours: Summary, digits: int) -> str:
+    """Smallest to largest."""
+    if ours.n < 2:
+        return number(ours.mean, digits)
+    return f"{number(ours.smallest, digits)} to {number(ours.largest, digits)}"
+
+
+def percent_span(values: Sequence[float]) -> str:
+    """Smallest to largest, as percentages."""
+    if len(values) < 2:
+        return percent(values[0]) if values else "–"
+    return f"{percent(min(values))} to {percent(max(values))}"
+
+
+def count(k: int, n: int, noun: str = "seed") -> str:
+    """``3 of 10 seeds``."""
+    return f"{k} of {n} {noun}{'' if n == 1 else 's'}"
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
