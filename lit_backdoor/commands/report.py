@@ -29,8 +29,7 @@ def run(options: Namespace) -> int:
     output_dir = Path(options.output_dir)
     with checking_options():
         found = write_report([Path(path) for path in options.run_dirs], output_dir)
-    width = max(len(one.title) for one in found)
     for one in found:
-        print(f"{one.title:<{width}}  {one.verdict}")
+        print(f"{one.title} ({one.verdict}): {one.headline}")
     print(f"report: {os.path.relpath(output_dir / 'index.html')}")
     return 0

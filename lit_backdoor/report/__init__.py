@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lit_backdoor.plotting import figure_bytes
 from lit_backdoor.report import folder, rows
-from lit_backdoor.report.findings import Finding, findings
+from lit_backdoor.report.finding import Finding
+from lit_backdoor.report.findings import findings
 from lit_backdoor.report.measures import triggered
 from lit_backdoor.report.page import html, markdown
 from lit_backdoor.report.paper_figures import first_seeds
