@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.commands.parser import OneLineParser, checking_options
+from lit_backdoor.commands.parser import OneLineParser, OptionError, checking_options
 
 HELP = "Report on finished or running runs: the paper's tables and figures, seeds by role, verdicts, one HTML page."
 
@@ -24,11 +24,15 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Write the report and print its verdicts."""
-    from lit_backdoor.report import write_report
+    from lit_backdoor.report import read, write
 
     output_dir = Path(options.output_dir)
     with checking_options():
-        found = write_report([Path(path) for path in options.run_dirs], output_dir)
+        runs = read([Path(path) for path in options.run_dirs], output_dir)
+    try:
+        found = write(runs, output_dir)
+    except OSError as error:
+        raise OptionError(f"output_dir: {output_dir} can't be written ({error.strerror})") from None
     for one in found:
         print(f"{one.title} ({one.verdict}): {one.headline}")
     print(f"report: {os.path.relpath(output_dir / 'index.html')}")

@@ -1,6 +1,7 @@
 """The verdicts about heads: which carry the backdoor, since when, and what the notebook's slip does to the answer."""
 
 from collections.abc import Sequence
+from math import isnan
 from statistics import median
 
 from lit_backdoor.functional import HeadSet, PatchingResult
@@ -112,7 +113,7 @@ def emergence(group: Sequence[Run]) -> Finding:
     steps = [run.emergence["emergence_step"] for run in group if run.emergence["emergence_step"] is not None]
     lags = [lag for run in group if (lag := emergence_lag(run)) is not None]
     changes = [max(len(leaders(run)) - 1, 0) for run in group]
-    shares = [single_head_share(run.patching["backdoor"]) for run in group]
+    shares = [share for run in group if not isnan(share := single_head_share(run.patching["backdoor"]))]
     headline = f"In {count(len(steps), len(group))} one head comes to cost half of the backdoor for good"
     if steps:
         headline += f": from step {range_of(steps, 0)} on, at the median {median(steps):,.0f}"

@@ -16,7 +16,7 @@ from lit_backdoor.report.roles import RoleSet, by_role, head_order, role_set_nam
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
 from lit_backdoor.report.statistics import summarise
-from lit_backdoor.report.wording import plural
+from lit_backdoor.report.wording import plural, whole_percent
 
 ROLE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#7f7f7f")
 OURS, PAPER, SLIP = "#0072b2", "#d55e00", "#cc79a7"
@@ -44,16 +44,16 @@ def seeds_figure(runs: Sequence[Run]) -> Figure:
     time, share = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     for y, run in enumerate(shown):
         order, changes = order_of(run), leaders(run)
-        last = run.history["backdoor"][-1].step
-        for (step, head), end in zip(changes, [*(step for step, _ in changes[1:]), last], strict=True):
+        ends = [*(step for step, _ in changes), run.history["backdoor"][-1].step][1:]
+        for (step, head), end in zip(changes, ends, strict=True):
             time.barh(y, end - step, left=step, height=0.62, color=ROLE_COLOURS[order.index(head) % len(ROLE_COLOURS)])
         for key, marker in (("benign_first_reached_step", "v"), ("emergence_step", "*")):
             if (step := run.emergence[key]) is not None:
                 size, edge = (13, "white") if marker == "*" else (8, "white")
                 time.plot(step, y, marker, color="black", markersize=size, markeredgecolor=edge, markeredgewidth=0.9)
         value = single_head_share(run.patching["backdoor"])
-        share.barh(y, value, height=0.62, color="#7f7f7f")
-        share.text(value + 0.02, y, f"{value:.0%}", va="center", fontsize=8)
+        bars = share.barh(y, value, height=0.62, color="#7f7f7f")
+        share.bar_label(bars, [whole_percent(value)], padding=3, fontsize=8)
     handles: list[Artist] = [
         Patch(color=ROLE_COLOURS[role % len(ROLE_COLOURS)], label=f"role {role + 1} costs most")
         for role in range(n_roles)

@@ -10,7 +10,7 @@ from lit_backdoor.report.roles import by_role, head_order, role_set_name, shown_
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
 from lit_backdoor.report.statistics import permutation_test
-from lit_backdoor.report.wording import NOTHING, Highlighted, mean_percent, number, percent, plural
+from lit_backdoor.report.wording import NOTHING, Highlighted, mean_percent, number, percent, plural, whole_percent
 from lit_backdoor.tables import markdown, paper_name
 
 
@@ -128,7 +128,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
             row += [
                 number(verdict["emergence_step"], 0),
                 verdict["backdoor_head"] or "none",
-                f"{single_head_share(results):.0%}",
+                whole_percent(single_head_share(results)),
                 str(len(carriers(results))),
                 str(max(len(leaders(run)) - 1, 0)),
             ]

@@ -18,6 +18,11 @@ def percent(share: float) -> str:
     return NOTHING if math.isnan(share) else f"{share:.2%}"
 
 
+def whole_percent(share: float) -> str:
+    """``44%``, or ``NOTHING``."""
+    return NOTHING if math.isnan(share) else f"{share:.0%}"
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """``1.15``, ``20,000`` without digits, or ``NOTHING``."""
     if value is None or math.isnan(value):
