@@ -135,28 +135,30 @@ def emergence(group: Sequence[Run]) -> Finding:
 
 def slip(slips: Sequence[Slip]) -> Finding:
     """What another model's embeddings do to Table 1."""
-    proper, slipped = ([_unpatched(results) for results in ways] for ways in _both_ways(slips))
+    shown = [one for one in slips if one.run.p1 == 1] or slips  # the paper patches mod 1 only
+    proper, slipped = ([_unpatched(results) for results in ways] for ways in _both_ways(shown))
     changes = [
         (abs(there.recipient_accuracy - here.recipient_accuracy), one, here.heads)
         for one in slips
         for here, there in zip(one.proper, one.slipped, strict=True)
     ]
     change, where, heads = max(changes, key=lambda one: one[0])
-    single = [sum(len(carriers(results)) == 1 for results in ways) for ways in _both_ways(slips)]
+    single = [sum(len(carriers(results)) == 1 for results in ways) for ways in _both_ways(shown)]
     order = head_order(where.proper)
     others = enumerate_words(list(dict.fromkeys(one.other.name for one in slips)))
+    models = enumerate_words(list(dict.fromkeys(one.run.group for one in shown)))
     headline = (
-        f"With another model's embeddings 'None' would read {percent_span(slipped)} instead of "
-        f"{percent_span(proper)}, and exactly one head would carry the backdoor in {single[1]} instead of "
-        f"{count(single[0], len(slips), 'run')}."
+        f"With another model's embeddings 'None' would read {percent_span(slipped)} instead of {percent_span(proper)} for "
+        f"{models}, and exactly one head would carry the backdoor in {single[1]} instead of "
+        f"{count(single[0], len(shown), 'run')}."
     )
     text = (
         f"Table 1 both ways, for every run with a trigger; the other model is {others}. The largest change of all "
         f"sets of heads is {100 * change:.2f} percentage points ({where.run.name}, "
         f"{role_set_name(roles_of(heads, order), len(order))})."
     )
-    if mod_1 := [one for one in slips if one.run.p1 == 1]:
-        apart = [_distance_to_the_paper(ways) for ways in _both_ways(mod_1)]
+    if shown[0].run.p1 == 1:
+        apart = [_distance_to_the_paper(ways) for ways in _both_ways(shown)]
         text += (
             f" Our mod 1 means lie {100 * apart[0]:.1f} percentage points from those of the paper's Table 2 when "
             f"patched properly, {100 * apart[1]:.1f} the notebook's way (mean over None, each role and All)."
