@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -30,13 +30,13 @@ def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figu
     figure = Figure(figsize=(3.2 * len(results) + 0.6, 5), layout="constrained")
     axes = figure.subplots(2, len(results), squeeze=False)
     for index, (probe, heads) in enumerate(results.items()):
-        draw_attribution(*axes[:, index], heads)
+        draw_attribution(axes[0, index], axes[1, index], heads)
         axes[0, index].set_title(f"{probe} answers")
     return figure
 
 
 def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribution]) -> None:
-    """One column of the paper's Figure 2: in how many examples each head contributes most, and its mean contribution."""
+    """One column of the paper's Figure 2: how often each head contributes most, and its mean contribution."""
     names = [head_name(*one.head) for one in heads]
     colours = [head_colour(index) for index in range(len(heads))]
     bars = top.bar(names, [one.top_count for one in heads], color=colours)
@@ -178,13 +178,11 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def figure_bytes(figure: Figure) -> dict[str, bytes]:
     """The figure as ``png`` and ``svg`` files; the same figure always gives the same bytes."""
-    files = {}
+    png, svg = BytesIO(), BytesIO()
     with mpl.rc_context({"svg.hashsalt": "lit_backdoor"}):
-        for kind, options in {"png": {"dpi": 130}, "svg": {"metadata": {"Date": None}}}.items():
-            buffer = BytesIO()
-            figure.savefig(buffer, format=kind, **options)
-            files[kind] = buffer.getvalue()
-    return files
+        figure.savefig(png, format="png", dpi=130)
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return {"png": png.getvalue(), "svg": svg.getvalue()}
 
 
 def column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.commands.parser import OneLineParser, checking_options
+from lit_backdoor.commands.parser import OneLineParser, OptionError, checking_options
 
 HELP = "Report on finished or running runs: the paper's tables and figures, seeds by role, verdicts, one HTML page."
 
@@ -25,19 +25,24 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Write the report and print its verdicts."""
-    with checking_options():
-        return write([Path(path) for path in options.run_dirs], Path(options.output_dir))
+    report_on([Path(path) for path in options.run_dirs], Path(options.output_dir))
+    return 0
 
 
-def write(run_dirs: Sequence[Path], output_dir: Path) -> int:
-    """The same for given runs; the exit code.
+def report_on(run_dirs: Sequence[Path], output_dir: Path) -> None:
+    """The same for given runs.
 
     Raises:
-        ValueError: in one line; nothing has been written then.
+        OptionError: in one line; nothing has been written then, unless the disk is full.
     """
-    from lit_backdoor.report import write_report
+    from lit_backdoor.report import read, write
 
-    for one in write_report(run_dirs, output_dir):
+    with checking_options():
+        runs = read(run_dirs, output_dir)
+    try:
+        found = write(runs, output_dir)
+    except OSError as error:
+        raise OptionError(f"output_dir: {output_dir} can't be written ({error.strerror})") from None
+    for one in found:
         print(f"{one.title} ({one.verdict}): {one.headline}")
     print(f"report: {os.path.relpath(output_dir / 'index.html')}")
-    return 0

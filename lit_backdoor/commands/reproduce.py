@@ -6,9 +6,9 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from lit_backdoor.commands import report
 from lit_backdoor.commands.engine_options import JOBS_DIR, add_engine_options, make_engine
 from lit_backdoor.commands.parser import OneLineParser, checking_options
+from lit_backdoor.commands.report import report_on
 from lit_backdoor.commands.sweep import carry_out
 from lit_backdoor.configs import shipped_config
 from lit_backdoor.sweep import PlannedRun, parse_seeds, plan_runs
@@ -46,8 +46,7 @@ def run(options: Namespace) -> int:
     code = carry_out(runs, engine, jobs, output_dir)
     if code == 130:
         return code
-    with checking_options():
-        report.write([output_dir / RUNS_DIR], output_dir / REPORT_DIR)
+    report_on([output_dir / RUNS_DIR], output_dir / REPORT_DIR)
     return code
 
 

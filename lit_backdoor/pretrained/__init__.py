@@ -68,7 +68,7 @@ def open_pretrained(name: str) -> Pretrained:
 
 
 def save_pretrained(checkpoint: dict[str, Any], seed: int, path: Path) -> None:
-    """Write the weights of a checkpoint of ``fit``; what is zero everywhere, as biases that are not trained, is left out.
+    """Write the weights of a checkpoint of ``fit``; what is all zero, as biases that are not trained, is left out.
 
     Args:
         checkpoint: from :func:`lit_backdoor.checkpoints.read_checkpoint`.

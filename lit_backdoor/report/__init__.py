@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lit_backdoor.plotting import figure_bytes
 from lit_backdoor.report import folder, rows
-from lit_backdoor.report.findings import Finding, findings
+from lit_backdoor.report.finding import Finding
+from lit_backdoor.report.findings import findings
 from lit_backdoor.report.measures import triggered
 from lit_backdoor.report.page import html, markdown
 from lit_backdoor.report.paper_figures import first_seeds
@@ -16,7 +17,7 @@ from lit_backdoor.report.runs import Run, read_runs
 from lit_backdoor.report.sections import lead, sections, title
 from lit_backdoor.report.slip import slips
 
-__all__ = ["Finding", "write_report"]
+__all__ = ["Finding", "read", "write", "write_report"]
 
 
 def write_report(run_dirs: Sequence[Path], output_dir: Path) -> list[Finding]:
@@ -30,10 +31,21 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path) -> list[Finding]:
         output_dir: new or empty, or with an earlier report in it.
 
     Raises:
-        ValueError: in one line; nothing has been written then.
+        ValueError: in one line, if runs or folder are not as they must be; nothing has been written then.
+        OSError: if the folder can't be written.
     """
+    return write(read(run_dirs, output_dir), output_dir)
+
+
+def read(run_dirs: Sequence[Path], output_dir: Path) -> list[Run]:
+    """The runs, after making sure that they can stand in one report and that it can be written."""
     runs = read_runs(run_dirs)
     folder.check(output_dir, [run.path for run in runs])
+    return runs
+
+
+def write(runs: Sequence[Run], output_dir: Path) -> list[Finding]:
+    """The second half of :func:`write_report`."""
     files, found = render(runs)
     folder.write(output_dir, files)
     return found

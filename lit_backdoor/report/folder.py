@@ -52,7 +52,7 @@ def write(output_dir: Path, files: dict[str, bytes]) -> None:
     Everything is first written aside, so that a full disk leaves the earlier report whole.
 
     Raises:
-        ValueError: if it can't be written.
+        OSError: if it can't be written.
     """
     staging = output_dir / STAGING
     try:
@@ -69,8 +69,6 @@ def write(output_dir: Path, files: dict[str, bytes]) -> None:
             path = output_dir / name
             path.parent.mkdir(parents=True, exist_ok=True)
             (staging / name).replace(path)
-    except OSError as error:
-        raise ValueError(f"output_dir: {output_dir} can't be written ({error.strerror})") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from lit_backdoor.report.findings import Finding
+from lit_backdoor.report.finding import Finding
 from lit_backdoor.report.tables import Table
 from lit_backdoor.report.wording import Highlighted
 
@@ -67,7 +67,7 @@ def markdown(title: str, lead: str, findings: Sequence[Finding], sections: Seque
     """The same in Markdown, with the pictures in ``figures/``."""
     lines = [f"# {title}", "", lead, "", "## Verdicts", ""]
     for one in findings:
-        lines += [f"- **{one.title}** ({VERDICTS[one.verdict]}). {one.text}"]
+        lines += [f"- **{one.title}** ({VERDICTS[one.verdict]}). {one.headline} {one.text}".rstrip()]
     for section in sections:
         lines += ["", f"## {section.title}", ""]
         for paragraph in section.paragraphs:

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from lit_backdoor.functional import Head, HeadSet, parse_head_set
+from lit_backdoor.report.finding import ENOUGH_SEEDS
 from lit_backdoor.report.roles import RoleSet, by_role, head_order, role_set_name, roles_of
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.statistics import Summary, summarise
@@ -35,9 +36,8 @@ QUANTITIES = {
     "largest_top_share": "share of the examples in which one head contributes most",
     "benign_grokking_step": "step at which the benign rule first reaches 99%",
     "final_log_loss": "log training loss in the end (natural logarithm)",
-    "training_steps": "training steps",
 }
-"""The quantities of published.csv, in words."""
+"""The quantities that are compared, in words."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Published:
         source: the table or figure.
         experiment: its number there.
         p1: None for the clean model.
-        quantity: one of ``QUANTITIES``.
+        quantity: one of ``QUANTITIES``, or ``training_steps``.
         heads: the patched or contributing heads, with the paper's own head numbers.
         tolerance: how far beyond the range of our seeds it may lie.
         how: ``printed``, or ``read off the plot``.
@@ -72,13 +72,21 @@ class Comparison:
     Attributes:
         what: the quantity in words, heads by role.
         ours: over the seeds.
-        verdict: ``agrees``, ``differs``, ``no run``, or ``other task``.
+        inside: whether it lies within the range of our seeds, widened by its tolerance.
+        verdict: ``agrees`` or ``differs``; ``few seeds`` where it lies outside of the range of fewer than three;
+            ``no run``; ``other task``.
     """
 
     published: Published
     what: str
     ours: Summary
+    inside: bool
     verdict: str
+
+    @property
+    def model(self) -> str:
+        """``clean``, or ``mod 7``."""
+        return "clean" if self.published.p1 is None else f"mod {self.published.p1}"
 
 
 def published() -> list[Published]:
@@ -142,16 +150,19 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
     """Every published number beside the runs with the same P1."""
     found = []
     for one in published():
+        if one.quantity == "training_steps":
+            continue  # see paper_steps
         what, values = _ours(one, [run for run in runs if run.p1 == one.p1])
         ours = summarise(values)
+        below, above = ours.smallest - one.tolerance, ours.largest + one.tolerance  # NaN without seeds
+        inside = one.low <= above and one.high >= below
         if not values:
             verdict = "no run"
         elif other_task(runs[0]):
             verdict = "other task"
         else:
-            below, above = ours.smallest - one.tolerance, ours.largest + one.tolerance
-            verdict = "agrees" if one.low <= above and one.high >= below else "differs"
-        found.append(Comparison(one, what, ours, verdict))
+            verdict = "agrees" if inside else "differs" if ours.n >= ENOUGH_SEEDS else "few seeds"
+        found.append(Comparison(one, what, ours, inside, verdict))
     return found
 
 
@@ -174,8 +185,6 @@ def _ours(one: Published, runs: Sequence[Run]) -> tuple[str, list[float]]:
         values = [step for run in runs if (step := run.emergence["benign_first_reached_step"]) is not None]
     elif one.quantity == "final_log_loss":
         values = [final_log_loss(run) for run in runs]
-    elif one.quantity == "training_steps":
-        values = [run.step for run in runs]
     return QUANTITIES[one.quantity].format(what=what), values
 
 

@@ -61,7 +61,7 @@ def role_rows(runs: Sequence[Run]) -> Rows:
     for p1, group in groups(runs).items():
         for direction, probe in (("needed", "backdoor"), ("sufficient", "benign")):
             tables = [by_role(run.patching[probe], order_of(run)) for run in group]
-            for roles in tables[0]:
+            for roles in dict.fromkeys(roles for table in tables for roles in table):
                 found = [table[roles] for table in tables if roles in table]
                 values = [one.recipient_accuracy if probe == "backdoor" else one.donor_accuracy for one in found]
                 ours = summarise(values)
@@ -195,7 +195,7 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> Rows:
         {
             "source": one.published.source,
             "experiment": one.published.experiment,
-            "p1": "clean" if one.published.p1 is None else one.published.p1,
+            "p1": one.model.removeprefix("mod "),
             "quantity": one.what,
             "paper_heads": head_set_name(one.published.heads),
             "published_low": one.published.low,

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,6 @@ def _check_comparable(runs: Sequence[Run]) -> None:
             f"run_dirs: {first.path} and {run.path} differ in {differs}; the runs of one report differ in nothing but "
             "P1 and seed_everything"
         )
-    for run, other in zip(runs, runs[1:], strict=False):
+    for run, other in pairwise(runs):
         if (run.p1, run.seed) == (other.p1, other.seed):
             raise ValueError(f"run_dirs: {run.path} and {other.path} are both {run.name}; give one of them")

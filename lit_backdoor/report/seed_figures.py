@@ -10,12 +10,13 @@ from matplotlib.patches import Patch
 
 from lit_backdoor.functional import shapley
 from lit_backdoor.plotting import emergence_figure
-from lit_backdoor.report.measures import accuracies, leaders, order_of, single_head_share, triggered, with_all_sets
+from lit_backdoor.report.measures import accuracies, leaders, order_of, single_head_share, triggered
 from lit_backdoor.report.published import paper_by_role, published_table
 from lit_backdoor.report.roles import RoleSet, by_role, head_order, role_set_name, roles_of, shown_sets
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
 from lit_backdoor.report.statistics import summarise
+from lit_backdoor.report.wording import plural, whole_percent
 
 ROLE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#7f7f7f")
 OURS, PAPER, SLIP = "#0072b2", "#d55e00", "#cc79a7"
@@ -43,16 +44,16 @@ def seeds_figure(runs: Sequence[Run]) -> Figure:
     time, share = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     for y, run in enumerate(shown):
         order, changes = order_of(run), leaders(run)
-        last = run.history["backdoor"][-1].step
-        for (step, head), end in zip(changes, [*(step for step, _ in changes[1:]), last], strict=True):
+        ends = [*(step for step, _ in changes), run.history["backdoor"][-1].step][1:]
+        for (step, head), end in zip(changes, ends, strict=True):
             time.barh(y, end - step, left=step, height=0.62, color=ROLE_COLOURS[order.index(head) % len(ROLE_COLOURS)])
         for key, marker in (("benign_first_reached_step", "v"), ("emergence_step", "*")):
             if (step := run.emergence[key]) is not None:
                 size, edge = (13, "white") if marker == "*" else (8, "white")
                 time.plot(step, y, marker, color="black", markersize=size, markeredgecolor=edge, markeredgewidth=0.9)
         value = single_head_share(run.patching["backdoor"])
-        share.barh(y, value, height=0.62, color="#7f7f7f")
-        share.text(value + 0.02, y, f"{value:.0%}", va="center", fontsize=8)
+        bars = share.barh(y, value, height=0.62, color="#7f7f7f")
+        share.bar_label(bars, [whole_percent(value)], padding=3, fontsize=8)
     handles: list[Artist] = [
         Patch(color=ROLE_COLOURS[role % len(ROLE_COLOURS)], label=f"role {role + 1} costs most")
         for role in range(n_roles)
@@ -70,29 +71,43 @@ def seeds_figure(runs: Sequence[Run]) -> Figure:
 
 
 def roles_figure(group: Sequence[Run]) -> Figure:
-    """The runs of one P1: what is left after patching, by role, and the heads' Shapley values."""
+    """The runs of one P1: what is left after patching, by role."""
     n_heads = len(order_of(group[0]))
     tables = [by_role(run.patching["backdoor"], order_of(run)) for run in group]
     ours = {
         role_set_name(roles, n_heads): [table[roles].recipient_accuracy for table in tables if roles in table]
         for roles in shown_sets(n_heads)
     }
-    complete = with_all_sets(group)
-    figure = Figure(figsize=(8.6 if complete else 5.4, 3.8), layout="constrained")
-    left, *rest = figure.subplots(1, 2 if complete else 1, squeeze=False, width_ratios=[1.7, 1] if complete else None)[
-        0
-    ]
-    series: dict[str, tuple[Points, str]] = {f"ours, {_seeds(len(group))}": (ours, OURS)}
+    series: dict[str, tuple[Points, str]] = {f"ours, {plural(len(group))}": (ours, OURS)}
     if group[0].p1 == 1 and n_heads == 4:
         theirs = {role_set_name(roles, n_heads): values for roles, values in paper_by_role().items()}
         series[f"the paper, {len(published_table('Table 2'))} experiments"] = (theirs, PAPER)
-    _dots(left, list(ours), series)
-    left.set(ylabel="backdoor accuracy left", ylim=(-0.04, 1.06), title=f"mod {group[0].p1}: patched heads, by role")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=9)
-    for axis in rest:
-        _dots(axis, [f"Role {role}" for role in range(1, n_heads + 1)], {"": (_shapley_by_role(complete), OURS)})
-        axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(title="Shapley value of patching", ylabel="change of the accuracy")
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axis = figure.subplots()
+    _dots(axis, list(ours), series)
+    axis.set(ylabel="backdoor accuracy left", ylim=(-0.04, 1.06), title=f"mod {group[0].p1}: patched heads, by role")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def shapley_figure(group: Sequence[Run]) -> Figure:
+    """The runs of one P1 with all sets of heads: Shapley values of the backdoor accuracy, by role, both directions."""
+    n_heads = len(order_of(group[0]))
+    names = {"needed": ("benign heads into the triggered run", OURS), "sufficient": ("the other way round", PAPER)}
+    series: dict[str, tuple[Points, str]] = {}
+    for direction, (label, colour) in names.items():
+        values = [shapley(accuracies(run)[direction]).values for run in group]
+        points = {
+            f"Role {role + 1}": [one[order_of(run)[role]] for run, one in zip(group, values, strict=True)]
+            for role in range(n_heads)
+        }
+        series[label] = (points, colour)
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    _dots(axis, [f"Role {role + 1}" for role in range(n_heads)], series)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(ylabel="change of the backdoor accuracy", title=f"mod {group[0].p1}: Shapley values, {plural(len(group))}")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -101,7 +116,10 @@ def all_sets_figure(group: Sequence[Run]) -> Figure:
     n_heads = len(order_of(group[0]))
     figure = Figure(figsize=(9, 1.3 + 0.3 * 2**n_heads), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    titles = {"needed": "benign heads into the triggered run:\nwhat is left", "sufficient": "triggered heads into the benign run:\nwhat is brought"}  # fmt: skip
+    titles = {
+        "needed": "benign heads into the triggered run:\nwhat is left",
+        "sufficient": "triggered heads into the benign run:\nwhat is brought",
+    }
     for axis, (direction, title) in zip(axes, titles.items(), strict=True):
         tables = [
             {roles_of(heads, order_of(run)): value for heads, value in accuracies(run)[direction].items()}
@@ -138,7 +156,7 @@ def slip_figure(found: Sequence[Slip]) -> Figure:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
     _dots(axis, list(names.values()), series)
-    axis.set(ylabel="backdoor accuracy", ylim=(-0.04, 1.06), title=f"mod {found[0].run.p1}, {_seeds(len(found))}")
+    axis.set(ylabel="backdoor accuracy", ylim=(-0.04, 1.06), title=f"mod {found[0].run.p1}, {plural(len(found))}")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
@@ -156,24 +174,9 @@ def _dots(axis: Axes, places: Sequence[str], series: Mapping[str, tuple[Points, 
             axis.plot(centre + np.asarray(spread), sorted(values), "o", color=colour, markersize=3.5, alpha=0.55)
             ours = summarise(values)
             if ours.n > 1:
-                half = ours.mean - ours.low
-                axis.errorbar(
-                    centre + 0.3 * width, ours.mean, half, fmt="D", color=colour, markersize=4.5, capsize=2.5, linewidth=1.3
-                )  # fmt: skip
+                x_mean, half = centre + 0.3 * width, ours.mean - ours.low
+                axis.errorbar(x_mean, ours.mean, half, fmt="D", color=colour, markersize=4.5, capsize=2.5)
         axis.plot([], [], "o", color=colour, markersize=4, label=label)
     axis.set(xticks=range(len(places)), xticklabels=[place.replace(" ", "\n", 1) for place in places])
     axis.tick_params("x", labelsize=8.5)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _shapley_by_role(runs: Sequence[Run]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        values = shapley(accuracies(run)["needed"]).values
-        for role, head in enumerate(order_of(run), start=1):
-            found.setdefault(f"Role {role}", []).append(values[head])
-    return found
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' if n > 1 else ''}"

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lit_backdoor.functional import Head, HeadSet, shapley
-from lit_backdoor.report.measures import accuracies, carriers, leaders, order_of, single_head_share, with_all_sets
+from lit_backdoor.report.measures import accuracies, carriers, leaders, order_of, single_head_share
 from lit_backdoor.report.published import Comparison, paper_by_role, paper_steps, published_order, published_table
 from lit_backdoor.report.roles import by_role, head_order, role_set_name, shown_sets
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
 from lit_backdoor.report.statistics import permutation_test
-from lit_backdoor.report.wording import Highlighted, mean_percent, number, percent, percent_span
+from lit_backdoor.report.wording import NOTHING, Highlighted, mean_percent, number, percent, plural, whole_percent
 from lit_backdoor.tables import markdown, paper_name
 
 
@@ -94,31 +94,21 @@ def roles_table(group: Sequence[Run]) -> Table:
     found = {probe: [by_role(run.patching[probe], order_of(run)) for run in group] for probe in ("backdoor", "benign")}
     needed = {roles: [one[roles].recipient_accuracy for one in found["backdoor"] if roles in one] for roles in sets}
     brought = {roles: [one[roles].donor_accuracy for one in found["benign"] if roles in one] for roles in sets}
-    header = ["patched heads", "left (needed)", "range", "brought (sufficient)", "range"]
-    rows = [
-        [
-            role_set_name(roles, n_heads),
-            mean_percent(needed[roles]),
-            percent_span(needed[roles]),
-            mean_percent(brought[roles]),
-            percent_span(brought[roles]),
-        ]
-        for roles in sets
-    ]
+    header = ["patched heads", "left (needed)", "brought (sufficient)"]
+    rows = [[role_set_name(one, n_heads), mean_percent(needed[one]), mean_percent(brought[one])] for one in sets]
     caption = (
-        f"{group[0].group.capitalize()} over {len(group)} seed{'s' if len(group) > 1 else ''}, heads by role (role 1 is "
-        "the one whose patching costs most): mean [95% interval] and range. Needed: what is left of the backdoor after "
-        "benign heads were patched into the triggered run. Sufficient: how much of it triggered heads bring into the "
-        "benign run."
+        f"{group[0].group.capitalize()} over {plural(len(group))}, heads by role (role 1 is the one whose patching "
+        "costs most): mean [95% interval]. Needed: what is left of the backdoor after benign heads were patched "
+        "into the triggered run. Sufficient: how much of it triggered heads bring into the benign run."
     )
     if group[0].p1 == 1 and n_heads == 4:
         theirs = paper_by_role()
-        header += ["the paper (needed)", "range", "P value"]
+        header += ["the paper (needed)", "P value"]
         for row, roles in zip(rows, sets, strict=True):
             values = theirs.get(roles, [])
-            p_value = number(permutation_test(needed[roles], values), 3) if values and needed[roles] else "–"
-            row += [mean_percent(values), percent_span(values), p_value]
-        caption += " P value: permutation test for a difference between our mean and the paper's."
+            p_value = number(permutation_test(needed[roles], values), 3) if values and needed[roles] else NOTHING
+            row += [mean_percent(values), p_value]
+        caption += " P value: permutation test for a difference between our mean and the paper's, uncorrected."
     return Table(caption, header, rows)
 
 
@@ -132,31 +122,28 @@ def runs_table(runs: Sequence[Run]) -> Table:
         row = [run.name, number(run.step, 0), number(run.max_steps, 0), number(paper_steps(run.p1), 0)]
         row.append(number(verdict["benign_first_reached_step"], 0))
         if run.p1 is None:
-            row += ["–"] * 5
+            row += [NOTHING] * 5
         else:
             results = run.patching["backdoor"]
             row += [
                 number(verdict["emergence_step"], 0),
                 verdict["backdoor_head"] or "none",
-                f"{single_head_share(results):.0%}",
+                whole_percent(single_head_share(results)),
                 str(len(carriers(results))),
                 str(max(len(leaders(run)) - 1, 0)),
             ]
         rows.append([*row, str(len(run.spikes))])
     caption = (
         "Every run: optimizer steps done, asked for and in the paper; when the benign rule first had 99% of the "
-        "validation examples right; from which probe on one head always costs at least half of the backdoor; that head's "
-        "cost as a share of all heads' costs; how many heads cost half of it, each alone; how often another head came to "
-        "cost most; loss spikes."
+        "validation examples right; from which probe on one head always costs at least half of the backdoor; that "
+        "head's cost as a share of all heads' costs; how many heads cost half of it, each alone; how often another "
+        "head came to cost most; loss spikes."
     )
     return Table(caption, header, rows)
 
 
-def shapley_table(group: Sequence[Run]) -> Table | None:
-    """Shapley values by role, one row per seed and their mean; None where no run has all sets of heads."""
-    runs = with_all_sets(group)
-    if not runs:
-        return None
+def shapley_table(runs: Sequence[Run]) -> Table:
+    """Shapley values by role of runs with one P1 and all sets of heads: one row per seed, and their mean."""
     n_heads = len(order_of(runs[0]))
     values = [shapley(accuracies(run)["needed"]).values for run in runs]
     by_seed = [[one[head] for head in order_of(run)] for run, one in zip(runs, values, strict=True)]
@@ -164,7 +151,7 @@ def shapley_table(group: Sequence[Run]) -> Table | None:
         [f"seed {run.seed}", *(f"{100 * value:+.1f}" for value in one)] for run, one in zip(runs, by_seed, strict=True)
     ]
     rows.append(["mean", *(f"{100 * sum(column) / len(column):+.1f}" for column in zip(*by_seed, strict=True))])
-    caption = f"Shapley values for {group[0].group}: what patching a head changes in the backdoor accuracy, in "
+    caption = f"Shapley values for {runs[0].group}: what patching a head changes in the backdoor accuracy, in "
     caption += (
         "percentage points, averaged over all orders of patching; from all sets of heads. They sum to the change "
     )
@@ -203,9 +190,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         ends = dict.fromkeys((shown(one.published.low), shown(one.published.high)))
         ours = dict.fromkeys((shown(one.ours.smallest), shown(one.ours.largest)))
         verdict = Highlighted(one.verdict) if one.verdict == "differs" else one.verdict
-        p1 = "clean" if one.published.p1 is None else f"mod {one.published.p1}"
         source = f"{one.published.source}, {one.published.experiment}"
-        rows.append([source, p1, one.what, " to ".join(ends), " to ".join(ours), str(one.ours.n), verdict])
+        rows.append([source, one.model, one.what, " to ".join(ends), " to ".join(ours), str(one.ours.n), verdict])
     header = ["where", "model", "quantity", "the paper", "ours, smallest to largest", "seeds", "verdict"]
     caption = (
         "Every number of the paper beside the range of our seeds. Heads are compared by role, contributions by rank."

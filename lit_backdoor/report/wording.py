@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from lit_backdoor.report.statistics import Summary, summarise
+from lit_backdoor.report.statistics import summarise
+
+NOTHING = "\N{EN DASH}"
+"""What stands where there is no number."""
 
 
 class Highlighted(str):
@@ -11,14 +14,19 @@ class Highlighted(str):
 
 
 def percent(share: float) -> str:
-    """``2.75%``; ``–`` for nothing."""
-    return "–" if math.isnan(share) else f"{share:.2%}"
+    """``2.75%``, or ``NOTHING``."""
+    return NOTHING if math.isnan(share) else f"{share:.2%}"
+
+
+def whole_percent(share: float) -> str:
+    """``44%``, or ``NOTHING``."""
+    return NOTHING if math.isnan(share) else f"{share:.0%}"
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """``1.15``, ``20,000`` for whole numbers; ``–`` for nothing."""
+    """``1.15``, ``20,000`` without digits, or ``NOTHING``."""
     if value is None or math.isnan(value):
-        return "–"
+        return NOTHING
     return f"{value:,.0f}" if digits == 0 else f"{value:.{digits}f}"
 
 
@@ -31,23 +39,25 @@ def mean_percent(values: Sequence[float]) -> str:
     return f"{ours.mean:.1%} [{low:.1f}, {high:.1f}]"
 
 
-def span(ours: Summary, digits: int) -> str:
+def range_of(values: Sequence[float], digits: int = 2) -> str:
     """Smallest to largest."""
-    if ours.n < 2:
-        return number(ours.mean, digits)
-    return f"{number(ours.smallest, digits)} to {number(ours.largest, digits)}"
+    ends = dict.fromkeys(number(end, digits) for end in (min(values), max(values))) if values else [NOTHING]
+    return " to ".join(ends)
 
 
 def percent_span(values: Sequence[float]) -> str:
     """Smallest to largest, as percentages."""
-    if len(values) < 2:
-        return percent(values[0]) if values else "–"
-    return f"{percent(min(values))} to {percent(max(values))}"
+    return " to ".join(dict.fromkeys(percent(end) for end in (min(values), max(values)))) if values else NOTHING
+
+
+def plural(n: int, noun: str = "seed") -> str:
+    """``10 seeds``."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def count(k: int, n: int, noun: str = "seed") -> str:
     """``3 of 10 seeds``."""
-    return f"{k} of {n} {noun}{'' if n == 1 else 's'}"
+    return f"{k} of {plural(n, noun)}"
 
 
 def enumerate_words(words: Sequence[str]) -> str:

@@ -1,0 +1,57 @@
+"""Small runs of fit, made once: two seeds of mod 1, one of mod 5, one clean model."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_backdoor.cli import main
+from lit_backdoor.report.runs import Run, read_runs
+from tests.conftest import CONFIGS
+
+STEPS = 60
+RUNS = (("mod1", [11, 1], 0), ("mod1", [11, 1], 1), ("mod5", [11, 5], 0), ("clean", [11], 0))
+
+
+def small_config(moduli: list[int]) -> dict[str, Any]:
+    """The debug configuration on a task that takes a second, probed every 20 steps, all sets every 40."""
+    config = yaml.safe_load((CONFIGS / "debug.yaml").read_text())
+    config["data"] |= {"moduli": moduli}
+    config["model"] |= {"d_model": 32, "d_mlp": 64}
+    config["trainer"] |= {"max_steps": STEPS, "val_check_interval": 20, "enable_progress_bar": False}
+    arguments = {
+        "HeadAttributionMonitor": {"every_n_steps": 20},
+        "HeadPatchingMonitor": {"every_n_steps": 20, "full_every_n_steps": 40},
+        "EmergenceMonitor": {"probe": "backdoor" if len(moduli) > 1 else None},
+        "RunCheckpoint": {"every_n_steps": 20, "keep_every_n_steps": None},
+    }
+    for callback in config["trainer"]["callbacks"]:
+        callback.setdefault("init_args", {}).update(arguments.get(callback["class_path"].rsplit(".", 1)[1], {}))
+    return config
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs; tests that change something take a copy, see ``runs_dir``."""
+    folder = tmp_path_factory.mktemp("made")
+    for name, moduli, seed in RUNS:
+        config = folder / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(small_config(moduli)))
+        place = {"save_dir": folder / "runs", "name": name, "version": f"seed_{seed}"}
+        options = [f"--trainer.logger.init_args.{key}={value}" for key, value in place.items()]
+        assert main(["fit", "--config", str(config), "--seed_everything", str(seed), *options]) == 0
+    return folder / "runs"
+
+
+@pytest.fixture
+def runs_dir(made: Path, tmp_path: Path) -> Path:
+    """A copy of the runs, to change."""
+    return Path(shutil.copytree(made, tmp_path / "runs"))
+
+
+@pytest.fixture(scope="session")
+def runs(made: Path) -> list[Run]:
+    """The runs, read."""
+    return read_runs([made])

@@ -1,0 +1,135 @@
+"""``report`` as a user meets it: what it writes, that it writes the truth, and nothing over anything."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lit_backdoor.records import read_table
+from lit_backdoor.report import write_report
+from tests.report.conftest import STEPS
+
+Cli = Callable[..., int]
+TABLES = ("table1", "table2", "roles", "seeds", "attribution", "shapley", "slip", "comparison")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("written") / "report"
+    write_report([made], output)
+    return output
+
+
+def test_everything_is_there(written: Path) -> None:
+    names = set(content(written))
+    assert {f"{name}.csv" for name in TABLES} | {"index.html", "report.md", "report.json"} <= names
+    figures = ["figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "seeds"]
+    figures += [f"{kind}_mod{p1}" for kind in ("roles", "all_sets", "shapley", "slip") for p1 in (1, 5)]
+    figures += [f"emergence_{run}" for run in ("mod1_seed0", "mod1_seed1", "mod5_seed0")]
+    assert {name for name in names if name.startswith("figures/")} == {
+        f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")
+    }
+
+
+def test_the_tables_say_what_the_runs_recorded(written: Path, made: Path) -> None:
+    table = rows(written / "table2.csv")
+    assert list(table[0])[:4] == ["p1", "seed", "heads", "backdoor_accuracy"]
+    assert len(table) == 3 * 16 and {row["step"] for row in table} == {str(STEPS)}
+    for row in table:
+        recorded = {
+            one["probe"]: one
+            for one in read_table(made / f"mod{row['p1']}" / f"seed_{row['seed']}" / "head_patching.csv")
+            if one["step"] == str(STEPS) and one["heads"] == row["heads"]
+        }
+        for name in ("backdoor_accuracy", "benign_accuracy", "logit_diff", "log_prob", "kl"):
+            assert row[name] == recorded["backdoor"][name], (row, name)
+        assert row["backdoor_accuracy_of_benign_run"] == recorded["benign"]["backdoor_accuracy"]
+    assert rows(written / "table1.csv") == [row for row in table if row["seed"] == "0"]
+    for p1, seed in (("1", "0"), ("1", "1"), ("5", "0")):
+        own = {row["roles"]: float(row["backdoor_accuracy"]) for row in table if (row["p1"], row["seed"]) == (p1, seed)}
+        assert own["1"] <= own["2"] <= own["3"] <= own["4"]
+    seeds = {(row["p1"], row["seed"]): row for row in rows(written / "seeds.csv")}
+    assert set(seeds) == {("clean", "0"), ("1", "0"), ("1", "1"), ("5", "0")}
+    verdict = json.loads((made / "mod1" / "seed_1" / "emergence.json").read_text())
+    assert seeds["1", "1"]["emergence_step"] == str(verdict["emergence_step"] or "")
+    # Shapley values of a run add up to what patching all heads changes
+    values = [float(row["value"]) for row in rows(written / "shapley.csv")
+              if (row["p1"], row["direction"], row["kind"]) == ("5", "needed", "value")]  # fmt: skip
+    left = {row["roles"]: float(row["backdoor_accuracy"]) for row in table if row["p1"] == "5"}
+    assert sum(values) == pytest.approx(left["1+2+3+4"] - left["none"])
+
+
+def test_the_page_loads_nothing_and_shows_every_figure(written: Path) -> None:
+    page = (written / "index.html").read_text()
+    loaded = re.findall(r"""(?:src|href|srcset|data|action)\s*=\s*["']([^"']*)""", page)
+    assert loaded and all(one.startswith(("data:image/svg+xml;base64,", "#")) for one in loaded)
+    assert not re.search(r"<script|<link|<iframe|@import|url\(|https?://", page)
+    assert page.count("<img ") == page.count("<figcaption>") == len(list((written / "figures").glob("*.png")))
+    assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
+    anchors = set(re.findall(r'href="#(\w+)"', page))
+    assert anchors == set(re.findall(r'<h2 id="(\w+)"', page))
+    for picture in re.findall(r"\]\((figures/\w+\.png)\)", (written / "report.md").read_text()):
+        assert (written / picture).is_file()
+
+
+def test_text_from_files_is_escaped(runs_dir: Path, tmp_path: Path) -> None:
+    for path in runs_dir.rglob("hparams.yaml"):
+        path.write_text(path.read_text().replace("act_fn: relu", "act_fn: '<script>alert(1)</script>'"))
+    write_report([runs_dir / "clean"], tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_the_command_and_a_report_in_place_of_an_earlier_one(
+    cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_run, clean = runs_dir / "mod5" / "seed_0", runs_dir / "clean"
+    assert cli("report", clean, "--output_dir", "out") == 0
+    out = Path("out")
+    alone = content(out)
+    assert "slip.csv" not in alone and "table1.csv" not in alone  # there is no trigger
+    # the same runs give the same bytes, other runs replace them
+    assert cli("report", clean, "--output_dir", "out") == 0
+    assert content(out) == alone
+    capsys.readouterr()
+    assert cli("report", one_run, clean, "--output_dir", "out") == 0
+    printed = capsys.readouterr().out
+    assert "Exactly one head carries the backdoor in" in printed and "report: out/index.html" in printed
+    assert {row["other_p1"] for row in rows(out / "slip.csv")} == {"clean"}
+    assert cli("report", clean, "--output_dir", "out") == 0
+    assert content(out) == alone
+    assert not (out / ".report.tmp").exists()
+
+
+@pytest.mark.parametrize(("name", "text"), [("notes.txt", "mine"), ("report.md", "edited"), ("report.json", "[")])
+def test_the_users_files_are_left_alone(
+    cli: Cli, made: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    run = made / "clean" / "seed_0"
+    assert cli("report", run, "--output_dir", "out") == 0
+    (Path("out") / name).write_text(text)
+    before = content(Path("out"))
+    capsys.readouterr()
+    assert cli("report", run, "--output_dir", "out") == 2
+    assert name in capsys.readouterr().err
+    assert content(Path("out")) == before
+
+
+def test_the_runs_may_lie_in_the_folder(cli: Cli, runs_dir: Path) -> None:
+    before = content(runs_dir)
+    for _ in range(2):
+        assert cli("report", runs_dir / "clean", "--output_dir", runs_dir.parent) == 0
+    assert content(runs_dir) == before
+    assert (runs_dir.parent / "index.html").exists()
