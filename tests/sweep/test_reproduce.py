@@ -1,0 +1,67 @@
+"""``reproduce`` through the command line, in a small modulus, and what it refuses."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lit_backdoor.commands.reproduce import paper_runs
+from lit_backdoor.configs import shipped_config
+
+Cli = Callable[..., int]
+
+
+def test_everything_from_one_command_and_nothing_twice(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    args = ("reproduce", "--scale", "smoke", "--seeds", "0..1", "--max_steps", "60", "--output_dir", "out")
+    assert cli(*args) == 0, capfd.readouterr().err
+    told = capfd.readouterr()
+    assert "6 of 6 runs are done" in told.out and "Mod 1: one head carries the backdoor" in told.out
+    with Path("out/report/table2.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["p1"], row["seed"]) for row in rows} == {("1", "0"), ("1", "1"), ("7", "0"), ("17", "0"), ("37", "0")}
+    assert "mod 37" in Path("out/report/index.html").read_text()
+    runs = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()}
+    assert cli(*args) == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()} == runs
+    assert "running" not in capfd.readouterr().err
+    # the checkpoints of finished runs may be thrown away
+    for path in Path("out/runs").rglob("*.ckpt"):
+        path.unlink()
+    assert cli(*args) == 0
+    assert "6 of 6 runs are done" in capfd.readouterr().out
+
+
+def test_the_papers_runs(cli: Cli) -> None:
+    runs = paper_runs(Path("out"), "paper", list(range(10)), None)
+    assert [run.name for run in runs][:5] == [f"{name}/seed_0" for name in ("mod1", "mod7", "mod17", "mod37", "clean")]
+    assert [run.name for run in runs][5:] == [f"mod1/seed_{seed}" for seed in range(1, 10)]
+    assert {run.name.split("/")[0]: run.max_steps for run in runs} == {
+        "mod1": 20_000, "mod7": 20_000, "mod17": 40_000, "mod37": 20_000, "clean": 20_000,
+    }  # fmt: skip
+    assert {run.max_steps for run in paper_runs(Path("out"), "paper", [0], 10_000)} == {10_000}
+    with pytest.raises(ValueError, match=r"nothing\.yaml"):
+        shipped_config("nothing")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--seeds", "x"), ("seeds", "'x'", "0..9")),
+        (("--engine", "cloud"), ("engine", "cloud", "slurm")),
+        (("--engine", "slurm"), ("engine", "sbatch")),
+        (("--partition", "debug"), ("partition", "slurm")),
+        (("--jobs", "0"), ("jobs", "0")),
+        (("--max_steps", "-3"), ("max_steps", "-3")),
+        (("--scale", "huge"), ("scale", "huge", "smoke")),
+    ],
+)
+def test_what_is_refused(
+    cli: Cli, args: tuple[str, str], words: tuple[str, ...], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", "")  # no Slurm here
+    assert cli("reproduce", "--output_dir", "out", *args) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(word in error for word in words), error
+    assert not Path("out").exists()
