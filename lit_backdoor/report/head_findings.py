@@ -116,7 +116,9 @@ def emergence(group: Sequence[Run]) -> Finding:
     shares = [share for run in group if not isnan(share := single_head_share(run.patching["backdoor"]))]
     headline = f"In {count(len(steps), len(group))} one head comes to cost half of the backdoor for good"
     if steps:
-        headline += f": from step {range_of(steps, 0)} on, at the median {median(steps):,.0f}"
+        headline += f": from step {range_of(steps, 0)} on"
+    if len(steps) > 1:
+        headline += f", at the median {median(steps):,.0f}"
     headline += "."
     text = ""
     if lags:
@@ -148,8 +150,8 @@ def slip(slips: Sequence[Slip]) -> Finding:
     others = enumerate_words(list(dict.fromkeys(one.other.name for one in slips)))
     models = enumerate_words(list(dict.fromkeys(one.run.group for one in shown)))
     headline = (
-        f"With another model's embeddings 'None' would read {percent_span(slipped)} instead of {percent_span(proper)} for "
-        f"{models}, and exactly one head would carry the backdoor in {single[1]} instead of "
+        f"With another model's embeddings 'None' would read {percent_span(slipped)} instead of {percent_span(proper)} "
+        f"for {models}, and exactly one head would carry the backdoor in {single[1]} instead of "
         f"{count(single[0], len(shown), 'run')}."
     )
     text = (

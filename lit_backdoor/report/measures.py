@@ -9,6 +9,9 @@ from lit_backdoor.report.runs import Run
 THRESHOLD = 0.5
 """A head carries the backdoor if patching it alone costs at least this share of the accuracy."""
 
+MIN_ACCURACY = 0.5
+"""Backdoor accuracy from which a model counts as having the backdoor, as in ``emergence``."""
+
 
 def triggered(runs: Sequence[Run]) -> list[Run]:
     """The runs with a trigger."""
@@ -40,8 +43,12 @@ def drops(results: Sequence[PatchingResult]) -> dict[Head, float]:
 
 
 def carriers(results: Sequence[PatchingResult]) -> list[Head]:
-    """The heads that carry the backdoor: patching each alone costs at least half of the accuracy."""
-    return [head for head, drop in drops(results).items() if drop >= THRESHOLD]
+    """The heads that carry the backdoor: patching each alone costs at least half of the accuracy.
+
+    None while the accuracy is below ``MIN_ACCURACY``: then there is no backdoor yet to carry.
+    """
+    (unpatched,) = [one.recipient_accuracy for one in results if not one.heads]
+    return [head for head, drop in drops(results).items() if unpatched >= MIN_ACCURACY and drop >= THRESHOLD]
 
 
 def single_head_share(results: Sequence[PatchingResult]) -> float:

@@ -59,7 +59,9 @@ def _patching(runs: Sequence[Run]) -> Section:
     shown: list[tables.Table] = []
     pictures = []
     for p1, group in groups(runs).items():
-        shown += [tables.table_1(group[0]), tables.table_2(group)]
+        shown.append(tables.table_1(group[0]))
+        if len(group) > 1:
+            shown.append(tables.table_2(group))
         if p1 == 1:
             shown.append(tables.paper_table_2())
         shown.append(tables.roles_table(group))

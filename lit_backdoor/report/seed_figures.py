@@ -171,7 +171,8 @@ def _dots(axis: Axes, places: Sequence[str], series: Mapping[str, tuple[Points, 
                 continue
             centre = x + (index - (len(series) - 1) / 2) * width
             spread = np.linspace(-0.22, 0.1, len(values)) * width if len(values) > 1 else [0.0]
-            axis.plot(centre + np.asarray(spread), sorted(values), "o", color=colour, markersize=3.5, alpha=0.55)
+            size = 3.5 if len(values) > 1 else 6
+            axis.plot(centre + np.asarray(spread), sorted(values), "o", color=colour, markersize=size, alpha=0.55)
             ours = summarise(values)
             if ours.n > 1:
                 x_mean, half = centre + 0.3 * width, ours.mean - ours.low

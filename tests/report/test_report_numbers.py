@@ -1,7 +1,7 @@
 """The report's arithmetic: known answers, identities and independent oracles."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,7 +198,10 @@ def test_roles_are_a_property_of_the_costs(costs: list[int], order: list[int]) -
     assert single_head_share(one) == pytest.approx(max(costs) / sum(costs))
 
 
-Change = Callable[[Path], object]
+def test_no_head_carries_a_backdoor_that_is_not_there() -> None:
+    one, other = Head(0, 0), Head(0, 1)
+    assert carriers(results({(): 0.9, (one,): 0.45, (other,): 0.5})) == [one]
+    assert carriers(results({(): 0.4, (one,): 0.0, (other,): 0.4})) == []
 
 
 def test_a_run_that_is_still_going_on(runs_dir: Path) -> None:
