@@ -65,9 +65,7 @@ def held(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise ValueError(
-            f"{directory} is in use by another process; wait until it ends, or use another place"
-        ) from None
+        raise ValueError(f"{directory} is in use by another process; wait for its end, or use another place") from None
     except OSError as error:
         raise ValueError(f"{directory} can't be written to: {error.strerror}") from None
     except NotImplementedError:  # a network filesystem without locks

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from jsonargparse import ArgumentParser, Namespace
 
-NAMES = ("analyze", "sweep")
+NAMES = ("analyze", "sweep", "env")
 
 
 class Command(Protocol):
