@@ -1,4 +1,4 @@
-"""LightningCLI for this package: ``fit``, ``validate`` and ``test``, with everything checked before a file is written."""
+"""LightningCLI for this package: ``fit``, ``validate``, ``test``, with everything checked before a file is written."""
 
 import logging
 import os

@@ -56,7 +56,7 @@ def _read(path: Path) -> dict[str, Any]:
     except UnpicklingError:
         raise ValueError(f"ckpt_path: {path} is no checkpoint, or holds code, which is never run") from None
     except Exception as error:  # whatever a reader of archives and pickles may meet in a damaged or foreign file
-        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        reason = str(error).split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__
         raise ValueError(f"ckpt_path: {path} can't be read as a checkpoint ({reason})") from None
     missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
@@ -101,13 +101,14 @@ def load_model(path: Path) -> "tuple[HookedTransformer, Task, int]":
     return model.eval(), task, checkpoint["global_step"]
 
 
-def _require_memory_for(d_vocab: int, sizes: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+def _require_memory_for(d_vocab: int, sizes: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` if the sizes ask for more than the file holds, before memory is taken for them."""
     n_layers, n_heads, d_model, d_mlp = (int(sizes[name]) for name in ("n_layers", "n_heads", "d_model", "d_mlp"))
     d_head = int(sizes["d_head"] or d_model // n_heads)
     needed = 2 * d_vocab * d_model + n_layers * d_model * (4 * n_heads * d_head + 2 * d_mlp)
-    if min(n_layers, n_heads, d_model, d_mlp, d_head) < 1 or needed > sum(value.numel() for value in weights.values()):
-        raise ValueError(f"sizes that need {needed} weights, more than it holds")
+    held = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
+    if min(n_layers, n_heads, d_model, d_mlp, d_head) < 1 or needed > 10 * held:  # what is missing is named later
+        raise ValueError(f"sizes that need {needed} weights, where it holds {held}")
 
 
 def check_weights(path: Path, weights: Mapping[str, Any], model: torch.nn.Module) -> None:

@@ -110,13 +110,19 @@ class RunLogger(TensorBoardLogger):
             self._written, self._pending = self._pending, {}
 
     def _get_next_version(self) -> int:
-        """The next free version, claimed by making its directory, so that two runs never share one."""
+        """The next free version, claimed by making its directory, so that two runs never share one.
+
+        Raises:
+            ValueError: if no directory can be made there.
+        """
         version = super()._get_next_version()
         while True:
             try:
                 os.makedirs(os.path.join(self.root_dir, f"version_{version}"))
             except FileExistsError:
                 version += 1
+            except OSError as error:
+                raise ValueError(f"{self.root_dir} can't be written to: {error.strerror}") from None
             else:
                 return version
 

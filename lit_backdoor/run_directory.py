@@ -31,7 +31,7 @@ def require_plain_name(option: str, value: str, folders: bool = False) -> None:
     if value and not all(PLAIN_NAME.fullmatch(part) for part in (value.split("/") if folders else [value])):
         allowed = "letters, digits and _ . + = -, no dot in front"
         allowed += ", and / between folders" if folders else ""
-        raise ValueError(f"{option}: '{value}' is no plain name; allowed: {allowed}")
+        raise ValueError(f"{option}: {value!r} is no plain name; allowed: {allowed}")
 
 
 def has_results(path: Path) -> bool:

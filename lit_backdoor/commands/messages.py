@@ -19,7 +19,7 @@ TYPES = {
     "list": "a list, such as [1, 2]",
     "dict": "a mapping",
 }
-LONGEST = 400
+LONGEST = 600
 
 
 def in_one_line(message: str, options: Iterable[str], owner: str = "") -> str:
