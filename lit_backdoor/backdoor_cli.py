@@ -21,8 +21,8 @@ from lit_backdoor.analysis import analyze, summary
 from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
 from lit_backdoor.checkpoints import check_training_state, check_weights, read_checkpoint, require_same
+from lit_backdoor.commands.option_checks import check_trainer_options, refuse_nulls, refuse_nulls_of_classes
 from lit_backdoor.commands.parser import OneLineParser, checking_options
-from lit_backdoor.commands.trainer_options import check_trainer_options
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.environment import keep_environment
 from lit_backdoor.logger import RunLogger
@@ -109,6 +109,10 @@ class BackdoorCLI(LightningCLI):
         try:
             given = options["ckpt_path"]
             self._checkpoint = None if given is None else read_checkpoint(Path(given))
+            refuse_nulls("data", options["data"], BackdoorDataModule.__init__)
+            refuse_nulls("model", options["model"], BackdoorModule.__init__)
+            refuse_nulls("trainer", options["trainer"], Trainer.__init__)
+            refuse_nulls_of_classes(options["trainer"])
             check_trainer_options(options["trainer"])
             if self.subcommand != "fit":
                 options["trainer"]["logger"] = False  # nothing to keep: the result is printed
@@ -125,8 +129,11 @@ class BackdoorCLI(LightningCLI):
                 for monitor in self.trainer.callbacks:  # type: ignore[attr-defined]
                     if isinstance(monitor, (ProbeCallback, EmergenceMonitor)):
                         monitor.check(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
-        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-            self.parser.error(str(error))
+        except (ValueError, TypeError, RuntimeError, MemoryError, MisconfigurationException) as error:
+            told = str(error)
+            if isinstance(error, MemoryError) or "allocate memory" in told:
+                told = "data.moduli, model.d_model, ...: so large a task and model need more memory than there is"
+            self.parser.error(told)
 
     def _check_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` if it is not one of this model and task, or, for ``fit``, can't be continued from."""

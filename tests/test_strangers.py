@@ -54,7 +54,7 @@ IN_ALL = {
     "no tensor": (weight(lambda w: "weights"), "W_in", "str instead of"),
     "missing": (lambda c: c["state_dict"].pop(W_IN), "lacks the weight", "W_in"),
     "foreign": (lambda c: c["state_dict"].update({"model.spy": torch.zeros(1)}), "spy", "no weight"),
-    "another mask": (weight(lambda m: ~m, "model.blocks.0.attn.mask"), "mask", "another"),
+    "a mask that hides nothing": (weight(torch.zeros_like, "model.blocks.0.attn.IGNORE"), "IGNORE", "another"),
     "no weights": (lambda c: c.pop("state_dict"), "lacks state_dict"),
     "weights in a list": (lambda c: c.update(state_dict=[1]), "state_dict", "list"),
     "no options": (lambda c: c.pop("hyper_parameters"), "lacks hyper_parameters"),

@@ -69,7 +69,10 @@ def _reason(text: str) -> str | None:
         names = [one for one in dir(import_module(module)) if one[0].isupper()] if "has no attribute" in problem else []
         return f"'{path}' can't be used: {problem}{_suggestion(name, names)}"
     own = re.search(r"^\s*- (?!Expected |Not a valid|Does not |a class |a dict )(.*)$", text, re.MULTILINE)
-    return own[1] if own and "Subtypes:" in text else None
+    if own is None or "Subtypes:" not in text:
+        return None
+    value = re.search(r"Given value: ([^\n]{1,60})$", text)
+    return own[1] if value is None or value[1] in own[1] else f"'{value[1]}' is not allowed; {own[1]}"
 
 
 def _types(text: str) -> str | None:

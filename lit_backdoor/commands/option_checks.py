@@ -1,11 +1,11 @@
-"""Values of Trainer options that Lightning lets through, only to fail after a run directory has been made, or to train
-on nothing."""
+"""Values that the parser and Lightning let through, only to fail after a run directory has been made, or to train on
+nothing."""
 
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import timedelta
-from typing import Any
+from importlib import import_module
+from typing import Any, get_args, get_type_hints
 
 Check = Callable[[Any], bool]
 
@@ -22,6 +22,39 @@ LIMITS: Mapping[str, tuple[Check, str]] = {
     "gradient_clip_val": (lambda value: 0 <= value < math.inf, "0 or more"),
     "num_nodes": (lambda value: value == 1, "1, since all examples are one batch"),
 }
+
+
+def refuse_nulls(group: str, options: Mapping[str, Any], takes: Callable[..., Any]) -> None:
+    """Make sure that no option is null that may not be: the parser lets null pass for every type.
+
+    Args:
+        group: what the options are called together: "data", "model", "trainer", or a class that a config names.
+        takes: what they are passed to, with its types.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name, kind in get_type_hints(takes).items():
+        if name in options and options[name] is None and type(None) not in get_args(kind):
+            allowed = getattr(kind, "__name__", str(kind))
+            raise ValueError(f"{group}.{name}: null is not allowed; give a value of type {allowed}, or leave it out")
+
+
+def refuse_nulls_of_classes(trainer: Mapping[str, Any]) -> None:
+    """The same for the callbacks and the logger, which a configuration names by class.
+
+    Raises:
+        ValueError: naming the class and the option.
+    """
+    loggers, callbacks = ([] if isinstance(one, bool) else one for one in (trainer["logger"], trainer["callbacks"]))
+    for one in [*_as_list(loggers), *_as_list(callbacks)]:
+        module, _, name = one["class_path"].rpartition(".")
+        owner: Any = getattr(import_module(module), name)  # the parser has imported it already
+        refuse_nulls(name, one.get("init_args") or {}, owner.__init__)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
@@ -42,8 +75,6 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         if not (whole or share or (interval is None and not by_step)):
             allowed = "optimizer steps, 1 or more" if by_step else "steps, 1 or more, or a share of an epoch, in (0, 1]"
             raise ValueError(f"trainer.val_check_interval: {interval} is not allowed; {allowed}, or a time")
-    elif isinstance(interval, timedelta) and interval <= timedelta(0):
-        raise ValueError(f"trainer.val_check_interval: {interval} is no time between two validations; above 0")
     if not _is_one_device(options.get("devices")):
         raise ValueError(
             f"trainer.devices: {options['devices']} is not allowed; all examples are one batch on one device: "
