@@ -1,12 +1,16 @@
 """Reading checkpoint files: what is in them, and a clear word about what is wrong with them."""
 
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule
 
 from lit_backdoor.model import build_model
+from lit_backdoor.run_directory import LAST, PREVIOUS
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
@@ -29,21 +33,49 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint that ``fit`` wrote, on the CPU; nothing in the file is executed.
 
     Raises:
-        ValueError: in one line, if the file is missing, unreadable or not such a checkpoint.
+        ValueError: in one line, if the file is missing, unreadable or not such a checkpoint; with an earlier one of the
+            same run, if there is one that can be read.
     """
+    try:
+        return _read(path)
+    except ValueError as error:
+        for candidate in _earlier(path):
+            try:
+                step = _read(candidate)["global_step"]
+            except ValueError:
+                continue
+            raise ValueError(f"{error}; the one before it is whole: --ckpt_path {candidate} (step {step})") from None
+        raise
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"ckpt_path: {path} is not a file; give a checkpoint, such as RUN_DIR/checkpoints/last.ckpt")
+        raise ValueError(f"ckpt_path: '{path}' is not a file; give a checkpoint, such as RUN_DIR/checkpoints/last.ckpt")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise ValueError(f"ckpt_path: {path} is no checkpoint, or holds code, which is never run") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).split("\n", 1)[0]
+    except Exception as error:  # whatever a reader of archives and pickles may meet in a damaged or foreign file
+        reason = str(error).split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__
         raise ValueError(f"ckpt_path: {path} can't be read as a checkpoint ({reason})") from None
     missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise ValueError(f"ckpt_path: {path} is not a checkpoint of lit_backdoor fit; it lacks {', '.join(missing)}")
+    step = checkpoint["global_step"]
+    if not isinstance(step, int) or step < 0:
+        raise ValueError(f"ckpt_path: {path} is at step {step!r}, which is no number of optimizer steps")
+    for key in REQUIRED:
+        if key != "global_step" and not isinstance(checkpoint[key], dict):
+            raise ValueError(f"ckpt_path: {path} holds {type(checkpoint[key]).__name__} as {key}, no mapping")
     return checkpoint
+
+
+def _earlier(path: Path) -> list[Path]:
+    """The other checkpoints beside a last.ckpt, newest first."""
+    if path.name != LAST or not path.is_file():
+        return []
+    candidates = [path.with_name(PREVIOUS), *sorted(path.parent.glob("step_*.ckpt"), reverse=True)]
+    return [candidate for candidate in candidates if candidate.is_file()]
 
 
 def load_model(path: Path) -> "tuple[HookedTransformer, Task, int]":
@@ -58,21 +90,89 @@ def load_model(path: Path) -> "tuple[HookedTransformer, Task, int]":
         hyper_parameters = checkpoint["hyper_parameters"]
         task = Task(tuple(hyper_parameters["moduli"]), checkpoint["datamodule_hyper_parameters"]["trigger_position"])
         sizes = {name: hyper_parameters[name] for name in MODEL_OPTIONS}
-        prefix = "model."
-        weights = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        _require_memory_for(task.d_vocab, sizes, checkpoint["state_dict"])
+        model = build_model(task.d_vocab, **sizes)
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"ckpt_path: {path} does not describe its task and model ({error})") from None
-    model = build_model(task.d_vocab, **sizes)
-    for name, parameter in model.named_parameters():
-        if name not in weights:
-            raise ValueError(f"ckpt_path: {path} lacks the weight {name}")
-        if weights[name].shape != parameter.shape:
-            shapes = f"{list(weights[name].shape)} instead of {list(parameter.shape)}"
-            raise ValueError(f"ckpt_path: {path} has {name} in the shape {shapes}")
-        if not weights[name].isfinite().all():
-            raise ValueError(f"ckpt_path: {path} has values in {name} that are not finite")
-    model.load_state_dict({name: weights[name] for name, _ in model.named_parameters()}, strict=False)
+    prefix = "model."
+    weights = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
+    check_weights(path, weights, model)
+    model.load_state_dict(weights)
     return model.eval(), task, checkpoint["global_step"]
+
+
+def _require_memory_for(d_vocab: int, sizes: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if the sizes ask for more than the file holds, before memory is taken for them."""
+    n_layers, n_heads, d_model, d_mlp = (int(sizes[name]) for name in ("n_layers", "n_heads", "d_model", "d_mlp"))
+    d_head = int(sizes["d_head"] or d_model // n_heads)
+    needed = 2 * d_vocab * d_model + n_layers * d_model * (4 * n_heads * d_head + 2 * d_mlp)
+    held = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
+    if min(n_layers, n_heads, d_model, d_mlp, d_head) < 1 or needed > 10 * held:  # what is missing is named later
+        raise ValueError(f"sizes that need {needed} weights, where it holds {held}")
+
+
+def check_weights(path: Path, weights: Mapping[str, Any], model: torch.nn.Module) -> None:
+    """Make sure that the weights of a checkpoint are those of such a model.
+
+    Raises:
+        ValueError: naming the first that is missing, foreign, of another shape or not finite.
+    """
+    constants = dict(model.named_buffers())
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        value = weights.get(name)
+        if value is None:
+            raise ValueError(f"ckpt_path: {path} lacks the weight {name}")
+        if not isinstance(value, torch.Tensor) or value.shape != tensor.shape:
+            shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"ckpt_path: {path} has {name} in the shape {shape} instead of {list(tensor.shape)}")
+        if name in constants and not torch.equal(value, tensor):
+            raise ValueError(f"ckpt_path: {path} has another {name}, which is the same in every such model")
+        if name not in constants and not (value.is_floating_point() and value.isfinite().all()):
+            raise ValueError(f"ckpt_path: {path} has values in {name} that are not finite numbers")
+    if foreign := sorted(weights.keys() - expected.keys()):
+        raise ValueError(f"ckpt_path: {path} has {foreign[0]}, which is no weight of this model")
+
+
+def check_training_state(
+    path: Path, checkpoint: Mapping[str, Any], module: LightningModule, callbacks: Sequence[Callback]
+) -> None:
+    """Make sure, before anything is written, that training can continue from a checkpoint with sound weights.
+
+    Raises:
+        ValueError: naming what is missing or foreign: the optimizer's state, the loops' progress, a callback's state.
+    """
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    try:
+        (state,) = checkpoint["optimizer_states"]
+        _check_optimizer(state, module, names, checkpoint["global_step"])
+        loop = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+        done = loop["optimizer"]["step"]["total"]["completed"]
+        if done != checkpoint["global_step"]:
+            raise ValueError(f"{done} optimizer steps in its loops, {checkpoint['global_step']} as global_step")
+        for callback in callbacks:
+            if (own := checkpoint["callbacks"].get(callback.state_key)) is not None:
+                copy.deepcopy(callback).load_state_dict(own)
+        checkpoint["lr_schedulers"], checkpoint["epoch"]
+    except Exception as error:  # a stranger's file may hold anything in any place
+        told = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"ckpt_path: {path} can't be continued from; its training state is broken ({told})") from None
+
+
+def _check_optimizer(state: Mapping[str, Any], module: LightningModule, names: Sequence[str], step: int) -> None:
+    optimizer: Any = module.configure_optimizers()
+    (expected,), (group,) = optimizer.state_dict()["param_groups"], state["param_groups"]
+    for key in expected.keys() & group.keys():
+        if key != "params" and _plain(group[key]) != _plain(expected[key]):
+            raise ValueError(f"{key} of the optimizer is {group[key]} instead of {expected[key]}")
+    if list(group["params"]) != list(range(len(names))):
+        raise ValueError("the optimizer is for other parameters")
+    parameters = dict(module.named_parameters())
+    for index, name in enumerate(names if step else ()):
+        for average in ("exp_avg", "exp_avg_sq"):
+            value = state["state"][index][average]
+            if value.shape != parameters[name].shape or not value.isfinite().all():
+                raise ValueError(f"{average} of {name} has another shape or values that are not finite")
 
 
 def require_same(stored: dict[str, Any], configured: dict[str, Any], group: str, ignore: frozenset[str]) -> None:

@@ -1,6 +1,7 @@
 """The logger of a run: TensorBoard's event files and ``metrics.csv``, side by side in the run directory."""
 
 import os
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_backdoor.records import Table
+from lit_backdoor.run_directory import require_plain_name
 from lit_backdoor.task import rule_name
 
 METRICS_FILE = "metrics.csv"
+EVENTS = "events.out.tfevents."
 
 
 class RunLogger(TensorBoardLogger):
@@ -25,7 +28,13 @@ class RunLogger(TensorBoardLogger):
     """
 
     def __init__(self, save_dir: str = ".", name: str = "lightning_logs", version: int | str | None = None) -> None:
-        super().__init__(save_dir, name=name, version=version, default_hp_metric=False)
+        require_plain_name("RunLogger.name", name, folders=True)
+        if isinstance(version, str):
+            require_plain_name("RunLogger.version", version)
+            if not version:
+                raise ValueError("RunLogger.version: '' is no folder; a name, a number, or null for the next free one")
+        # purge_step: what a killed run left behind at this step and later is not shown.
+        super().__init__(save_dir, name=name, version=version, default_hp_metric=False, purge_step=0)
         self._pending: dict[str, float] = {}
         self._written: dict[str, float] = {}
         self._table: Table | None = None
@@ -33,14 +42,19 @@ class RunLogger(TensorBoardLogger):
     def resume(self, run_dir: Path, step: int) -> None:
         """Continue the run in ``run_dir`` from a checkpoint of ``step``: what it logged from there on is redone."""
         self._root_dir, self._name, self._version = str(run_dir.parent), "", run_dir.name
+        self.begin_at(step)
+        _let_new_events_sort_last(run_dir)
+
+    def begin_at(self, step: int) -> None:
+        """Keep what ``metrics.csv`` holds before ``step``, where training begins."""
         self._kwargs["purge_step"] = step
-        self.table.truncate(step)
 
     @property
     def table(self) -> Table:
-        """The table behind ``metrics.csv``."""
+        """The table behind ``metrics.csv``; shortened, as it is first used, to what comes before the first step."""
         if self._table is None:
             self._table = Table(Path(self.log_dir) / METRICS_FILE)
+            self._table.truncate(self._kwargs["purge_step"])
         return self._table
 
     @rank_zero_only
@@ -96,15 +110,32 @@ class RunLogger(TensorBoardLogger):
             self._written, self._pending = self._pending, {}
 
     def _get_next_version(self) -> int:
-        """The next free version, claimed by making its directory, so that two runs never share one."""
+        """The next free version, claimed by making its directory, so that two runs never share one.
+
+        Raises:
+            ValueError: if no directory can be made there.
+        """
         version = super()._get_next_version()
         while True:
             try:
                 os.makedirs(os.path.join(self.root_dir, f"version_{version}"))
             except FileExistsError:
                 version += 1
+            except OSError as error:
+                raise ValueError(f"{self.root_dir} can't be written to: {error.strerror}") from None
             else:
                 return version
+
+
+def _let_new_events_sort_last(run_dir: Path) -> None:
+    """TensorBoard reads a run's event files in the order of the seconds in their names. If the clock has been set back
+    meanwhile, make the older files' seconds earlier, so that what is redone is not read before what it replaces."""
+    latest = int(time.time())
+    for path in sorted(run_dir.glob(f"{EVENTS}*"), reverse=True):
+        seconds, dot, rest = path.name.removeprefix(EVENTS).partition(".")
+        latest = min(latest - 1, int(seconds))
+        if latest != int(seconds):
+            path.rename(path.with_name(f"{EVENTS}{latest:010d}{dot}{rest}"))
 
 
 def _hparams_order(name: str) -> tuple[int, str]:

@@ -12,12 +12,23 @@ Value = str | int | float
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """All whole rows of a table, as text; a last line that a kill cut short is left out. Empty without a file."""
+    """All whole rows of a table, as text; a last line that a kill cut short is left out. Empty without a file.
+
+    Raises:
+        ValueError: naming the line, if the file is not such a table.
+    """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    return list(csv.DictReader(io.StringIO(whole)))
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        rows = list(csv.DictReader(io.StringIO(whole)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table: {error}") from None
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ValueError(f"{path} is damaged: line {number} does not have the columns of the first line")
+    return rows
 
 
 class Table:
@@ -60,11 +71,17 @@ class Table:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a whole text file at once; a kill leaves the old one or the new one, nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a whole text file at once; a kill or a full disk leaves the old one or the new one, nothing between.
+
+    The directory must be there: if somebody removed it under a running run, the run has to end.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _csv_text(rows: Sequence[Mapping[str, Value]], columns: Sequence[str], header: bool) -> str:

@@ -31,7 +31,7 @@ def require_plain_name(option: str, value: str, folders: bool = False) -> None:
     if value and not all(PLAIN_NAME.fullmatch(part) for part in (value.split("/") if folders else [value])):
         allowed = "letters, digits and _ . + = -, no dot in front"
         allowed += ", and / between folders" if folders else ""
-        raise ValueError(f"{option}: '{value}' is no plain name; allowed: {allowed}")
+        raise ValueError(f"{option}: {value!r} is no plain name; allowed: {allowed}")
 
 
 def has_results(path: Path) -> bool:
@@ -65,9 +65,7 @@ def held(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise ValueError(
-            f"{directory} is in use by another process; wait until it ends, or use another place"
-        ) from None
+        raise ValueError(f"{directory} is in use by another process; wait for its end, or use another place") from None
     except OSError as error:
         raise ValueError(f"{directory} can't be written to: {error.strerror}") from None
     except NotImplementedError:  # a network filesystem without locks

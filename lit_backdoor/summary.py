@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 from lit_backdoor.functional import grokking_step
@@ -43,7 +44,7 @@ def fit_summary(run_dir: Path, seconds: float, probing: float) -> str:
     lines += [
         f"time          {_duration(seconds)}, of which the probes took {probing / seconds:.1%}",
         f"files         {shown}",
-        f"look at it    tensorboard --logdir {shown}",
+        f"look at it    tensorboard --logdir {shlex.quote(shown)} --host localhost",
     ]
     return "\n".join(lines)
 

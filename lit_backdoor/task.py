@@ -130,12 +130,14 @@ def split_examples(
         seed: of this split alone; no global random state is read or changed.
 
     Raises:
-        ValueError: if the fraction is outside (0, 1), the split unknown, or one side would be empty.
+        ValueError: if the fraction is outside (0, 1), the split or the seed unknown, or one side would be empty.
     """
     if not 0 < train_fraction < 1:
         raise ValueError(f"data.train_fraction: {train_fraction} is outside (0, 1); the paper trains on 0.3")
     if split not in ("examples", "pairs"):
         raise ValueError(f"data.split: '{split}' is unknown; allowed: examples, pairs")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"data.split_seed: {seed} is no seed; allowed: 0 to 2**63 - 1")
     examples = all_examples(task)
     n_units = task.d_vocab**2 if split == "pairs" else len(examples)
     n_train = int(train_fraction * n_units)

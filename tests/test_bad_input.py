@@ -10,35 +10,186 @@ import yaml
 
 Cli = Callable[..., int]
 
+NUMBERS = "a whole number"
 OPTIONS = [
-    (("--data.moduli", "[]"), "data.moduli", "empty"),
+    (("--data.moduli", "[]"), "data.moduli: []", "empty"),
+    (("--data.moduli", ""), "data.moduli: ''", "a list"),
+    (("--data.moduli", "["), "data.moduli: '['", "a list"),
+    (("--data.moduli", "29"), "data.moduli: '29'", "a list"),
+    (("--data.moduli", "null"), "data.moduli: ", "a list"),
     (("--data.moduli", "[1]"), "data.moduli", "2 or more"),
     (("--data.moduli", "[0,1]"), "data.moduli", "2 or more"),
-    (("--data.moduli", "[29,30]"), "data.moduli", "30"),
-    (("--data.moduli", "[29,0]"), "data.moduli", "between 1 and the first, 29"),
-    (("--data.moduli", "[29,x]"), "data.moduli", "x"),
-    (("--data.trigger_position", "3"), "data.trigger_position", "0, 1, 2"),
-    (("--data.train_fraction", "0"), "data.train_fraction", "(0, 1)"),
-    (("--data.train_fraction", "1"), "data.train_fraction", "(0, 1)"),
-    (("--data.train_fraction", "nan"), "data.train_fraction", "nan"),
-    (("--data.train_fraction", "most"), "data.train_fraction", "most"),
+    (("--data.moduli", "[29,30]"), "data.moduli: 30", "between 1 and the first, 29"),
+    (("--data.moduli", "[29,0]"), "data.moduli: 0", "between 1 and the first, 29"),
+    (("--data.moduli", "[29,-1]"), "data.moduli: -1", "between 1 and the first, 29"),
+    (("--data.moduli", "[29,x]"), "data.moduli: 'x'", NUMBERS),
+    (("--data.moduli", "[29,1.5]"), "data.moduli: '1.5'", NUMBERS),
+    (("--data.moduli", "[29,.nan]"), "data.moduli: 'nan'", NUMBERS),
+    (("--data.moduli", "[29,.inf]"), "data.moduli: 'inf'", NUMBERS),
+    (("--data.moduli", "[1000000]"), "data.moduli", "memory"),
+    (("--data.trigger_position", "3"), "data.trigger_position: 3", "0, 1, 2"),
+    (("--data.trigger_position", "-1"), "data.trigger_position: -1", "0, 1, 2"),
+    (("--data.trigger_position", "last"), "data.trigger_position: 'last'", NUMBERS),
+    (("--data.train_fraction", "0"), "data.train_fraction: 0", "(0, 1)"),
+    (("--data.train_fraction", "1"), "data.train_fraction: 1", "(0, 1)"),
+    (("--data.train_fraction", "-0.5"), "data.train_fraction: -0.5", "(0, 1)"),
+    (("--data.train_fraction", ".nan"), "data.train_fraction: nan", "(0, 1)"),
+    (("--data.train_fraction", ".inf"), "data.train_fraction: inf", "(0, 1)"),
+    (("--data.train_fraction", "most"), "data.train_fraction: 'most'", "a number"),
     (("--data.train_fraction", "0.0001"), "data.train_fraction", "nothing to train on"),
-    (("--data.split", "rows"), "data.split", "examples"),
-    (("--data.steps_per_epoch", "0"), "data.steps_per_epoch", "1 or more"),
-    (("--data.moduli", "[29]"), "EmergenceMonitor.probe", "null"),
-    (("--data.colour", "red"), "data.colour", ""),
-    (("--model.lr", "0"), "model.lr", "above 0"),
-    (("--model.lr", "inf"), "model.lr", "inf"),
-    (("--model.weight_decay", "-1"), "model.weight_decay", "0 or more"),
-    (("--model.betas", "[0.9,1.5]"), "model.betas", "[0, 1)"),
-    (("--model.n_heads", "0"), "model.n_heads", "1 or more"),
-    (("--model.n_heads", "5"), "model.n_heads", "divide"),
-    (("--model.d_model", "wide"), "model.d_model", "wide"),
-    (("--model.act_fn", "step"), "model.act_fn", "relu"),
-    (("--model.normalization_type", "RMS"), "model.normalization_type", "LN"),
-    (("--trainer.max_steps", "-7"), "max_steps", "-7"),
-    (("--trainer.max_stepz", "7"), "max_stepz", ""),
-    (("--ckpt_path", "missing.ckpt"), "ckpt_path", "missing.ckpt"),
+    (("--data.split", "rows"), "data.split: 'rows'", "examples, pairs"),
+    (("--data.split", ""), "data.split: ''", "examples, pairs"),
+    (("--data.split_seed", "x"), "data.split_seed: 'x'", NUMBERS),
+    (("--data.split_seed", "-1"), "data.split_seed: -1", "0 to"),
+    (("--data.split_seed", "99999999999999999999"), "data.split_seed: 99999999999999999999", "0 to"),
+    (("--data.steps_per_epoch", "0"), "data.steps_per_epoch: 0", "1 or more"),
+    (("--data.steps_per_epoch", "inf"), "data.steps_per_epoch: 'inf'", NUMBERS),
+    (("--data.moduli", "[29]"), "EmergenceMonitor.probe: 'backdoor'", "null"),
+    (("--data.modulii", "[29]"), "data.modulii", "did you mean data.moduli?"),
+    (("--data.colour", "red"), "data.colour", "no such option"),
+    (("--data", "3"), "data", ""),
+    (("--model.moduli", "[29]"), "model.moduli", "data.moduli"),
+    (("--model.lr", "0"), "model.lr: 0", "above 0"),
+    (("--model.lr", "-1"), "model.lr: -1", "above 0"),
+    (("--model.lr", ".inf"), "model.lr: inf", "above 0"),
+    (("--model.lr", ".nan"), "model.lr: nan", "above 0"),
+    (("--model.lr", "nan"), "model.lr: 'nan'", "a number"),
+    (("--model.lr", ""), "model.lr: ''", "a number"),
+    (("--model.lr", "1e"), "model.lr: '1e'", "a number"),
+    (("--model.weight_decay", "-1"), "model.weight_decay: -1", "0 or more"),
+    (("--model.weight_decay", ".nan"), "model.weight_decay: nan", "0 or more"),
+    (("--model.betas", "[0.9,1.5]"), "model.betas: [0.9, 1.5]", "[0, 1)"),
+    (("--model.betas", "[0.9,.nan]"), "model.betas: [0.9, nan]", "[0, 1)"),
+    (("--model.betas", "[0.9]"), "model.betas: '[0.9]'", "2 elements"),
+    (("--model.n_heads", "0"), "model.n_heads: 0", "1 or more"),
+    (("--model.n_heads", "5"), "model.n_heads: 5", "divide"),
+    (("--model.n_layers", "0"), "model.n_layers: 0", "1 or more"),
+    (("--model.d_model", "wide"), "model.d_model: 'wide'", NUMBERS),
+    (("--model.d_model", "-64"), "model.d_model: -64", "1 or more"),
+    (("--model.d_model", "100000000"), "model.d_model", "memory"),
+    (("--model.d_head", "0"), "model.d_head: 0", "1 or more"),
+    (("--model.d_head", "x"), "model.d_head: 'x'", "null, a whole number"),
+    (("--model.d_mlp", "0"), "model.d_mlp: 0", "1 or more"),
+    (("--model.act_fn", "step"), "model.act_fn: 'step'", "relu"),
+    (("--model.normalization_type", "RMS"), "model.normalization_type: 'RMS'", "null, LN"),
+    (("--model.train_biases", "maybe"), "model.train_biases: 'maybe'", "true or false"),
+    (("--model.last_position", "2"), "model.last_position: '2'", "true or false"),
+    (("--model.learning_rate", "1"), "model.learning_rate", "no such option"),
+    (("--model", "large"), "model", "large"),
+    (("--trainer.max_steps", "-7"), "trainer.max_steps: -7", "1 or more"),
+    (("--trainer.max_steps", "0"), "trainer.max_steps: 0", "more"),
+    (("--trainer.max_steps", "1.5"), "trainer.max_steps: '1.5'", NUMBERS),
+    (("--trainer.max_steps", "nan"), "trainer.max_steps: 'nan'", NUMBERS),
+    (("--trainer.max_steps",), "trainer.max_steps", "expected one argument"),
+    (("--trainer.max_stepz", "7"), "trainer.max_stepz", "did you mean trainer.max_steps?"),
+    (("--trainer.max_epochs", "-5"), "trainer.max_epochs: -5", "1 or more"),
+    (("--trainer.max_epochs", "0"), "trainer.max_epochs: 0", "1 or more"),
+    (("--trainer.min_steps", "-3"), "trainer.min_steps: -3", "0 or more"),
+    (("--trainer.min_epochs", "-3"), "trainer.min_epochs: -3", "0 or more"),
+    (("--trainer.max_time", "soon"), "soon", "DD:HH:MM:SS"),
+    (("--trainer.val_check_interval", "0"), "trainer.val_check_interval: 0", "1 or more"),
+    (("--trainer.val_check_interval", "-1"), "trainer.val_check_interval: -1", "1 or more"),
+    (("--trainer.val_check_interval", "0.5"), "trainer.val_check_interval: 0.5", "1 or more"),
+    (("--trainer.val_check_interval", "nan"), "val_check_interval", "DD:HH:MM:SS"),
+    (("--trainer.check_val_every_n_epoch", "0"), "trainer.check_val_every_n_epoch: 0", "1 or more"),
+    (("--trainer.log_every_n_steps", "-1"), "trainer.log_every_n_steps: -1", "0 or more"),
+    (("--trainer.num_sanity_val_steps", "-7"), "trainer.num_sanity_val_steps: -7", "0 or more"),
+    (("--trainer.accumulate_grad_batches", "0"), "trainer.accumulate_grad_batches: 0", "1 or more"),
+    (("--trainer.limit_train_batches", "0"), "trainer.limit_train_batches: 0", "above 0"),
+    (("--trainer.limit_train_batches", "2.5"), "limit_train_batches", "[0.0, 1.0]"),
+    (("--trainer.limit_val_batches", "-1"), "limit_val_batches", "[0.0, 1.0]"),
+    (("--trainer.overfit_batches", "-2"), "overfit_batches", "[0.0, 1.0]"),
+    (("--trainer.gradient_clip_val", "-1"), "trainer.gradient_clip_val: -1", "0 or more"),
+    (("--trainer.gradient_clip_val", ".nan"), "trainer.gradient_clip_val: nan", "0 or more"),
+    (("--trainer.gradient_clip_algorithm", "cut"), "cut", "norm"),
+    (("--trainer.devices", "99"), "trainer.devices: 99", "1, auto"),
+    (("--trainer.devices", "0"), "trainer.devices: 0", "1, auto"),
+    (("--trainer.devices", "all"), "trainer.devices: all", "1, auto"),
+    (("--trainer.devices", "[]"), "trainer.devices: []", "1, auto"),
+    (("--trainer.num_nodes", "2"), "trainer.num_nodes: 2", "1"),
+    (("--trainer.accelerator", "abacus"), "abacus", "cpu"),
+    (("--trainer.strategy", "chance"), "chance", "auto"),
+    (("--trainer.precision", "bar"), "trainer.precision: 'bar'", "32-true"),
+    (("--trainer.precision", "8"), "trainer.precision: '8'", "32-true"),
+    (("--trainer.deterministic", "perhaps"), "trainer.deterministic: 'perhaps'", "warn"),
+    (("--trainer.detect_anomaly", "perhaps"), "trainer.detect_anomaly: 'perhaps'", "true or false"),
+    (("--trainer.profiler", "stopwatch"), "profiler", "simple"),
+    (("--trainer.fast_dev_run", "-1"), "fast_dev_run=-1", ">= 0"),
+    (("--trainer.barebones", "true"), "barebones", "disabled"),
+    (("--trainer.logger", "nobody.Logger"), "trainer.logger", "nobody"),
+    (("--trainer.logger", "lit_backdoor.logger.RunLoger"), "RunLoger", "did you mean RunLogger?"),
+    (("--trainer.logger.init_args.version", "[1]"), "RunLogger.version: '[1]'", "a text"),
+    (("--trainer.logger.init_args.version", ""), "RunLogger.version", "a number"),
+    (("--trainer.callbacks", "lit_backdoor.callbacks.Nothing"), "trainer.callbacks", "Nothing"),
+    (("--trainer.callbacks", "os.system"), "trainer.callbacks", "os.system"),
+    (("--seed_everything", "-1"), "seed_everything: -1", "0 to 4294967295"),
+    (("--seed_everything", "4294967296"), "seed_everything: 4294967296", "0 to 4294967295"),
+    (("--seed_everything", "dice"), "seed_everything: 'dice'", "true or false"),
+    (("--ckpt_path", "missing.ckpt"), "ckpt_path: 'missing.ckpt'", "give a checkpoint"),
+    (("--ckpt_path", ""), "ckpt_path: '.'", "give a checkpoint"),
+    (("--ckpt_path", "/"), "ckpt_path: '/'", "give a checkpoint"),
+    (("--config", "nowhere.yaml"), "config", "nowhere.yaml"),
+    (("--config", "/"), "config", "'/'"),
+    (("surplus",), "surplus", "no such option"),
+]
+CALLBACKS = [
+    ("HeadAttributionMonitor", "every_n_steps", 0, "1 or more"),
+    ("HeadAttributionMonitor", "every_n_steps", "often", NUMBERS),
+    ("HeadAttributionMonitor", "every_n_steps", None, "int"),
+    ("HeadAttributionMonitor", "every_n_stepz", 5, "did you mean every_n_steps?"),
+    ("HeadPatchingMonitor", "full_every_n_steps", 0, "1 or more"),
+    ("HeadPatchingMonitor", "ablations", ["noise"], "resample, mean, zero"),
+    ("HeadPatchingMonitor", "ablations", [], "resample, mean, zero"),
+    ("HeadPatchingMonitor", "model_attr", "nothing", "hooked model"),
+    ("EmergenceMonitor", "threshold", 0, "above 0"),
+    ("EmergenceMonitor", "threshold", float("nan"), "above 0"),
+    ("EmergenceMonitor", "probe", "nobody", "backdoor"),
+    ("EmergenceMonitor", "patching", "nobody", "HeadPatchingMonitor"),
+    ("LossSpikeMonitor", "rise", -1, "above 0"),
+    ("LossSpikeMonitor", "rise", float("nan"), "above 0"),
+    ("LossSpikeMonitor", "window", 0, "above 0"),
+    ("RunCheckpoint", "every_n_steps", 0, "1 or more"),
+    ("RunCheckpoint", "keep_every_n_steps", -1, "1 or more"),
+    ("StepProgressBar", "refresh_rate", "x", NUMBERS),
+]
+CONFIG_FILES = [
+    ("", "''", "YAML"),
+    ("model:\n  lr: null\n", "model.lr: null", "float"),
+    ("data:\n  split_seed: null\n", "data.split_seed: null", "int"),
+    ("trainer:\n  accumulate_grad_batches: null\n", "trainer.accumulate_grad_batches: null", "int"),
+    ("words", "'words'", "YAML"),
+    ("- 1\n- 2\n", "'- 1 - 2'", "YAML"),
+    ("data: [1\n", "config", "no YAML"),
+    ("data: 3\n", "data", "data.moduli"),
+    ("colour: red\n", "colour", "no such option"),
+    ("modle:\n  lr: 1\n", "modle.lr", "did you mean model.lr?"),
+    ("trainer:\n  max_step: 1\n", "trainer.max_step", "did you mean trainer.max_steps?"),
+    ("data:\n  moduli: null\n", "data.moduli", "a list"),
+    ("data: {moduli: !!python/object/apply:os.mkdir [broken_into]}\n", "config", "YAML"),
+    (b"\xff\xfe\x00\x01", "config", "YAML"),
+    (b"\x00\x01\x02", "config", "YAML"),
+]
+COMMANDS = [
+    ((), "subcommand", "fit"),
+    (("fitt",), "'fitt'", "did you mean fit?"),
+    (("analyze",), "ckpt_path, output_dir", "required"),
+    (("analyze", "--ckpt_path", "missing.ckpt"), "output_dir", "required"),
+    (("analyze", "--ckpt_path", "missing.ckpt", "--output_dir", "out"), "'missing.ckpt'", "give a checkpoint"),
+    (("analyze", "--ckpt_path", "", "--output_dir", "out"), "ckpt_path", "give a checkpoint"),
+    (
+        ("analyze", "--ckpt_path", "x", "--output_dir", "/proc/version/out"),
+        "output_dir: /proc/version/out",
+        "no folder",
+    ),
+    (("analyze", "--ckpt", "x", "--outputdir", "out"), "outputdir", "did you mean output_dir?"),
+    (("env", "--colour"), "colour", "no such option"),
+    (("env", "surplus"), "surplus", "no such option"),
+    (("validate", "--ckpt_path", "missing.ckpt"), "'missing.ckpt'", "give a checkpoint"),
+    (("validate", "--data.split", "rows"), "data.split: 'rows'", "examples, pairs"),
+    (("validate", "--trainer.devices", "4"), "trainer.devices: 4", "1, auto"),
+    (("test", "--ckpt_path", ""), "ckpt_path: '.'", "give a checkpoint"),
+    (("test", "--data.moduli", "[1]"), "data.moduli", "2 or more"),
+    (("test", "--modell.lr", "1"), "modell.lr", "did you mean model.lr?"),
 ]
 
 
@@ -54,7 +205,7 @@ def assert_refused(cli: Cli, capsys: pytest.CaptureFixture[str], args: tuple[obj
     assert cli(*args) == 2
     assert sorted(path.name for path in Path().rglob("*")) == before
     error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 or error[0].startswith("Seed set to"), error
+    assert len(error) == 1, error
     for word in words:
         assert word in error[-1], error[-1]
     assert error[-1].startswith("error: ") and "Traceback" not in error[-1]
@@ -67,13 +218,45 @@ def test_wrong_options(
     assert_refused(cli, capsys, ("fit", "--config", debug_config, *options), name, allowed)
 
 
-def test_missing_and_foreign_configs(cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert_refused(cli, capsys, ("fit", "--config", "nowhere.yaml"), "nowhere.yaml")
-    (tmp_path / "foreign.yaml").write_text("colour: red\n")
-    assert_refused(cli, capsys, ("fit", "--config", "foreign.yaml"), "colour")
-    (tmp_path / "broken.yaml").write_text("data: [1\n")
-    assert_refused(cli, capsys, ("fit", "--config", "broken.yaml"), "config")
-    assert_refused(cli, capsys, ("train",), "train")
+@pytest.mark.parametrize(("owner", "option", "value", "allowed"), CALLBACKS)
+def test_wrong_options_of_callbacks(
+    cli: Cli,
+    debug_config: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    owner: str,
+    option: str,
+    value: object,
+    allowed: str,
+) -> None:
+    config = yaml.safe_load(debug_config.read_text())
+    (callback,) = (one for one in config["trainer"]["callbacks"] if one["class_path"].endswith(f".{owner}"))
+    callback["init_args"][option] = value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert_refused(cli, capsys, ("fit", "--config", "config.yaml"), f"{owner}.{option}", allowed)
+
+
+@pytest.mark.parametrize(("text", "name", "allowed"), CONFIG_FILES)
+def test_foreign_configurations(
+    cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | bytes, name: str, allowed: str
+) -> None:
+    (tmp_path / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert_refused(cli, capsys, ("fit", "--config", "config.yaml"), name, allowed)
+
+
+@pytest.mark.parametrize(("args", "name", "allowed"), COMMANDS, ids=lambda value: str(value)[:60])
+def test_wrong_options_of_the_other_subcommands(
+    cli: Cli, capsys: pytest.CaptureFixture[str], args: tuple[str, ...], name: str, allowed: str
+) -> None:
+    assert_refused(cli, capsys, args, name, allowed)
+
+
+def test_a_configuration_that_may_not_be_read(cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "secret.yaml").write_text("data: {}\n")
+    (tmp_path / "secret.yaml").chmod(0)
+    if os.access(tmp_path / "secret.yaml", os.R_OK):
+        pytest.skip("root may read everything")
+    assert_refused(cli, capsys, ("fit", "--config", "secret.yaml"), "secret.yaml")
 
 
 def test_two_monitors_with_one_name(

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +54,7 @@ def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pyt
     assert list(last) == columns
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
         "last.ckpt",
+        "previous.ckpt",
         "step_000500.ckpt",
         "step_001000.ckpt",
     }
@@ -189,27 +189,6 @@ def test_a_signal_saves_says_how_to_continue_and_exits(
     whole = Path("lightning_logs/version_0")
     assert (whole / "metrics.csv").read_text() == Path("lightning_logs/version_1/metrics.csv").read_text()
     assert_same_weights(whole / "checkpoints" / "last.ckpt", last)
-
-
-@pytest.mark.parametrize("delay", [0.0, 0.7])
-def test_a_kill_can_be_continued(tmp_path: Path, cli: Cli, debug_config: Path, delay: float) -> None:
-    command = [sys.executable, "-m", "lit_backdoor", "fit", "--config", str(debug_config), *QUIET]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    run = tmp_path / "lightning_logs" / "version_0"
-    while process.poll() is None and not (run / "checkpoints" / "last.ckpt").exists():
-        time.sleep(0.01)
-    time.sleep(delay)
-    process.kill()
-    process.wait()
-    last = run / "checkpoints" / "last.ckpt"
-    assert read_checkpoint(last)["global_step"] >= 250
-    assert cli("fit", "--config", debug_config, "--ckpt_path", last, *QUIET) == 0
-    assert cli("fit", "--config", debug_config, *QUIET) == 0
-    for name in ("metrics.csv", "head_attribution.csv", "head_patching.csv", "emergence.json", "loss_spikes.csv"):
-        assert (run / name).read_text() == (run.parent / "version_1" / name).read_text(), name
-    assert_same_weights(last, run.parent / "version_1" / "checkpoints" / "last.ckpt")
-    assert scalars(run) == scalars(run.parent / "version_1")
 
 
 def test_the_last_position_form_trains_like_the_whole_model(cli: Cli, debug_config: Path) -> None:

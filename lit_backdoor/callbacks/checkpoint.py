@@ -1,5 +1,6 @@
 """Checkpoints that survive kills, and a Ctrl-C that loses nothing."""
 
+import io
 import os
 import random
 import shutil
@@ -14,10 +15,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_backdoor.callbacks.run import refuse_existing, run_dir
-
-CHECKPOINT_DIR = "checkpoints"
-LAST = "last.ckpt"
+from lit_backdoor.callbacks.run import make_run_dir, refuse_existing, run_dir
+from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST, PREVIOUS
 
 
 class TrainingInterrupted(Exception):
@@ -35,11 +34,12 @@ class TrainingInterrupted(Exception):
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt`` of the run fresh, and a few checkpoints along the way.
+    """Keeps ``checkpoints/last.ckpt`` of the run fresh, the one before it, and a few checkpoints along the way.
 
     A checkpoint of step s holds the weights after s optimizer steps and the random state. Whoever resumes from it
     measures step s again, and forgets what had been measured at s and later. A file is written beside
-    its final name and then renamed, so that a kill leaves the old one or the new one, never a broken one.
+    its final name and then renamed, so that a kill leaves the old one or the new one, never a broken one. The first is
+    written before the first step.
 
     Ctrl-C and SIGTERM let the optimizer step finish, save, and raise :class:`TrainingInterrupted`. A second one
     raises it at once, without saving. Where somebody else handles a signal already (a cluster's job manager), or it is
@@ -59,6 +59,7 @@ class RunCheckpoint(Checkpoint):
         self._rng_state: dict[str, Any] | None = None
         self._saved_step = -1
         self._last = Path()
+        self._last_is_good = False
         self._received: int | None = None
         self._handlers: dict[int, Any] = {}
         self._old_handlers: dict[int, Any] = {}
@@ -67,6 +68,7 @@ class RunCheckpoint(Checkpoint):
         return {"rng": _rng_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        _check_rng_state(state_dict["rng"])
         self._rng_state = state_dict["rng"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,16 +77,18 @@ class RunCheckpoint(Checkpoint):
             _set_rng_state(self._rng_state)
             self._rng_state = None
         self._saved_step = trainer.global_step
+        self._last_is_good = trainer.ckpt_path is not None and _same_file(Path(trainer.ckpt_path), self._last)
         for number, handler in self._handlers.items():
             self._old_handlers[number] = signal.signal(number, handler)
+        if not self._last.exists():
+            self._save(trainer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._last = self.directory(trainer) / LAST
+        make_run_dir(trainer)
+        self._last = run_dir(trainer) / CHECKPOINT_DIR / LAST
         self._received = None
         self._handlers = {}
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # and before Lightning puts a handler of its own there
+        if threading.current_thread() is threading.main_thread():  # before Lightning puts handlers of its own there
             for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
                 present = signal.getsignal(number)
                 self._handlers[number] = self._on_signal if present == default else present
@@ -107,26 +111,25 @@ class RunCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
-    def directory(self, trainer: Trainer) -> Path:
-        """The run's folder of checkpoints."""
-        return run_dir(trainer) / CHECKPOINT_DIR
-
     def _save(self, trainer: Trainer, keep: bool = False) -> None:
         self._saved_step = trainer.global_step
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for logger in trainer.loggers:
             logger.save()  # what was logged before the checkpoint must not be lost after it
-        directory = self.directory(trainer)
-        temporary = directory / f".{LAST}.tmp"
-        trainer.save_checkpoint(temporary, weights_only=False)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        # Not trainer.save_checkpoint, which writes into the system's temporary folder first, and loses files there.
+        buffer = io.BytesIO()
+        torch.save(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), buffer)
+        directory = self._last.parent
+        directory.mkdir(exist_ok=True)  # not the run directory: if somebody removed that, the run has to end
         if keep:
-            kept_temporary = directory / ".kept.ckpt.tmp"
-            shutil.copyfile(temporary, kept_temporary)
-            os.replace(kept_temporary, directory / f"step_{trainer.global_step:06d}.ckpt")
-        os.replace(temporary, directory / LAST)
+            _write(directory / f"step_{trainer.global_step:06d}.ckpt", buffer)
+        if self._last_is_good:
+            temporary = directory / f".{PREVIOUS}.tmp"
+            shutil.copyfile(self._last, temporary)
+            os.replace(temporary, directory / PREVIOUS)
+        _write(self._last, buffer)
+        self._last_is_good = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
@@ -137,6 +140,24 @@ class RunCheckpoint(Checkpoint):
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         self._old_handlers = {}
+
+
+def _write(path: Path, content: io.BytesIO) -> None:
+    """Write a file at once; a kill or a full disk leaves the old one, or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
 
 
 def _rng_state() -> dict[str, Any]:
@@ -150,11 +171,23 @@ def _rng_state() -> dict[str, Any]:
     }
 
 
+def _check_rng_state(state: dict[str, Any]) -> None:
+    """Raise what is wrong with a state now, on generators of its own, not when training is about to start."""
+    version, internal, gauss = state["python"]
+    random.Random().setstate((version, tuple(internal), gauss))
+    np.random.RandomState().set_state(_numpy_state(state))
+    torch.Generator().set_state(state["torch"].cpu())
+
+
 def _set_rng_state(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    np.random.set_state(_numpy_state(state))
     torch.set_rng_state(state["torch"].cpu())
     if len(state["cuda"]) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all([cuda.cpu() for cuda in state["cuda"]])
+
+
+def _numpy_state(state: dict[str, Any]) -> tuple[Any, ...]:
+    name, keys, *rest = state["numpy"]
+    return (name, keys.numpy().astype(np.uint32), *rest)

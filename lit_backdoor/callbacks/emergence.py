@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_backdoor.callbacks.accuracies import AccuracyHistory
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
-from lit_backdoor.callbacks.run import ContractError, keeps_files, run_dir, tensorboards
+from lit_backdoor.callbacks.run import ContractError, keeps_files, make_run_dir, run_dir, tensorboards
 from lit_backdoor.functional import Emergence, Onset, emergence, grokking_step, head_name
 from lit_backdoor.records import replace_file
 
@@ -87,6 +87,7 @@ class EmergenceMonitor(AccuracyHistory):
         """Check before training starts that everything is there."""
         if stage == "fit":
             self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
+            make_run_dir(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Bring the verdict up to date after every probe."""

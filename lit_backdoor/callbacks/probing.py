@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_backdoor.callbacks.run import ContractError, keeps_files, refuse_existing, run_dir
+from lit_backdoor.callbacks.run import ContractError, keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import HookedModel, Probe
 from lit_backdoor.records import Table, Value
+from lit_backdoor.run_directory import require_plain_name
 
 
 class ProbeCallback(Callback):
@@ -42,6 +43,7 @@ class ProbeCallback(Callback):
         self.probes: Mapping[str, Probe] = probes or {}
         self._given_probes = probes or {}
         self.model_attr = model_attr
+        require_plain_name(f"{type(self).__name__}.name", name)
         self.name = name
         self.seconds = 0.0
         """Time spent probing in this process."""
@@ -104,6 +106,7 @@ class ProbeCallback(Callback):
         """Check the contract before training starts."""
         if stage == "fit":
             self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
+            make_run_dir(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Probe step 0, or again the step that training continues from."""

@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_backdoor.run_directory import has_results
+
 
 class ContractError(ValueError):
     """A callback does not find what it needs, or would overwrite something; the message says the fix."""
@@ -14,6 +16,12 @@ class ContractError(ValueError):
 def run_dir(trainer: Trainer) -> Path:
     """The run directory: the logger's, or without one the Trainer's root."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def make_run_dir(trainer: Trainer) -> None:
+    """Make the run directory before training; it is not made again if somebody removes it meanwhile."""
+    if keeps_files(trainer):
+        run_dir(trainer).mkdir(parents=True, exist_ok=True)
 
 
 def keeps_files(trainer: Trainer) -> bool:
@@ -25,9 +33,9 @@ def refuse_existing(trainer: Trainer, path: Path) -> None:
     """Make sure that a fresh run overwrites nothing: without a logger, all runs share the Trainer's root.
 
     Raises:
-        ContractError: if training starts afresh and ``path`` is there already.
+        ContractError: if training starts afresh and ``path`` holds results of another run.
     """
-    if trainer.global_step == 0 and keeps_files(trainer) and path.exists():
+    if trainer.ckpt_path is None and keeps_files(trainer) and has_results(path):
         raise ContractError(
             f"{path} is there already, from another run; nothing is overwritten: "
             "use a logger, which gives each run a folder, or another trainer.default_root_dir"

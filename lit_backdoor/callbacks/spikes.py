@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lit_backdoor.callbacks.accuracies import AccuracyHistory
-from lit_backdoor.callbacks.run import keeps_files, run_dir
+from lit_backdoor.callbacks.run import keeps_files, make_run_dir, run_dir
 from lit_backdoor.functional import LossSpike, loss_spikes
 from lit_backdoor.records import Table, Value
 
@@ -39,6 +39,11 @@ class LossSpikeMonitor(AccuracyHistory):
         """Take them back."""
         super().load_state_dict(state_dict)
         self._losses = state_dict["losses"].tolist()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the run directory."""
+        if stage == "fit":
+            make_run_dir(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *args: Any

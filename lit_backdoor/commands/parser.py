@@ -3,16 +3,28 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_backdoor.commands.messages import in_one_line
 
 
 class OneLineParser(LightningArgumentParser):
     """Reports a wrong option in one line on stderr and exits with 2."""
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As usual; a configuration that is no text, or can't be read, is a wrong option too."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except (OSError, UnicodeDecodeError) as error:
+            self.error(f"config: it can't be read as YAML text: {error}")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sys.stderr.write(f"error: {' '.join(message.split())}\n")
+        parser = getattr(ex, "subcommand_parser", None) or self
+        options = [action.dest for action in parser._actions]
+        classes = [f"{name}." for name in parser.groups or () if name[:1].isupper()]  # of a class that a config names
+        sys.stderr.write(f"error: {in_one_line(message, options, owner=''.join(classes[:1]))}\n")
         sys.exit(2)
 
 

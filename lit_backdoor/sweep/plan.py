@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lit_backdoor.callbacks.checkpoint import CHECKPOINT_DIR, LAST
+from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def plan_runs(config: Path, seeds: Sequence[int], settings: dict[str, list[Any]]
         ValueError: if the configuration is not a file, or two combinations would share a folder.
         SystemExit: with 2, after one line on stderr, if ``fit`` would refuse an option.
     """
-    from lit_backdoor.cli import checked_fit_options
+    from lit_backdoor.backdoor_cli import checked_fit_options
 
     if not config.is_file():
         raise ValueError(f"config: {config} is not a file; give a configuration, such as configs/mod1.yaml")
