@@ -1,14 +1,28 @@
 """Where a run keeps what the callbacks write, and what they say when something is in the way."""
 
+import re
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 
 class ContractError(ValueError):
     """A callback does not find what it needs, or would overwrite something; the message says the fix."""
+
+
+def check_name(callback: Callback, name: str) -> str:
+    """``name``, which becomes part of file names.
+
+    Raises:
+        ValueError: if it can't.
+    """
+    if not re.fullmatch(r"[\w.-]*", name):
+        raise ValueError(
+            f"{type(callback).__name__}.name: '{name}' can't be part of a file name; letters, digits, _ . -"
+        )
+    return name
 
 
 def run_dir(trainer: Trainer) -> Path:
