@@ -249,7 +249,7 @@ def test_a_model_that_cannot_be_attributed_is_refused_before_training(
 @pytest.mark.parametrize("name", ["a/b", "..\\x", "a b"])
 def test_a_name_that_makes_no_file_is_refused(name: str) -> None:
     for make in (patching, attribution, lambda name: EmergenceMonitor("copy", name=name)):
-        with pytest.raises(ValueError, match=r"Monitor\.name: .* file name"):
+        with pytest.raises(ValueError, match=r"Monitor\.name: .* no plain name"):
             make(name=name)
 
 
