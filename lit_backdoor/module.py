@@ -191,6 +191,10 @@ class BackdoorModule(LightningModule):
         self.train_metrics.update(loss, logits, batch)
         self._record("train", self.train_metrics)
 
+    def custom_scalars(self) -> dict[str, dict[str, list[str]]]:
+        """Charts for TensorBoard: see :class:`lit_backdoor.callbacks.charts.HasCharts`."""
+        return {"rules": {"validation accuracy": [r"val/.*_accuracy"], "log10 of the loss": [r"log10_loss/"]}}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save weights that are not finite, so that the last good checkpoint stays.
 

@@ -27,11 +27,14 @@ def head_colour(index: int) -> str:
 
 def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figure:
     """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2)."""
-    figure = Figure(figsize=(3.2 * len(results) + 0.6, 5), layout="constrained")
+    n_heads = max(len(heads) for heads in results.values())
+    figure = Figure(figsize=(max(3.2, 0.5 * n_heads) * len(results) + 0.6, 5), layout="constrained")
     axes = figure.subplots(2, len(results), squeeze=False)
     for index, (probe, heads) in enumerate(results.items()):
         draw_attribution(axes[0, index], axes[1, index], heads)
         axes[0, index].set_title(f"{probe} answers")
+    if any(one.norm != "none" for heads in results.values() for one in heads):
+        figure.suptitle("the final norm's scale is taken as a constant of each example", fontsize=9)
     return figure
 
 
@@ -54,8 +57,8 @@ def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribut
 def emergence_figure(
     history: Sequence[HeadScores], metric: str, marks: Mapping[str, int | None] | None = None
 ) -> Figure:
-    """A head coming into being: the recipient's accuracy against the step with each head patched alone (lines), and
-    what patching each costs (head x step heat map).
+    """A head coming into being: the recipient's accuracy against the step with each head patched alone (lines; of more
+    than eight heads, the eight that once cost most have colours), and what patching each costs (head x step heat map).
 
     Args:
         history: of one probe.
@@ -64,12 +67,19 @@ def emergence_figure(
     """
     steps = [one.step for one in history]
     heads = list(history[0].patched)
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
-    lines, heat = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
+    drops = np.array([[one.drop(head) for one in history] for head in heads])
+    coloured = sorted(np.argsort(-drops.max(axis=1), kind="stable")[: len(HEAD_COLOURS)])
+    heat_height = max(1.6, 0.16 * len(heads))
+    figure = Figure(figsize=(8, 3.6 + heat_height), layout="constrained")
+    lines, heat = figure.subplots(2, 1, sharex=True, height_ratios=[3.6, heat_height])
     lines.plot(steps, [one.unpatched for one in history], color="black", linestyle="--", label="nothing patched")
     for index, head in enumerate(heads):
         values = [one.patched[head] for one in history]
-        lines.plot(steps, values, color=head_colour(index), label=f"{head_name(*head)} patched", linewidth=1.8)
+        if index in coloured:
+            colour, name, width = head_colour(coloured.index(index)), f"{head_name(*head)} patched", 1.8
+        else:
+            colour, name, width = "lightgrey", None, 0.8
+        lines.plot(steps, values, color=colour, label=name, linewidth=width, zorder=1 + bool(name))
     lines.plot(steps, [one.all_patched for one in history], color="grey", linestyle=":", label="all patched")
     lines.set(ylabel=metric, ylim=(-0.03, 1.05))
     lines.spines[["top", "right"]].set_visible(False)
@@ -79,7 +89,6 @@ def emergence_figure(
             axis.axvline(step, color="black", linewidth=0.8, alpha=0.6)
         lines.annotate(name, (step, 1.0), xytext=(3, 6 + 9 * index), textcoords="offset points", fontsize=8)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    drops = np.array([[one.drop(head) for one in history] for head in heads])
     edges = _edges(steps)
     mesh = heat.pcolormesh(edges, np.arange(len(heads) + 1), drops, cmap="magma_r", vmin=0, vmax=1)
     heat.set(xlabel="optimizer step", yticks=np.arange(len(heads)) + 0.5, yticklabels=[head_name(*h) for h in heads])

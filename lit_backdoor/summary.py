@@ -59,7 +59,8 @@ def _verdict(path: Path) -> list[str]:
     since = verdict["previous_probe_step"], verdict["emergence_step"]
     when = f"from step {since[1]} on" if since[0] is None else f"from a step between {since[0]} and {since[1]} on"
     others = f"; not alone: {', '.join(verdict['other_heads'])}" if verdict["other_heads"] else ""
-    return [f"backdoor head {verdict['backdoor_head']}, {when}, {verdict['concentration']:.0%} of the drop{others}"]
+    share = "" if verdict["concentration"] is None else f", {verdict['concentration']:.0%} of the drop"
+    return [f"backdoor head {verdict['backdoor_head']}, {when}{share}{others}"]
 
 
 def _duration(seconds: float) -> str:

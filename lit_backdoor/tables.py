@@ -19,28 +19,33 @@ if TYPE_CHECKING:
 
 
 def paper_name(heads: HeadSet, n_heads: int) -> str:
-    """A set of heads as the paper's tables name it: ``None``, ``Head 3`` (one-based), ``Heads 1,3,4`` or ``All``."""
+    """A set of heads of a one-layer model as the paper's tables name it: ``None``, ``Head 3`` (one-based),
+    ``Heads 1,3,4`` or ``All``."""
     if not heads:
         return "None"
     if len(heads) == n_heads:
         return "All"
-    numbers = ",".join(str(head.head + 1) if head.layer == 0 else head_name(*head) for head in heads)
-    return f"{'Head' if len(heads) == 1 else 'Heads'} {numbers}"
+    return f"{'Head' if len(heads) == 1 else 'Heads'} {','.join(str(head.head + 1) for head in heads)}"
 
 
 def patching_table(results: Sequence[PatchingResult]) -> str:
     """Table 1 of the paper: the recipient's accuracy in percent after patching nothing, each head, the best head's
-    complement, and all heads."""
-    n_heads = max(len(one.heads) for one in results)
+    complement, and all heads. Heads of several layers, which the paper does not have, are named ``L1H2``."""
+    everything = max((one.heads for one in results), key=len)
+    n_heads = len(everything)
     singles = [one for one in results if len(one.heads) == 1]
     culprit = min(singles, key=lambda one: one.recipient_accuracy).heads
     shown = [one for one in results if len(one.heads) in (0, 1, n_heads)]
     complement = [one for one in results if len(one.heads) == n_heads - 1 > 1 and culprit[0] not in one.heads]
     shown = sorted(shown + complement, key=lambda one: len(one.heads))
-    header = ["Patched Heads", *(paper_name(one.heads, n_heads) for one in shown)]
+    names = [paper_name(one.heads, n_heads) for one in shown]
+    if everything[-1].layer > 0:
+        several = {one.heads: head_name(*one.heads[0]) for one in singles}
+        several |= {one.heads: f"All but {head_name(*culprit[0])}" for one in complement}
+        names = [several.get(one.heads, name) for one, name in zip(shown, names, strict=True)]
     name = results[0].recipient.capitalize()
     row = [f"{name} Accuracy", *(f"{one.recipient_accuracy:.2%}" for one in shown)]
-    return markdown(header, [row])
+    return markdown(["Patched Heads", *names], [row])
 
 
 def all_sets_table(results: Sequence[PatchingResult]) -> str:

@@ -1,11 +1,12 @@
 """Head activation patching during training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
-from lit_backdoor.callbacks.probing import ProbeCallback
+from lit_backdoor.callbacks.charts import Charts, curves
+from lit_backdoor.callbacks.probing import ProbeCallback, Probes
 from lit_backdoor.callbacks.run import tensorboards
 from lit_backdoor.functional import (
     Ablation,
@@ -13,7 +14,6 @@ from lit_backdoor.functional import (
     HeadScores,
     HookedModel,
     PatchingResult,
-    Probe,
     all_heads,
     cache_probes,
     default_head_sets,
@@ -29,15 +29,16 @@ class HeadPatchingMonitor(ProbeCallback):
     """Patches heads of each probe's recipient with the donor's (the paper's Section 2.2), into ``head_patching.csv``.
 
     Every probe patches nothing, each head alone and all heads; every ``full_every_n_steps`` and at the last step, all
-    sets of heads. With the backdoor as recipient a number answers what the backdoor *needs*, with the benign run as
-    recipient what *suffices* for it.
+    sets of heads. What the recipient's accuracy loses says what its answers *need*; what the donor's accuracy gains,
+    what *suffices* for the donor's.
 
     Args:
         every_n_steps: Optimizer steps between two probes, step 0 included. The last step is always probed.
         full_every_n_steps: Optimizer steps between two probes of all sets of heads (up to 8 heads; beyond that also
             all but one).
         ablations: What replaces a head's activation: resample (the donor's for the same row), mean or zero.
-        probes: What to measure on, by name; null asks the datamodule.
+        probes: What to measure on, by name, or a function that returns it (in YAML its import path); null asks the
+            datamodule.
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
     """
@@ -49,7 +50,7 @@ class HeadPatchingMonitor(ProbeCallback):
         every_n_steps: int = 100,
         full_every_n_steps: int = 1000,
         ablations: Sequence[Ablation] = ("resample",),
-        probes: Mapping[str, Probe] | None = None,
+        probes: Probes | Callable[[], Probes] | None = None,
         model_attr: str = "model",
         name: str = "",
     ) -> None:
@@ -105,7 +106,7 @@ class HeadPatchingMonitor(ProbeCallback):
         rows: list[dict[str, Value]] = []
         numbers: dict[str, float] = {}
         self.forget(step)
-        shared = None
+        shown: dict[str, list[PatchingResult]] = {}
         caches = cache_probes(model, *self.probes.values())
         for name, probe in self.probes.items():
             for ablation in self.ablations:
@@ -114,49 +115,34 @@ class HeadPatchingMonitor(ProbeCallback):
                 if ablation == self.ablations[0]:
                     self.history.setdefault(name, []).append(_scores(step, results, heads))
                     numbers |= _scalars(name, [one for one in results if len(one.heads) in (0, 1, len(heads))], heads)
-                    shared = results if shared is None else shared
+                    shown[name] = results
         self.record(trainer, numbers, step)
         if last:
-            self._draw(trainer, step, shared or [])
+            self._draw(trainer, step, shown)
         return rows
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lay out TensorBoard's custom scalars: the heads of one metric in one chart, beside the rules' accuracies."""
-        super().on_train_start(trainer, pl_module)
-        heads = [head_name(*head) for head in all_heads(self._model(pl_module))]
-        prefix = f"{self.name}_" if self.name else ""
-        charts = {
-            f"patching, recipient {probe.recipient}": {
-                metric: ["Multiline", [f"{prefix}patching_{name}/{metric}/{head}" for head in ("none", *heads, "all")]]
-                for metric in (f"{probe.recipient}_accuracy", f"{probe.donor}_accuracy", "logit_diff", "log_prob")
+    def custom_scalars(self) -> Charts:
+        """One chart per probe and quantity, with a curve for nothing patched, each head and all heads."""
+        return {
+            f"{self.prefix}patching {name}: {probe.donor} into {probe.recipient}": {
+                metric: curves(f"{self.prefix}patching_{name}", metric)
+                for metric in (
+                    f"{probe.recipient}_accuracy", f"{probe.donor}_accuracy", "logit_diff", "log_prob", *probe.metrics
+                )
             }
             for name, probe in self.probes.items()
-        }
-        attribution = {
-            f"attribution, {name}": {
-                metric: ["Multiline", [f"attribution_{name}/{metric}/{head}" for head in heads]]
-                for metric in ("mean_logit", "mean_logit_centered", "top_share")
-            }
-            for name in self.probes
-        }
-        rules = {
-            "rules": {
-                "validation accuracy": ["Multiline", [r"val/.*_accuracy"]],
-                "log10 of the loss": ["Multiline", [r"log10_loss/.*"]],
-            }
-        }
-        for board in tensorboards(trainer):
-            board.add_custom_scalars(rules | charts | attribution)
+        }  # fmt: skip
 
-    def _draw(self, trainer: Trainer, step: int, results: list[PatchingResult]) -> None:
+    def _draw(self, trainer: Trainer, step: int, results: Mapping[str, list[PatchingResult]]) -> None:
         from lit_backdoor.plotting import emergence_figure
         from lit_backdoor.tables import patching_table
 
+        tables = "\n\n".join(f"{name}\n\n{patching_table(one)}" for name, one in results.items())
         for board in tensorboards(trainer):
-            for name, scores in self.history.items():
-                figure = emergence_figure(scores, f"{self.probes[name].recipient} accuracy")
-                board.add_figure(f"figures/patching_{name}", figure, step)
-            board.add_text("head_patching/table_1", patching_table(results), step)
+            for name in results:
+                figure = emergence_figure(self.history[name], f"{self.probes[name].recipient} accuracy")
+                board.add_figure(f"figures/{self.prefix}patching_{name}", figure, step)
+            board.add_text(f"{self.file_stem}/table_1", tables, step)
 
 
 def _scores(step: int, results: Sequence[PatchingResult], heads: Sequence[Head]) -> HeadScores:

@@ -1,16 +1,20 @@
 """What the monitors have in common: the contract, the schedule, the table, and leaving no trace."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_backdoor.callbacks.charts import Charts, lay_out_charts
 from lit_backdoor.callbacks.run import ContractError, keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import HookedModel, Probe
 from lit_backdoor.records import Table, Value
 from lit_backdoor.run_directory import require_plain_name
+
+Probes = Mapping[str, Probe]
+"""What to measure on, by name; the names appear in tables, file names and TensorBoard."""
 
 
 class ProbeCallback(Callback):
@@ -18,11 +22,12 @@ class ProbeCallback(Callback):
 
     It needs two things: a hooked model at ``model_attr`` of the LightningModule (see
     :class:`lit_backdoor.functional.HookedModel`), and probes, given here or by ``trainer.datamodule.probes()``.
-    Override :meth:`is_due` for another schedule; the first step of a fit and the last one are the caller's.
+    Override :meth:`probe` for another measurement, :meth:`is_due` for another schedule; the last step is always probed.
 
     Args:
         every_n_steps: Optimizer steps between two probes, step 0 included. The last step is always probed.
-        probes: What to measure on, by name; null asks the datamodule.
+        probes: What to measure on, by name, or a function that returns it (in YAML its import path); null asks the
+            datamodule.
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
     """
@@ -33,15 +38,16 @@ class ProbeCallback(Callback):
     def __init__(
         self,
         every_n_steps: int = 100,
-        probes: Mapping[str, Probe] | None = None,
+        probes: Probes | Callable[[], Probes] | None = None,
         model_attr: str = "model",
         name: str = "",
     ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"{type(self).__name__}.every_n_steps: {every_n_steps} is too small; 1 or more")
         self.every_n_steps = every_n_steps
-        self.probes: Mapping[str, Probe] = probes or {}
-        self._given_probes = probes or {}
+        self.probes: Probes = {}
+        """The probes in use, from :meth:`check` on."""
+        self._given_probes = probes
         self.model_attr = model_attr
         require_plain_name(f"{type(self).__name__}.name", name)
         self.name = name
@@ -63,6 +69,10 @@ class ProbeCallback(Callback):
         """Measure, tell the loggers, and return the rows of the table. ``last``: training ends with this step."""
         raise NotImplementedError
 
+    def custom_scalars(self) -> Charts:
+        """The charts of this monitor in TensorBoard's custom scalars."""
+        return {}
+
     def forget(self, from_step: int) -> None:
         """Drop what was measured at ``from_step`` and later: training continues from a checkpoint of that step."""
 
@@ -82,24 +92,37 @@ class ProbeCallback(Callback):
         self.probes = self.probes_of(datamodule)
         for name, probe in self.probes.items():
             try:
-                probe.check(model)
+                self.check_probe(model, probe)
             except ValueError as error:
                 raise ContractError(f"{type(self).__name__}, probe '{name}': {error}") from None
 
-    def probes_of(self, datamodule: Any) -> Mapping[str, Probe]:
+    def check_probe(self, model: HookedModel, probe: Probe) -> None:
+        """Make sure that ``probe`` can be measured on ``model``.
+
+        Raises:
+            ValueError: naming what is in the way.
+        """
+        probe.check(model)
+
+    def probes_of(self, datamodule: Any) -> Probes:
         """The probes given to the constructor, else the datamodule's.
 
         Raises:
-            ContractError: if there are none.
+            ContractError: if there are none, or something else was given.
         """
-        if self._given_probes:
-            return self._given_probes
-        if not hasattr(datamodule, "probes"):
-            raise ContractError(
-                f"{type(self).__name__} has no probes: pass probes={{'name': Probe(...)}}, "
-                "or give the datamodule a method probes() that returns them"
-            )
-        probes: Mapping[str, Probe] = datamodule.probes()
+        source = self._given_probes
+        if source is None:
+            if not hasattr(datamodule, "probes"):
+                raise ContractError(
+                    f"{type(self).__name__} has no probes: pass probes={{'name': Probe(...)}}, or a function that "
+                    "returns them, or give the datamodule a method probes() that does"
+                )
+            source = datamodule.probes
+        probes = source() if callable(source) else source
+        if not isinstance(probes, Mapping) or not all(isinstance(probe, Probe) for probe in probes.values()):
+            raise ContractError(f"{type(self).__name__}.probes: {probes!r} is no mapping of names to Probes")
+        if not probes:
+            raise ContractError(f"{type(self).__name__}.probes: the mapping is empty; give one Probe or more")
         return probes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -109,7 +132,7 @@ class ProbeCallback(Callback):
             make_run_dir(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe step 0, or again the step that training continues from."""
+        """Probe step 0, or again the step that training continues from; lay out TensorBoard's charts."""
         refuse_existing(trainer, run_dir(trainer) / f"{self.file_stem}.csv")
         step = trainer.global_step
         self._table = None
@@ -117,6 +140,7 @@ class ProbeCallback(Callback):
         self.forget(step)
         if table := self._table_of(trainer):
             table.truncate(step)
+        lay_out_charts(trainer, self)
         if self.is_due(step):
             self._run(trainer, pl_module, last=False)
 
@@ -159,14 +183,18 @@ class ProbeCallback(Callback):
         return self._table
 
     @property
+    def prefix(self) -> str:
+        """What the monitor's tags in TensorBoard begin with: its name, where it has one."""
+        return f"{self.name}_" if self.name else ""
+
+    @property
     def file_stem(self) -> str:
         """The table's file name, without ending: with the monitor's name, where it has one."""
         return f"{self.table_name}_{self.name}" if self.name else self.table_name
 
     def record(self, trainer: Trainer, numbers: Mapping[str, float], step: int) -> None:
         """Give scalars to every logger, under this step, and to ``trainer.callback_metrics``."""
-        prefix = f"{self.name}_" if self.name else ""
-        named = {f"{prefix}{tag}": value for tag, value in numbers.items()}
+        named = {f"{self.prefix}{tag}": value for tag, value in numbers.items()}
         for logger in trainer.loggers:
             logger.log_metrics(named, step=step)
         trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in named.items()})

@@ -8,14 +8,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lit_backdoor.callbacks.accuracies import AccuracyHistory
-from lit_backdoor.callbacks.run import keeps_files, make_run_dir, run_dir
+from lit_backdoor.callbacks.run import keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import LossSpike, loss_spikes
 from lit_backdoor.records import Table, Value
+
+FILE_NAME = "loss_spikes.csv"
 
 
 class LossSpikeMonitor(AccuracyHistory):
     """Finds spikes in the training loss of every step, and writes ``loss_spikes.csv`` with every validation: when,
-    how high, and how low the validation accuracies fell meanwhile.
+    how high, and how low the validation accuracies ``val/<name>_accuracy`` fell meanwhile.
 
     Args:
         rise: How far the loss must rise above its recent minimum, in powers of ten.
@@ -44,6 +46,11 @@ class LossSpikeMonitor(AccuracyHistory):
         """Make the run directory."""
         if stage == "fit":
             make_run_dir(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make sure that nothing is overwritten."""
+        super().on_train_start(trainer, pl_module)
+        refuse_existing(trainer, run_dir(trainer) / FILE_NAME)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *args: Any
@@ -74,16 +81,16 @@ class LossSpikeMonitor(AccuracyHistory):
     def _write(self, trainer: Trainer) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and keeps_files(trainer):
             rows = [self._row(spike) for spike in self.spikes()]
-            names = [f"lowest_{rule}_accuracy" for rule in self.accuracies]
-            Table(run_dir(trainer) / "loss_spikes.csv").rewrite(rows, ["step", *_COLUMNS, *names])
+            names = [f"lowest_{name}_accuracy" for name in self.accuracies]
+            Table(run_dir(trainer) / FILE_NAME).rewrite(rows, ["step", *_COLUMNS, *names])
 
     def _row(self, spike: LossSpike) -> dict[str, Value]:
         end = len(self._losses) if spike.end_step is None else spike.end_step
         lowest = {
-            f"lowest_{rule}_accuracy": min(
+            f"lowest_{name}_accuracy": min(
                 (value for step, value in values.items() if spike.start_step <= step <= end), default=float("nan")
             )
-            for rule, values in self.accuracies.items()
+            for name, values in self.accuracies.items()
         }
         return {
             "step": spike.start_step,

@@ -213,7 +213,7 @@ def _split_rows(
     model: Any, linear: _LinearReadout, tokens: Tensor, position: int, targets: Sequence[Tensor]
 ) -> tuple[list[str], Tensor, Tensor]:
     """`_split` for so few rows that all activations fit into memory."""
-    layers, has_mlp = range(model.cfg.n_layers), not model.cfg.attn_only
+    layers, has_mlp = range(model.cfg.n_layers), not getattr(model.cfg, "attn_only", False)
     mlps = [f"blocks.{layer}.hook_mlp_out" for layer in layers if has_mlp]
     names = ["hook_embed", "blocks.0.hook_resid_pre", *map(z_name, layers), *mlps]
     if linear.norm != "none":

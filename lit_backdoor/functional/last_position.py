@@ -38,8 +38,8 @@ float32 numbers many would be denormal, which makes a processor's arithmetic mor
 
 def why_not_exact(model: Any) -> str | None:
     """``None`` if the last-position form is exact for this model, else the reason why it is not, in a few words."""
-    transformer_lens = sys.modules.get("transformer_lens")
-    kind: Any = getattr(transformer_lens, "HookedTransformer", ())
+    home = sys.modules.get("transformer_lens.HookedTransformer")  # if it is not there, no model is one
+    kind: Any = getattr(home, "HookedTransformer", ())
     if not isinstance(model, kind):
         return "not a HookedTransformer"
     cfg = model.cfg

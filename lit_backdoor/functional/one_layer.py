@@ -53,7 +53,8 @@ def no_shortcut(model: HookedModel) -> str | None:
     cfg = model.cfg
     if cfg.n_layers != 1:
         return f"it has {cfg.n_layers} layers"
-    if type(model).forward.__module__ != "transformer_lens.HookedTransformer":  # type: ignore[attr-defined]
+    forward = getattr(type(model), "forward", None)
+    if getattr(forward, "__module__", None) != "transformer_lens.HookedTransformer":
         return f"{type(model).__name__} has a forward pass of its own"
     if cfg.parallel_attn_mlp:
         return "attention and MLP run in parallel"

@@ -13,8 +13,11 @@ from lit_backdoor.functional.hooked import HookedModel, evaluating, z_name
 Metric = Callable[[Tensor, "Probe"], float]
 """A metric of one's own: (logits [n, vocab] at the probe's position, probe) to a number."""
 
-RESULT_COLUMNS = ("recipient_accuracy", "donor_accuracy", "other_rate", "logit_diff", "log_prob", "kl")
-"""What patching measures by itself, in the order of the tables."""
+_TAKEN_NAMES = {
+    *("step", "probe", "recipient", "donor", "ablation", "heads", "n_examples", "n_differing"),
+    *("recipient_accuracy", "donor_accuracy", "other_rate", "logit_diff", "log_prob", "kl"),
+}
+"""Columns that the patching table has by itself: no metric of one's own can be called so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,7 @@ class Probe:
                 f"recipient is {self.recipient!r} and donor is {self.donor!r}: give each a name of its own."
             )
         for name, metric in self.metrics.items():
-            if name in RESULT_COLUMNS:
+            if name in _TAKEN_NAMES | {f"{self.recipient}_accuracy", f"{self.donor}_accuracy"}:
                 raise ValueError(f"metrics[{name!r}] has the name of a built-in metric: choose another.")
             if not callable(metric):
                 raise ValueError(f"metrics[{name!r}] is {metric!r}: give a function of (logits, probe).")
@@ -95,6 +98,14 @@ class Probe:
     def to(self, device: torch.device | str) -> Probe:
         """The same probe on another device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in _SHAPES})
+
+    def rows(self, rows: slice) -> Probe:
+        """The same probe on some of its examples.
+
+        Raises:
+            ValueError: there is none among `rows`.
+        """
+        return replace(self, **{name: getattr(self, name)[rows] for name in _SHAPES})
 
     def reversed(self) -> Probe:
         """The same examples with the two roles swapped."""

@@ -225,7 +225,7 @@ def test_a_monitor_used_again_asks_the_new_datamodule(tmp_path: Path) -> None:
         assert torch.equal(monitor.probes["backdoor"].recipient_answers, datamodule.task.answers(1))
 
 
-def test_accumulated_batches_are_one_step_of_the_loss(cli: Cli, debug_config: Path) -> None:
+def test_accumulated_batches_are_one_step_of_the_loss(tmp_path: Path) -> None:
     from lightning.pytorch import seed_everything
 
     losses = []
@@ -233,8 +233,9 @@ def test_accumulated_batches_are_one_step_of_the_loss(cli: Cli, debug_config: Pa
         seed_everything(0)
         monitor = LossSpikeMonitor()
         trainer = Trainer(
-            max_steps=5, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-            enable_model_summary=False, callbacks=[monitor], accumulate_grad_batches=batches,
+            default_root_dir=tmp_path / str(batches), max_steps=5, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", callbacks=[monitor],
+            accumulate_grad_batches=batches,
         )  # fmt: skip
         trainer.fit(BackdoorModule([5, 1], n_heads=2, d_model=8, d_mlp=8), BackdoorDataModule([5, 1]))
         losses.append(monitor.state_dict()["losses"])
@@ -260,7 +261,7 @@ def bad_probe() -> Probe:
             lambda: [HeadAttributionMonitor(probes={"copy": foreign_probe()}, model_attr="parts.net") for _ in "ab"],
             ("named", "name="),
         ),
-        (lambda: [EmergenceMonitor()], ("HeadPatchingMonitor", "add one")),
+        (lambda: [EmergenceMonitor("copy")], ("HeadPatchingMonitor", "add one")),
         (
             lambda: [
                 HeadPatchingMonitor(probes={"copy": foreign_probe()}, model_attr="parts.net"),
@@ -288,8 +289,8 @@ def test_what_is_missing_is_named_before_training(
         lambda: HeadPatchingMonitor(full_every_n_steps=0),
         lambda: HeadPatchingMonitor(ablations=()),
         lambda: HeadAttributionMonitor(every_n_steps=-1),
-        lambda: EmergenceMonitor(threshold=0),
-        lambda: EmergenceMonitor(grokked=1.5),
+        lambda: EmergenceMonitor("copy", threshold=0),
+        lambda: EmergenceMonitor("copy", grokked=1.5),
         lambda: LossSpikeMonitor(rise=0),
     ],
 )
