@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,3 +32,29 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 @pytest.fixture
 def debug_config() -> Path:
     return CONFIGS / "debug.yaml"
+
+
+@pytest.fixture
+def untouched() -> Callable[[Any], Callable[[], None]]:
+    """`check = untouched(model)`, use the model, `check()`: weights, modes, hooks, gradients, random state as
+    before."""
+
+    def snapshot(model: Any) -> tuple[Any, ...]:
+        return (
+            [parameter.clone() for parameter in model.parameters()],
+            [parameter.grad for parameter in model.parameters()],
+            [module.training for module in model.modules()],
+            [len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values()],
+            torch.is_grad_enabled(),
+            torch.get_rng_state(),
+        )
+
+    def start(model: Any) -> Callable[[], None]:
+        before = snapshot(model)
+
+        def check() -> None:
+            torch.testing.assert_close(snapshot(model), before, rtol=0, atol=0)
+
+        return check
+
+    return start

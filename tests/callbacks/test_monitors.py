@@ -2,19 +2,14 @@
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from lightning.pytorch import Callback, Trainer
 
 from lit_backdoor.callbacks import (
-    ContractError,
     EmergenceMonitor,
     HeadAttributionMonitor,
     HeadPatchingMonitor,
@@ -22,7 +17,7 @@ from lit_backdoor.callbacks import (
 )
 from lit_backdoor.checkpoints import load_model, read_checkpoint
 from lit_backdoor.datamodule import BackdoorDataModule, task_probes
-from lit_backdoor.functional import Probe, attribute_heads, default_head_sets, head_set_name, patch_heads
+from lit_backdoor.functional import attribute_heads, default_head_sets, head_set_name, patch_heads
 from lit_backdoor.module import BackdoorModule
 from tests.conftest import CONFIGS
 
@@ -143,76 +138,6 @@ def test_tensorboard_gets_every_kind_of_result(cli: Cli, debug_config: Path) -> 
     assert texts | {"custom_scalars__config__"} <= set(tags["tensors"])
 
 
-class ForeignModule(LightningModule):
-    """Somebody else's module: two layers, layer norm, GELU, another attribute, no datamodule of ours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        config = HookedTransformerConfig(
-            n_layers=2, n_heads=3, d_model=12, d_head=4, d_mlp=16, n_ctx=5, d_vocab=9, act_fn="gelu", device="cpu"
-        )
-        self.parts = nn.ModuleDict({"net": HookedTransformer(config)})
-
-    def training_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        logits = self.parts["net"](batch[0])[:, -1]
-        return nn.functional.cross_entropy(logits, batch[0][:, 0])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=1e-2)
-
-
-def foreign_probe() -> Probe:
-    tokens = torch.randint(0, 9, (20, 5), generator=torch.Generator().manual_seed(0))
-    donor = tokens.roll(1, dims=0)
-    return Probe(tokens, donor, tokens[:, 0], donor[:, 0])
-
-
-def foreign_fit(folder: Path, *callbacks: Callback, **options: Any) -> ForeignModule:
-    tokens = torch.randint(0, 9, (32, 5), generator=torch.Generator().manual_seed(1))
-    torch.manual_seed(0)
-    module = ForeignModule()
-    trainer = Trainer(
-        default_root_dir=folder, max_steps=6, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, accelerator="cpu", callbacks=list(callbacks), **options,
-    )  # fmt: skip
-    trainer.fit(module, DataLoader(TensorDataset(tokens), batch_size=16))
-    return module
-
-
-@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
-@pytest.mark.filterwarnings("ignore:The number of training batches")
-def test_a_foreign_module_needs_only_the_contract(tmp_path: Path) -> None:
-    probe = foreign_probe()
-    common: dict[str, Any] = {"every_n_steps": 3, "probes": {"copy": probe}, "model_attr": "parts.net"}
-    patching = HeadPatchingMonitor(full_every_n_steps=3, **common)
-    watch = (HeadAttributionMonitor(**common), patching, EmergenceMonitor(probe="copy"), LossSpikeMonitor())
-    with_monitors = foreign_fit(tmp_path / "watched", *watch)
-    without = foreign_fit(tmp_path / "bare")
-    for one, other in zip(with_monitors.parameters(), without.parameters(), strict=True):
-        assert torch.equal(one, other)
-    rows = table(tmp_path / "watched" / "head_patching.csv")
-    assert list(rows[0])[:10] == [
-        "step", "probe", "recipient", "donor", "ablation", "heads", "n_examples",
-        "recipient_accuracy", "donor_accuracy", "other_rate",
-    ]  # fmt: skip
-    assert {row["step"] for row in rows} == {"0", "3", "6"}
-    assert len([row for row in rows if row["step"] == "6"]) == 2**6
-    model = with_monitors.parts["net"]
-    name = "blocks.1.attn.hook_z"
-    with torch.no_grad():
-        _, cache = model.run_with_cache(probe.donor_tokens)
-
-        def patch(z: torch.Tensor, hook: object) -> torch.Tensor:
-            z[:, :, 2] = cache[name][:, :, 2]
-            return z
-
-        logits = model.run_with_hooks(probe.recipient_tokens, fwd_hooks=[(name, patch)])[:, -1]
-        expected = logits.log_softmax(-1).gather(1, probe.recipient_answers[:, None]).mean().item()
-    (found,) = [row for row in rows if row["step"] == "6" and row["heads"] == "L1H2"]
-    assert float(found["log_prob"]) == pytest.approx(expected, rel=1e-4)
-    assert (tmp_path / "watched" / "emergence.json").exists()
-
-
 def test_a_monitor_used_again_asks_the_new_datamodule(tmp_path: Path) -> None:
     monitor = HeadPatchingMonitor(every_n_steps=2)
     for moduli in ([5, 1], [5, 3]):
@@ -241,45 +166,6 @@ def test_accumulated_batches_are_one_step_of_the_loss(tmp_path: Path) -> None:
         losses.append(monitor.state_dict()["losses"])
     assert len(losses[0]) == 5
     torch.testing.assert_close(losses[0], losses[1])  # the same batch twice is the same step
-
-
-def bad_probe() -> Probe:
-    tokens = torch.full((4, 5), 8)
-    return Probe(tokens, tokens, torch.full((4,), 9), torch.zeros(4, dtype=torch.long))
-
-
-@pytest.mark.parametrize(
-    ("callbacks", "words"),
-    [
-        (lambda: [HeadPatchingMonitor(probes={"copy": foreign_probe()})], ("model_attr", "'model'")),
-        (lambda: [HeadAttributionMonitor(model_attr="parts.net")], ("probes=", "datamodule")),
-        (
-            lambda: [HeadPatchingMonitor(probes={"bad": bad_probe()}, model_attr="parts.net")],
-            ("bad", "recipient_answers", "9"),
-        ),
-        (
-            lambda: [HeadAttributionMonitor(probes={"copy": foreign_probe()}, model_attr="parts.net") for _ in "ab"],
-            ("named", "name="),
-        ),
-        (lambda: [EmergenceMonitor("copy")], ("HeadPatchingMonitor", "add one")),
-        (
-            lambda: [
-                HeadPatchingMonitor(probes={"copy": foreign_probe()}, model_attr="parts.net"),
-                EmergenceMonitor(probe="backdoor"),
-            ],
-            ("EmergenceMonitor.probe", "copy"),
-        ),
-        (lambda: [HeadPatchingMonitor(probes={"c": foreign_probe()}, model_attr="parts")], ("probe 'c'",)),
-    ],
-)
-def test_what_is_missing_is_named_before_training(
-    tmp_path: Path, callbacks: Callable[[], list[Callback]], words: tuple[str, ...]
-) -> None:
-    with pytest.raises(ContractError) as error:
-        foreign_fit(tmp_path, *callbacks())
-    for word in words:
-        assert word in str(error.value)
-    assert not list(tmp_path.glob("*.csv"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""The functions on TransformerLens's two kinds of models, against hooks by hand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+
+from lit_backdoor.functional import (
+    HookedModel,
+    Probe,
+    all_heads,
+    attribute_heads,
+    cache_probes,
+    default_head_sets,
+    logit_parts,
+    mean_attention,
+    patch_heads,
+)
+
+from . import by_hand
+from .models import HAS_HOOKED_TRANSFORMER, KINDS, SHAPES, VOCAB, make_model, randomize, same_weights
+
+shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+def random_probe(position: int = -1, **changes: Any) -> Probe:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randint(VOCAB, shape, generator=generator)
+
+    return Probe(draw(30, 5), draw(30, 5), draw(30), draw(30), position, **changes)
+
+
+@shapes
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("position", [-1, 2])
+def test_attribution_agrees_with_stack_head_results(kind: str, shape: dict[str, Any], position: int) -> None:
+    model, probe = randomize(make_model(kind, **shape)), random_probe(position)
+    contributions = by_hand.head_contributions(model, probe.recipient_tokens, position)  # [head, n, vocab]
+    rows = torch.arange(30)
+    answer = contributions[:, rows, probe.recipient_answers].double()
+    other = contributions[:, rows, probe.donor_answers].double()
+    centered = answer - contributions.double().mean(-1)
+    top = answer.argmax(0).bincount(minlength=len(answer)).tolist()
+    differ = probe.answers_differ
+    found = attribute_heads(model, probe)
+    assert [one.head for one in found] == list(all_heads(model))
+    for i, one in enumerate(found):
+        assert one.mean_logit == pytest.approx(answer[i].mean().item(), rel=1e-4, abs=1e-5)
+        assert one.mean_logit_centered == pytest.approx(centered[i].mean().item(), rel=1e-4, abs=1e-5)
+        assert one.mean_logit_diff == pytest.approx((answer - other)[i][differ].mean().item(), rel=1e-4, abs=1e-4)
+        assert one.top_count == top[i]
+        assert one.norm == ("frozen LN scale" if shape.get("normalization_type") else "none")
+
+
+@shapes
+@pytest.mark.parametrize("kind", KINDS)
+def test_patching_agrees_with_hooks(kind: str, shape: dict[str, Any], untouched: Any) -> None:
+    model, probe = randomize(make_model(kind, **shape)), random_probe()
+    heads = all_heads(model)
+    sets = [(), heads[:1], heads[-1:], (heads[0], heads[-1]), heads]
+    unchanged = untouched(model)
+    results = patch_heads(model, probe, sets)
+    unchanged()
+    for one, result in zip(sets, results, strict=True):
+        logits = by_hand.patched_logits(model, probe.recipient_tokens, probe.donor_tokens, one)[:, -1].double()
+        given, log_probs = logits.argmax(-1), logits.log_softmax(-1)
+        assert result.recipient_accuracy == (given == probe.recipient_answers).double().mean().item()
+        assert result.donor_accuracy == (given == probe.donor_answers).double().mean().item()
+        log_prob = log_probs.gather(1, probe.recipient_answers[:, None]).mean().item()
+        assert result.log_prob == pytest.approx(log_prob, rel=1e-4)
+
+
+@shapes
+@pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4.0 removed HookedTransformer")
+def test_both_kinds_give_the_same_numbers(shape: dict[str, Any]) -> None:
+    hooked, bridge = same_weights(**shape)
+    probe = random_probe()
+    assert isinstance(bridge, HookedModel)
+    assert cache_probes(bridge, probe) == ()
+    for ours, theirs in zip(logit_parts(bridge, probe).values, logit_parts(hooked, probe).values, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert logit_parts(bridge, probe).labels == logit_parts(hooked, probe).labels
+    attention = [mean_attention(model, probe.recipient_tokens) for model in (bridge, hooked)]
+    torch.testing.assert_close(*attention, rtol=1e-5, atol=1e-6)
+    sets = default_head_sets(hooked.cfg.n_layers, hooked.cfg.n_heads)[:8]
+    both = [
+        *zip(attribute_heads(bridge, probe), attribute_heads(hooked, probe), strict=True),
+        *zip(patch_heads(bridge, probe, sets), patch_heads(hooked, probe, sets), strict=True),
+    ]
+    for ours, theirs in both:
+        for name, value in asdict(ours).items():
+            expected = getattr(theirs, name)
+            assert value == (pytest.approx(expected, rel=1e-3, abs=1e-4) if isinstance(value, float) else expected)
+
+
+@shapes
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_parts_add_up(kind: str, shape: dict[str, Any], untouched: Any) -> None:
+    model, probe = randomize(make_model(kind, **shape)), random_probe()
+    unchanged = untouched(model)
+    probe.check(model)
+    parts = logit_parts(model, probe)
+    unchanged()
+    with torch.no_grad():
+        logits = model(probe.recipient_tokens)[:, -1]
+    own = logits[torch.arange(30), probe.recipient_answers]
+    torch.testing.assert_close(parts.logit, own, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(parts.values.sum(0), own, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,265 @@
+"""Somebody else's LightningModule, with the monitors: what they write, against hooks by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_backdoor.callbacks import (
+    ContractError,
+    EmergenceMonitor,
+    HeadAttributionMonitor,
+    HeadPatchingMonitor,
+    LossSpikeMonitor,
+)
+from lit_backdoor.functional import Probe, all_heads, head_name, parse_head_set
+
+from . import by_hand
+from .conftest import Fit, Rows
+from .copying import SHAPE, CopyDataWithProbes, CopyProbes, copy_probes
+from .models import HAS_HOOKED_TRANSFORMER, KINDS
+
+WHERE: dict[str, Any] = {"probes": copy_probes(), "model_attr": "parts.net"}
+PROBE = WHERE["probes"]["copy"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_bitwise_the_same_with_and_without(fit: Fit, kind: str, tmp_path: Path) -> None:
+    watch = (
+        HeadAttributionMonitor(every_n_steps=2, **WHERE),
+        HeadPatchingMonitor(every_n_steps=3, full_every_n_steps=3, ablations=("resample", "mean", "zero"), **WHERE),
+        EmergenceMonitor("copy"),
+        LossSpikeMonitor(),
+    )
+    watched, bare = fit(*watch, kind=kind), fit(kind=kind, default_root_dir=tmp_path / "bare")
+    for one, other in zip(watched.parameters(), bare.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not (tmp_path / "bare").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attribution_is_what_stack_head_results_gives(fit: Fit, rows: Rows, kind: str) -> None:
+    model = fit(HeadAttributionMonitor(every_n_steps=4, **WHERE), kind=kind).parts["net"]
+    table = rows("head_attribution.csv")
+    assert list(table[0]) == [
+        "step", "probe", "layer", "head", "mean_logit", "mean_logit_centered", "top_count", "n_examples",
+        "mean_logit_diff", "n_differing", "norm",
+    ]  # fmt: skip
+    assert [int(row["step"]) for row in table] == [step for step in (0, 4, 6) for _ in range(4)]
+    contributions = by_hand.head_contributions(model, PROBE.recipient_tokens, -1)  # [head, n, vocab]
+    answer = contributions[:, torch.arange(PROBE.n_examples), PROBE.recipient_answers]
+    for i, row in enumerate(table[-4:]):
+        assert (int(row["layer"]), int(row["head"])) == divmod(i, 2)
+        assert float(row["mean_logit"]) == pytest.approx(answer[i].mean().item(), rel=1e-4, abs=1e-5)
+        centered = (answer[i] - contributions[i].mean(-1)).mean().item()
+        assert float(row["mean_logit_centered"]) == pytest.approx(centered, rel=1e-4, abs=1e-5)
+        assert int(row["top_count"]) == int((answer.argmax(0) == i).sum())
+        assert row["norm"] == "frozen LN scale"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patching_is_what_hooks_give(fit: Fit, rows: Rows, kind: str) -> None:
+    model = fit(HeadPatchingMonitor(every_n_steps=3, full_every_n_steps=100, **WHERE), kind=kind).parts["net"]
+    table = rows("head_patching.csv")
+    assert list(table[0]) == [
+        "step", "probe", "recipient", "donor", "ablation", "heads", "n_examples", "recipient_accuracy",
+        "donor_accuracy", "other_rate", "logit_diff", "log_prob", "kl", "n_differing", "margin",
+    ]  # fmt: skip
+    sizes = {0: 2**4, 3: 1 + 4 + 1, 6: 2**4}  # the first and the last probe have all sets of heads
+    assert {step: sum(row["step"] == str(step) for row in table) for step in sizes} == sizes
+    logits = by_hand.patched_logits(model, PROBE.recipient_tokens, PROBE.donor_tokens, ())[:, -1].double()
+    unpatched = logits.log_softmax(-1)
+    last = [row for row in table if row["step"] == "6"]
+    for row in last:
+        heads = parse_head_set(row["heads"])
+        logits = by_hand.patched_logits(model, PROBE.recipient_tokens, PROBE.donor_tokens, heads)[:, -1].double()
+        log_q, given = logits.log_softmax(-1), logits.argmax(-1)
+        own, other = (
+            log_q.gather(1, answers[:, None])[:, 0] for answers in (PROBE.recipient_answers, PROBE.donor_answers)
+        )
+        top = logits.topk(2).values
+        expected = {
+            "recipient_accuracy": (given == PROBE.recipient_answers).double(),
+            "donor_accuracy": (given == PROBE.donor_answers).double(),
+            "other_rate": ((given != PROBE.recipient_answers) & (given != PROBE.donor_answers)).double(),
+            "logit_diff": own - other,
+            "log_prob": own,
+            "kl": (unpatched.exp() * (unpatched - log_q)).sum(-1),
+            "margin": top[:, 0] - top[:, 1],
+        }
+        for name, values in expected.items():
+            assert float(row[name]) == pytest.approx(values.mean().item(), rel=1e-3, abs=1e-5), (row["heads"], name)
+        assert (row["probe"], row["recipient"], row["donor"]) == ("copy", "recipient", "donor")
+        assert row["ablation"] == "resample"
+        assert int(row["n_examples"]) == int(row["n_differing"]) == PROBE.n_examples
+
+
+class PatchedByHand(Callback):
+    """The accuracy with nothing, each head and all heads patched, step by step, through hooks alone."""
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
+        self.accuracies: dict[int, dict[tuple[Any, ...], float]] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            model: Any = pl_module.parts["net"]
+            heads = all_heads(model)
+            sets = [(), *((head,) for head in heads), heads]
+            self.accuracies[trainer.global_step] = {one: by_hand.patched_accuracy(model, PROBE, one) for one in sets}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_emergence_is_read_off_the_hooks(fit: Fit, tmp_path: Path, kind: str) -> None:
+    hand = PatchedByHand(every_n_steps=5)
+    monitor = EmergenceMonitor("copy", threshold=0.25, grokked=0.9)
+    fit(hand, HeadPatchingMonitor(every_n_steps=5, **WHERE), monitor, kind=kind, max_steps=40, val_check_interval=10)
+    verdict = json.loads((tmp_path / "emergence.json").read_text())
+    steps = sorted(hand.accuracies)
+    last = hand.accuracies[steps[-1]]
+    heads = [one for one in last if len(one) == 1]
+    head = min(heads, key=lambda one: last[one])
+    holds = [
+        by_set[()] - by_set[head] >= 0.25 * by_set[()] and by_set[()] >= 0.5
+        for by_set in (hand.accuracies[step] for step in steps)
+    ]
+    assert holds[-1], "the task is too small for a head to emerge"
+    onset = max((i + 1 for i, held in enumerate(holds) if not held), default=0)
+    everything = max(last, key=len)
+    assert verdict["probe"] == "copy"
+    assert verdict["backdoor_head"] == head_name(*head[0])
+    assert verdict["emergence_step"] == steps[onset]
+    assert verdict["previous_probe_step"] == (steps[onset - 1] if onset else 0)
+    share = (last[()] - last[head]) / (last[()] - last[everything])
+    assert verdict["concentration"] == pytest.approx(min(share, 1))
+    others = [head_name(*one[0]) for one in heads if one != head and last[()] - last[one] >= 0.25 * last[()]]
+    assert verdict["other_heads"] == others
+    assert not any("benign" in key or "rule" in key for key in verdict)
+    # what the module logs as val/copy_accuracy, every ten steps
+    validated = monitor.accuracies["copy"]
+    assert sorted(validated) == [10, 20, 30, 40]
+    assert verdict["copy_first_reached_step"] == min(step for step, value in validated.items() if value >= 0.9)
+
+
+def test_an_old_validation_is_not_taken_for_a_new_one(fit: Fit) -> None:
+    monitor = EmergenceMonitor("copy")
+    fit(HeadPatchingMonitor(every_n_steps=5, **WHERE), monitor, max_steps=14, val_check_interval=10)
+    assert sorted(monitor.accuracies["copy"]) == [10]
+
+
+@pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4.0 removed HookedTransformer")
+def test_both_kinds_of_models_leave_the_same_tables(
+    fit: Fit, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from .models import same_weights
+
+    pair = dict(zip(("HookedTransformer", "TransformerBridge"), same_weights(**SHAPE), strict=True))
+    monkeypatch.setattr("tests.contract.copying.make_model", lambda kind, **shape: pair[kind])
+    for kind in pair:
+        watch = (HeadAttributionMonitor(every_n_steps=2, **WHERE), HeadPatchingMonitor(every_n_steps=2, **WHERE))
+        # Plain gradient descent: Adam would blow rounding errors up to whole steps.
+        fit(*watch, kind=kind, optimizer="SGD", lr=0.05, default_root_dir=tmp_path / kind)
+    for name in ("head_attribution.csv", "head_patching.csv"):
+        ours, theirs = rows(f"TransformerBridge/{name}"), rows(f"HookedTransformer/{name}")
+        assert len(ours) == len(theirs) > 15
+        for one, other in zip(ours, theirs, strict=True):
+            assert list(one) == list(other)
+            for column, value in one.items():
+                if "." in value:
+                    assert float(value) == pytest.approx(float(other[column]), rel=2e-3, abs=1e-4), column
+                else:
+                    assert value == other[column], column
+
+
+def test_probes_come_from_the_datamodule_or_a_function(fit: Fit, rows: Rows, tmp_path: Path) -> None:
+    where = {"every_n_steps": 3, "model_attr": "parts.net"}
+    sources: list[tuple[dict[str, Any], Any, int]] = [
+        ({}, CopyDataWithProbes(), 128),
+        ({"probes": copy_probes}, None, 128),
+        ({"probes": CopyProbes(16)}, None, 16),
+        ({"probes": CopyProbes(16)}, CopyDataWithProbes(), 16),  # what is given goes before
+    ]
+    for i, (probes, datamodule, n) in enumerate(sources):
+        watch = (HeadPatchingMonitor(**where, **probes), EmergenceMonitor("copy"))
+        fit(*watch, datamodule=datamodule, default_root_dir=tmp_path / str(i))
+        assert {row["n_examples"] for row in rows(f"{i}/head_patching.csv")} == {str(n)}
+
+
+def patching(**changes: Any) -> HeadPatchingMonitor:
+    return HeadPatchingMonitor(**{**WHERE, **changes})
+
+
+def attribution(**changes: Any) -> HeadAttributionMonitor:
+    return HeadAttributionMonitor(**{**WHERE, **changes})
+
+
+def unknown_token() -> dict[str, Probe]:
+    tokens = torch.full((4, 5), 8)
+    return {"bad": Probe(tokens, tokens, torch.full((4,), 9), torch.zeros(4, dtype=torch.long))}
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "words"),
+    [
+        (lambda: [patching(model_attr="model")], ("HeadPatchingMonitor.model_attr", "CopyModule", "'model'")),
+        (lambda: [patching(model_attr="parts")], ("probe 'copy'", "ModuleDict lacks cfg")),
+        (lambda: [attribution(probes=None)], ("HeadAttributionMonitor", "probes=", "function", "datamodule")),
+        (lambda: [attribution(probes={})], ("HeadAttributionMonitor.probes", "empty")),
+        (lambda: [attribution(probes=[PROBE])], ("HeadAttributionMonitor.probes", "mapping of names")),
+        (lambda: [attribution(probes=lambda: {"copy": 1})], ("HeadAttributionMonitor.probes", "mapping of names")),
+        (lambda: [patching(probes=unknown_token)], ("probe 'bad'", "recipient_tokens", "8", "0 to 6")),
+        (lambda: [attribution(), attribution()], ("two HeadAttributionMonitor", "name=")),
+        (lambda: [EmergenceMonitor("copy")], ("EmergenceMonitor.patching", "HeadPatchingMonitor", "add one")),
+        (lambda: [patching(), EmergenceMonitor("other")], ("EmergenceMonitor.probe", "'other'", "['copy']")),
+        (
+            lambda: [patching(), EmergenceMonitor("copy"), EmergenceMonitor(None)],
+            ("two EmergenceMonitor", "one file", "name="),
+        ),
+    ],
+)
+def test_what_is_missing_is_named_before_training(
+    fit: Fit, tmp_path: Path, callbacks: Callable[[], list[Callback]], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ContractError) as error:
+        fit(*callbacks())
+    for word in words:
+        assert word in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_cannot_be_attributed_is_refused_before_training(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from .models import make_model
+
+    model = make_model("TransformerBridge", **SHAPE)
+    model.cfg.output_logits_soft_cap = 5.0
+    monkeypatch.setattr("tests.contract.copying.make_model", lambda kind, **shape: model)
+    with pytest.raises(ContractError, match=r"HeadAttributionMonitor, probe 'copy': the logits are soft-capped"):
+        fit(attribution())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a/b", "..\\x", "a b"])
+def test_a_name_that_makes_no_file_is_refused(name: str) -> None:
+    for make in (patching, attribution, lambda name: EmergenceMonitor("copy", name=name)):
+        with pytest.raises(ValueError, match=r"Monitor\.name: .* file name"):
+            make(name=name)
+
+
+def test_nothing_is_overwritten(fit: Fit, tmp_path: Path) -> None:
+    for file, watch in {
+        "loss_spikes.csv": [LossSpikeMonitor()],
+        "emergence_b.json": [patching(name="a"), EmergenceMonitor("copy", patching="a", name="b")],
+        "head_attribution.csv": [attribution()],
+    }.items():
+        (tmp_path / file).write_text("mine")
+        with pytest.raises(ContractError, match="nothing is overwritten"):
+            fit(*watch)
+        assert (tmp_path / file).read_text() == "mine"
