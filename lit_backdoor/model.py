@@ -1,6 +1,7 @@
 """Builds the small transformer of the paper's Appendix B as a TransformerLens ``HookedTransformer``."""
 
 import warnings
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +36,8 @@ def build_model(
         train_biases: without it every bias is frozen at zero, as in the paper.
 
     Raises:
-        ValueError: if a size is below 1, heads do not divide ``d_model``, or a name is unknown.
+        ValueError: if a size is below 1, heads do not divide ``d_model``, a name is unknown, or TransformerLens is 4.0
+            or later.
     """
     sizes = {"n_heads": n_heads, "d_model": d_model, "d_mlp": d_mlp, "n_layers": n_layers}
     for name, size in sizes.items() | ({"d_head": d_head}.items() if d_head is not None else set()):
@@ -52,7 +54,13 @@ def build_model(
     if normalization_type not in (None, "LN"):
         raise ValueError(f"model.normalization_type: '{normalization_type}' is unknown; allowed: null, LN")
 
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError as error:
+        raise ValueError(
+            f"model: transformer-lens {version('transformer-lens')} has no HookedTransformer, which fit, analyze and the "
+            "other commands need; pip install 'transformer-lens<4' (the callbacks alone run with 4.x too)"
+        ) from error
 
     config = HookedTransformerConfig(
         n_layers=n_layers,
@@ -70,7 +78,7 @@ def build_model(
         seed=None,  # a seed here would reseed every global generator
     )
     with warnings.catch_warnings():
-        # transformer-lens 3.9 announces that 4.0 removes HookedTransformer; pyproject.toml bounds it below 4.
+        # transformer-lens 3.9 announces that 4.0 removes HookedTransformer; see the bounds in pyproject.toml.
         warnings.filterwarnings("ignore", message=r"HookedTransformer.*", category=DeprecationWarning)
         model = HookedTransformer(config)
     if not train_biases:

@@ -62,7 +62,7 @@ class EmergenceMonitor(AccuracyHistory):
         require_plain_name("EmergenceMonitor.name", name)
         self.name = name
         self._monitor: HeadPatchingMonitor | None = None
-        self._runs = ("benign", "backdoor")  # the probe's donor and recipient, where one is watched
+        self._runs = ["benign", "backdoor"]  # the probe's donor and recipient, where one is watched
         self._told: dict[str, Any] | None = None
 
     @property
@@ -101,7 +101,8 @@ class EmergenceMonitor(AccuracyHistory):
                 "or null to watch none"
             )
         if self.probe is not None:
-            self._runs = (probes[self.probe].donor, probes[self.probe].recipient)
+            runs = (probes[self.probe].donor, probes[self.probe].recipient)
+            self._runs = [name for name in runs if name not in ("donor", "recipient")]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check before training starts that everything is there."""
@@ -128,9 +129,10 @@ class EmergenceMonitor(AccuracyHistory):
         """What the file says; ``None`` where something has not happened.
 
         ``backdoor_head``, ``emergence_step``, ``concentration`` and so on are the fields of
-        :class:`lit_backdoor.functional.Emergence`. For every validation accuracy, and for the recipient and the donor
-        of the probe, ``<name>_grokking_step`` is when it was reached for good, ``<name>_previous_validation_step`` the
-        last time that it was not, and ``<name>_first_reached_step`` earlier, if a loss spike broke it again.
+        :class:`lit_backdoor.functional.Emergence`. For every validation accuracy, and for the probe's donor and
+        recipient if they were given names, ``<name>_grokking_step`` is when it was reached for good,
+        ``<name>_previous_validation_step`` the last time that it was not, and ``<name>_first_reached_step`` earlier, if
+        a loss spike broke it again.
         """
         history = self._monitor.history.get(self.probe, []) if self._monitor and self.probe else []
         found = emergence(history, self.threshold, self.min_accuracy)
@@ -141,8 +143,6 @@ class EmergenceMonitor(AccuracyHistory):
             grokking[f"{name}_grokking_step"] = onset.step
             grokking[f"{name}_previous_validation_step"] = onset.previous_step
             grokking[f"{name}_first_reached_step"] = next((s for s, value in values if value >= self.grokked), None)
-        learnt = grokking[f"{self._runs[0]}_grokking_step"]
-        lag = None if found.emergence_step is None or learnt is None else found.emergence_step - learnt
         return {
             "probe": self.probe,
             "backdoor_head": None if found.backdoor_head is None else head_name(*found.backdoor_head),
@@ -153,7 +153,6 @@ class EmergenceMonitor(AccuracyHistory):
             "single_head_share": found.single_head_share,
             "other_heads": [head_name(*head) for head in found.other_heads],
             **grokking,
-            f"emergence_after_{self._runs[0]}_grokking": lag,
             "leader_changes": [{"step": step, "head": head_name(*head)} for step, head in found.leader_changes],
         }
 
