@@ -58,8 +58,8 @@ def build_model(
         from transformer_lens import HookedTransformer, HookedTransformerConfig
     except ImportError as error:
         raise ValueError(
-            f"model: transformer-lens {version('transformer-lens')} has no HookedTransformer, which fit, analyze and "
-            "the other commands need; pip install 'transformer-lens<4' (the callbacks alone run with 4.x too)"
+            f"model: transformer-lens {version('transformer-lens')} has no HookedTransformer, which the commands need; "
+            "pip install 'transformer-lens<4' (the callbacks alone run with 4.x too)"
         ) from error
 
     config = HookedTransformerConfig(

@@ -40,9 +40,10 @@ def has_results(path: Path) -> bool:
     A table whose only rows are those of step 0 comes from a run that was killed before its first checkpoint; there is
     nothing in it that would not come back.
     """
-    if path.suffix == ".csv":
-        return any(row.get("step") != "0" for row in read_table(path))
-    return path.exists()
+    if not path.exists():
+        return False
+    steps = {row.get("step") for row in read_table(path)} if path.suffix == ".csv" else set()
+    return steps != {"0"} and path.stat().st_size > 0
 
 
 def results_in(run_dir: Path) -> Path | None:

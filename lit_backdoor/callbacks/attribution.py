@@ -14,7 +14,8 @@ class HeadAttributionMonitor(ProbeCallback):
 
     Attribution is no ablation: it counts what a head writes straight to the logit of the recipient's answer, not what
     it does through the MLPs and the heads behind it. A final norm is taken as linear, its scale as a constant of each
-    example; the column ``norm`` then says so, and so does the figure.
+    example; the column ``norm`` then says so, and so does the figure. Numbers are logits; ``top_share`` is a share of
+    the examples.
 
     Args:
         every_n_steps: Optimizer steps between two probes, step 0 included. The last step is always probed.
@@ -46,7 +47,7 @@ class HeadAttributionMonitor(ProbeCallback):
         }
 
     def probe(self, trainer: Trainer, model: HookedModel, step: int, last: bool) -> list[dict[str, Value]]:
-        """One row per probe and head."""
+        """One row per probe and head: see :class:`lit_backdoor.functional.HeadAttribution`."""
         caches = cache_probes(model, *self.probes.values())
         results = {name: attribute_heads(model, probe, caches) for name, probe in self.probes.items()}
         numbers = {}

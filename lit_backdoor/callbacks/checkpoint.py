@@ -65,13 +65,20 @@ class RunCheckpoint(Checkpoint):
         self._old_handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
+        """The states of all global random generators."""
         return {"rng": _rng_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep them until training starts."""
         _check_rng_state(state_dict["rng"])
         self._rng_state = state_dict["rng"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Continue with the random state of the checkpoint, and listen for signals.
+
+        Raises:
+            ContractError: a fresh run would overwrite checkpoints.
+        """
         refuse_existing(trainer, self._last)
         if self._rng_state is not None:
             _set_rng_state(self._rng_state)
@@ -84,6 +91,7 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the run directory."""
         make_run_dir(trainer)
         self._last = run_dir(trainer) / CHECKPOINT_DIR / LAST
         self._received = None
@@ -94,6 +102,11 @@ class RunCheckpoint(Checkpoint):
                 self._handlers[number] = self._on_signal if present == default else present
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Save if it is time.
+
+        Raises:
+            TrainingInterrupted: a signal has come, and this step is saved.
+        """
         step = trainer.global_step
         keep = self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
         if step != self._saved_step and (step % self.every_n_steps == 0 or keep):
@@ -104,11 +117,13 @@ class RunCheckpoint(Checkpoint):
             raise TrainingInterrupted(self._received, self._last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step."""
         if trainer.global_step != self._saved_step:
             self._save(trainer)
         self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
         self._restore_handlers()
 
     def _save(self, trainer: Trainer, keep: bool = False) -> None:

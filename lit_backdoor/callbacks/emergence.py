@@ -9,7 +9,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_backdoor.callbacks.accuracies import AccuracyHistory
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
-from lit_backdoor.callbacks.run import ContractError, keeps_files, make_run_dir, run_dir, tensorboards
+from lit_backdoor.callbacks.run import (
+    ContractError,
+    keeps_files,
+    make_run_dir,
+    refuse_existing,
+    run_dir,
+    tensorboards,
+)
 from lit_backdoor.functional import emergence, grokking_step, head_name
 from lit_backdoor.records import replace_file
 from lit_backdoor.run_directory import require_plain_name
@@ -102,6 +109,11 @@ class EmergenceMonitor(AccuracyHistory):
         if stage == "fit":
             self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
             make_run_dir(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make sure that nothing is overwritten."""
+        super().on_train_start(trainer, pl_module)
+        refuse_existing(trainer, run_dir(trainer) / self.file_name)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Bring the verdict up to date after every probe."""

@@ -98,7 +98,7 @@ class HeadPatchingMonitor(ProbeCallback):
         }
 
     def probe(self, trainer: Trainer, model: HookedModel, step: int, last: bool) -> list[dict[str, Value]]:
-        """One row per probe, ablation and set of heads."""
+        """One row per probe, ablation and set of heads: see :class:`lit_backdoor.functional.PatchingResult`."""
         heads = all_heads(model)
         n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
         full = last or step % self.full_every_n_steps == 0

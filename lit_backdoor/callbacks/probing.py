@@ -30,6 +30,11 @@ class ProbeCallback(Callback):
             datamodule.
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
+
+    Raises:
+        ValueError: ``every_n_steps`` is below 1, or ``name`` can't be part of a file name.
+        ContractError: as a fit starts, before its first step: the model or the probes are missing or do not fit each
+            other, or a file would be overwritten.
     """
 
     table_name: str
@@ -66,7 +71,14 @@ class ProbeCallback(Callback):
         return step % self.every_n_steps == 0
 
     def probe(self, trainer: Trainer, model: HookedModel, step: int, last: bool) -> list[dict[str, Value]]:
-        """Measure, tell the loggers, and return the rows of the table. ``last``: training ends with this step."""
+        """Measure, tell the loggers (see :meth:`record`), and return the rows of the table.
+
+        Args:
+            trainer: in the middle of a fit.
+            model: as it is after ``step`` optimizer steps; leave it as you found it.
+            step: optimizer steps done.
+            last: training ends with this step.
+        """
         raise NotImplementedError
 
     def custom_scalars(self) -> Charts:
@@ -126,7 +138,11 @@ class ProbeCallback(Callback):
         return probes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the contract before training starts."""
+        """Check the contract before training starts.
+
+        Raises:
+            ContractError: see :meth:`check`.
+        """
         if stage == "fit":
             self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
             make_run_dir(trainer)

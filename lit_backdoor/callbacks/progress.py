@@ -34,9 +34,10 @@ class StepProgressBar(TQDMProgressBar):
         )
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
-        pass
+        """Nothing: the bar goes on."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Show the optimizer step."""
         bar = self.train_progress_bar
         if self._should_update(trainer.global_step, trainer.max_steps):
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
@@ -44,21 +45,25 @@ class StepProgressBar(TQDMProgressBar):
             bar.refresh()
 
     def on_train_epoch_end(self, *args: Any) -> None:
-        pass
+        """Nothing: the bar goes on."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A bar of its own, except during training."""
         if trainer.state.fn != TrainerFn.FITTING:
             super().on_validation_start(trainer, pl_module)
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Likewise."""
         if trainer.state.fn != TrainerFn.FITTING:
             super().on_validation_batch_start(trainer, *args, **kwargs)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Likewise."""
         if trainer.state.fn != TrainerFn.FITTING:
             super().on_validation_batch_end(trainer, *args, **kwargs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Likewise."""
         if trainer.state.fn != TrainerFn.FITTING:
             super().on_validation_end(trainer, pl_module)
 

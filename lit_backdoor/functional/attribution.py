@@ -37,7 +37,7 @@ Norm = Literal["none", "frozen LN scale"]
 
 @dataclass(frozen=True)
 class HeadAttribution:
-    """One head's direct contribution to the logit of the recipient's answer, at the probe's position.
+    """One head's direct contribution to the logit of the recipient's answer, at the probe's position; in logits.
 
     Args:
         head: the head.
@@ -87,7 +87,10 @@ def attribute_heads(model: HookedModel, probe: Probe, caches: Sequence[HeadCache
     """Attribute the recipient's answers to the heads; one result per head, in order.
 
     Args:
-        model: any `HookedModel` whose logits are linear in the residual stream (up to a final norm).
+        model: any `HookedModel` whose logits are linear in the residual stream (up to a final norm), with the hook
+            points `hook_embed`, `blocks.0.hook_resid_pre`, with MLPs `blocks.{layer}.hook_mlp_out`, and with a final
+            norm `ln_final.hook_scale`. `cfg.normalization_type` names that norm: None, LN or RMS, or LNPre or RMSPre
+            where its weights are folded into `W_U`.
         probe: the recipient's tokens are run; the donor's answers serve `mean_logit_diff`.
         caches: from `cache_probes`, to save the forward pass of a plain one-layer model.
 
@@ -133,6 +136,10 @@ def attribute_heads(model: HookedModel, probe: Probe, caches: Sequence[HeadCache
 
 def logit_parts(model: HookedModel, probe: Probe) -> LogitParts:
     """Split the logit of each of the recipient's answers into the parts of the model that write it.
+
+    Args:
+        model: as for `attribute_heads`.
+        probe: the recipient's tokens are run, its answers' logits are split; the donor plays no part.
 
     Raises:
         ValueError: the parts would not add up to the logit; the message says why.

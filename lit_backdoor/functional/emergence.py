@@ -18,13 +18,13 @@ from lit_backdoor.functional.hooked import Head
 
 @dataclass(frozen=True)
 class HeadScores:
-    """The backdoor accuracy at one step of training.
+    """The recipient's accuracy at one step of training, 0..1: for a backdoor, how much of it is there.
 
     Args:
         step: optimizer steps done.
-        unpatched: accuracy of the model as it is.
-        patched: accuracy with each head patched alone.
-        all_patched: accuracy with all heads patched.
+        unpatched: of the model as it is.
+        patched: with each head patched alone.
+        all_patched: with all heads patched.
     """
 
     step: int
@@ -39,7 +39,7 @@ class HeadScores:
 
 @dataclass(frozen=True)
 class Emergence:
-    """When one head took the backdoor over; None where that has not happened.
+    """When one head took over what the recipient does (the backdoor); None where that has not happened.
 
     Args:
         backdoor_head: the head, chosen as the one whose patching costs most at the last probe. That is a
@@ -51,9 +51,9 @@ class Emergence:
         single_head_share: the head's drop as a share of the sum of all heads' single drops, at the last
             probe: 1 if it is alone, 1 / number of heads if all cost the same.
         other_heads: heads other than `backdoor_head` whose patching, alone, costs at least `threshold` too at the last
-            probe: the backdoor needs each of them, and `backdoor_head` is not the only one.
+            probe: each of them is needed, and `backdoor_head` is not the only one.
         leader_changes: (step, head) whenever another head than before costs most, the first leader included;
-            only probes at which the model has the backdoor count. A tie leaves the leader in place.
+            only probes with an unpatched accuracy of at least `min_accuracy` count. A tie leaves the leader in place.
     """
 
     backdoor_head: Head | None
@@ -100,7 +100,7 @@ class LossSpike:
 
 
 def emergence(history: Sequence[HeadScores], threshold: float = 0.5, min_accuracy: float = 0.5) -> Emergence:
-    """When one head took the backdoor over.
+    """When one head took over what the recipient does (the backdoor).
 
     The candidate is the head whose patching costs most at the last probe (the lowest one if several cost the
     same). It has taken over at the first probe from which on, until the end of the history, patching it
@@ -110,7 +110,7 @@ def emergence(history: Sequence[HeadScores], threshold: float = 0.5, min_accurac
     Args:
         history: one entry per probe, in ascending steps; may be empty.
         threshold: share of the unpatched accuracy, above 0, at most 1.
-        min_accuracy: the unpatched accuracy from which the model counts as having the backdoor, above 0.
+        min_accuracy: the unpatched accuracy from which the model counts as doing it, above 0, at most 1.
 
     Raises:
         ValueError: the steps do not ascend, or a parameter is out of range.
@@ -144,7 +144,13 @@ def emergence(history: Sequence[HeadScores], threshold: float = 0.5, min_accurac
 
 
 def grokking_step(steps: Sequence[int], accuracies: Sequence[float], threshold: float = 0.99) -> Onset:
-    """The first measurement from which on the accuracy is at least `threshold` until the end.
+    """When something was grokked (Power et al., arXiv 2201.02177): the first measurement from which on the accuracy is
+    at least `threshold` until the end.
+
+    Args:
+        steps: ascending.
+        accuracies: 0..1, one for each step.
+        threshold: 0..1.
 
     Raises:
         ValueError: the steps do not ascend, or the two lengths differ.

@@ -16,13 +16,14 @@ class HookedModel(Protocol):
     """A transformer whose activations can be read and replaced.
 
     `transformer_lens.HookedTransformer` and `TransformerBridge` are such models; any other class that has
-    these five members, and TransformerLens's hook names (`blocks.{layer}.attn.hook_z` and so on), is one too.
-    Calling `run_with_hooks(tokens [n, pos], fwd_hooks=[(name, hook), ...])` gives logits [n, pos, vocab].
+    these five members is one too, if its hook points bear TransformerLens's names. Patching needs
+    `blocks.{layer}.attn.hook_z`, [n, pos, head, d_head]; what attribution needs too, `attribute_heads` says.
     """
 
     @property
     def cfg(self) -> Any:
-        """Has `n_layers`, `n_heads`, `d_vocab`, `n_ctx` and `normalization_type`."""
+        """Has `n_layers`, `n_heads`, `d_vocab` (tokens in) and `n_ctx`; for attribution `normalization_type` too, and
+        `attn_only` if there are no MLPs."""
 
     @property
     def W_O(self) -> Tensor:
@@ -33,11 +34,11 @@ class HookedModel(Protocol):
         """The unembedding, [d_model, vocab]."""
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
-        """`(tokens, names_filter=[name, ...])` to `(logits, {name: activation})`."""
+        """`(tokens [n, pos], names_filter=[name, ...])` to `(logits [n, pos, vocab], {name: activation})`."""
 
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
-        """`(tokens, fwd_hooks=[(name, hook), ...])` to logits; `hook(activation, hook=...)` may replace
-        it."""
+        """`(tokens [n, pos], fwd_hooks=[(name, hook), ...])` to logits [n, pos, vocab]; what `hook(activation,
+        hook=...)` returns, unless None, replaces the activation."""
 
 
 class Head(NamedTuple):

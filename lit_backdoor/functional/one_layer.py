@@ -70,6 +70,11 @@ def no_shortcut(model: HookedModel) -> str | None:
 def cache_heads(model: HookedModel, tokens: Tensor, position: int = -1) -> HeadCache:
     """One pass over `tokens` [n, pos], stopped before the MLP.
 
+    Args:
+        model: a one-layer HookedTransformer.
+        tokens: integers, [n, pos].
+        position: the position to keep, as an index into pos.
+
     Raises:
         ValueError: the shortcut does not hold for this model.
     """
@@ -99,7 +104,8 @@ def cache_heads(model: HookedModel, tokens: Tensor, position: int = -1) -> HeadC
 
 
 def cache_probes(model: HookedModel, *probes: Probe) -> tuple[HeadCache, ...]:
-    """The caches of all different runs of some probes, to share between `patch_heads` and `attribute_heads`.
+    """The caches of all different runs of some probes, to share between `patch_heads` and `attribute_heads`: valid
+    until the next optimizer step.
 
     Empty for models that have no shortcut: there is nothing to share.
     """

@@ -84,6 +84,11 @@ def default_head_sets(n_layers: int, n_heads: int, max_all: int = 8) -> list[Hea
     """The sets worth patching, by size, then by index.
 
     All sets if there are at most `max_all` heads in total; else none, each single head, all but one, and all.
+
+    Args:
+        n_layers: of the model.
+        n_heads: in each layer.
+        max_all: so many heads in total still make all 2^heads sets.
     """
     heads = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     n = len(heads)
@@ -143,7 +148,11 @@ def patched_logits(
     ablation: Ablation = "resample",
     caches: Sequence[HeadCache] = (),
 ) -> Tensor:
-    """The logits at the probe's position after patching `heads`, [n, vocab]; see `patch_heads`."""
+    """The logits at the probe's position after patching `heads`, [n, vocab]; see `patch_heads`.
+
+    Raises:
+        ValueError: a head that the model does not have, or an unknown ablation.
+    """
     heads = _checked(model, heads)
     probe = probe.to(model.W_U.device)
     with evaluating(model):

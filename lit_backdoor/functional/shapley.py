@@ -40,6 +40,9 @@ class ShapleyResult:
 def shapley(values: SetValues) -> ShapleyResult:
     """Shapley values and interactions of all heads that occur in `values`; NaN where a value is NaN.
 
+    Args:
+        values: any number of each set of heads, [2^heads].
+
     Raises:
         ValueError: the value of a set of these heads is missing.
     """
@@ -84,6 +87,9 @@ def overlap(one: ShapleyResult, other: ShapleyResult) -> float:
     """How far two behaviours rest on the same heads: 0 if no head serves both, 1 if all serve both in equal parts.
 
     The sum over the heads of the smaller of their two `shares` (1 minus the total variation distance).
+
+    Raises:
+        KeyError: the two are not of the same heads.
     """
     mine, theirs = shares(one), shares(other)
     smaller = [nan if isnan(theirs[head]) else min(theirs[head], share) for head, share in mine.items()]

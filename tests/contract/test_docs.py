@@ -44,7 +44,7 @@ def test_the_guide_is_short() -> None:
 
 
 def test_the_example_runs_and_finds_a_head(my_task: Path) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     runpy.run_path(str(my_task), run_name="__main__")
     run = Path("lightning_logs/version_0")
     patching, attribution = read_rows(run / "head_patching.csv"), read_rows(run / "head_attribution.csv")
