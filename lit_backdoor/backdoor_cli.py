@@ -18,7 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_backdoor import commands
-from lit_backdoor.analysis import analyze, summary
+from lit_backdoor.analysis import analyze
+from lit_backdoor.analysis_output import summary
 from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
 from lit_backdoor.checkpoints import check_training_state, check_weights, read_checkpoint, require_same

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_backdoor.analysis import analyze, report, rule_heads, summary
+from lit_backdoor.analysis import analyze, rule_heads
+from lit_backdoor.analysis_output import report, summary
 from lit_backdoor.functional import Head
 from tests.toy import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
 

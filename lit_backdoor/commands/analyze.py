@@ -4,7 +4,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.analysis import analyze, check_output_dir, summary, write
+from lit_backdoor.analysis import analyze
+from lit_backdoor.analysis_output import check_output_dir, summary, write
 from lit_backdoor.checkpoints import load_model
 from lit_backdoor.commands.parser import OneLineParser, checking_options
 from lit_backdoor.pretrained import open_pretrained, pretrained_names

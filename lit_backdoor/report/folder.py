@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_backdoor.analysis import check_output_dir
+from lit_backdoor.analysis_output import check_output_dir
 
 MANIFEST = "report.json"
 """Lists every file of the report with its SHA-256, so that the next one knows which files are its own."""

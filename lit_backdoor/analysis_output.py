@@ -1,0 +1,165 @@
+"""What ``analyze`` writes and prints: tables, figures, and a few lines for the terminal."""
+
+import os
+from pathlib import Path
+
+from lit_backdoor import tables
+from lit_backdoor.analysis import TOLERANCE, Analysis, rule_heads
+from lit_backdoor.functional import head_name, head_set_name
+from lit_backdoor.records import Table, Value, attribution_rows, patching_rows
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Make sure that nothing would be overwritten.
+
+    Raises:
+        ValueError: if there is something at ``output_dir`` already.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"output_dir: {output_dir} exists and is not empty; nothing is overwritten, choose another")
+    for parent in output_dir.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise ValueError(f"output_dir: {output_dir} can't be made, {parent} is no folder to write into")
+            break
+
+
+def write(analysis: Analysis, output_dir: Path) -> None:
+    """Write the tables and figures into an empty or new directory; ``ValueError`` if something is in it already."""
+    from lit_backdoor import plotting
+
+    check_output_dir(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    step = analysis.step
+    attribution = [row for name, heads in analysis.attribution.items() for row in attribution_rows(step, name, heads)]
+    patching = [
+        row
+        for name, by_ablation in analysis.patching.items()
+        for results in by_ablation.values()
+        for row in patching_rows(step, name, results)
+    ]
+    Table(output_dir / "head_attribution.csv").append(attribution)
+    Table(output_dir / "head_patching.csv").append(patching)
+    Table(output_dir / "head_shapley.csv").append(shapley_rows(analysis))
+    (output_dir / "tables.md").write_text(report(analysis), encoding="utf-8")
+
+    figures = output_dir / "figures"
+    figures.mkdir()
+    resample = {name: by_ablation["resample"] for name, by_ablation in analysis.patching.items()}
+    titles = {name: f"{one[0].donor} heads into the {one[0].recipient} run" for name, one in resample.items()}
+    triggered = {name: one for name, one in analysis.attribution.items() if name != "benign"}
+    if triggered:
+        plotting.save_figure(plotting.attribution_figure(triggered), figures / "figure_2_attribution_backdoor")
+    benign = {"benign": analysis.attribution["benign"]}
+    plotting.save_figure(plotting.attribution_figure(benign), figures / "figure_4_attribution_benign")
+    sets = {titles[name]: results for name, results in resample.items()}
+    plotting.save_figure(plotting.head_sets_figure(sets), figures / "all_sets_of_heads")
+    positions = ["a", "b"]
+    positions.insert(analysis.task.trigger_position, "trigger")
+    if len(rules := rule_heads(analysis)) > 1:
+        plotting.save_figure(plotting.rules_figure(rules), figures / "which_head_serves_which_rule")
+    first_layer = {rule: pattern[0] for rule, pattern in analysis.attention.items()}
+    plotting.save_figure(plotting.attention_figure(first_layer, positions), figures / "attention_from_last_position")
+
+
+def shapley_rows(analysis: Analysis) -> list[dict[str, Value]]:
+    """The rows of head_shapley.csv: a value per head, and an interaction per pair of heads."""
+    rows: list[dict[str, Value]] = []
+    for probe, by_metric in analysis.shapley.items():
+        for metric, result in by_metric.items():
+            common: dict[str, Value] = {"step": analysis.step, "probe": probe, "metric": metric}
+            rows += [
+                {**common, "kind": "value", "heads": head_name(*head), "value": value}
+                for head, value in result.values.items()
+            ]
+            rows += [
+                {**common, "kind": "interaction", "heads": head_set_name(pair), "value": value}
+                for pair, value in result.interactions.items()
+            ]
+    return rows
+
+
+def report(analysis: Analysis) -> str:
+    """All tables as one Markdown document."""
+    task = analysis.task
+    lines = [f"# Heads of a model of a + b mod {', '.join(map(str, task.moduli))} at step {analysis.step}", ""]
+    for name, by_ablation in analysis.patching.items():
+        results = by_ablation["resample"]
+        recipient, donor = results[0].recipient, results[0].donor
+        asks = "what its answers need" if recipient != "benign" else f"what suffices for the {donor} answers"
+        lines += [
+            f"## {recipient.capitalize()} run, patched with {donor} activations: {asks}",
+            "",
+            "In the form of the paper's Table 1. Which head is shown to matter most was chosen by this very table.",
+            "",
+        ]
+        lines += [tables.patching_table(results), ""]
+        left = f"the {donor} answers are also {recipient} answers in {analysis.chance[name]:.2%} of the examples"
+        lines += [f"The reference for 'it is gone' is not zero: {left}."]
+        if name in analysis.smallest:
+            smallest = analysis.smallest[name]
+            found = "no set of heads" if smallest is None else head_set_name(smallest)
+            lines += [
+                f"The smallest set whose patching leaves no more than that (within {TOLERANCE:.0%}): {found}.",
+                "",
+            ]
+        lines += ["### All sets of heads", "", tables.all_sets_table(results), ""]
+        for ablation in ("mean", "zero"):
+            what = "the donor's mean over its examples" if ablation == "mean" else "zero"
+            lines += [f"### With {what} instead", "", tables.patching_table(by_ablation[ablation]), ""]
+        if name in analysis.shapley:
+            lines += ["### Shapley values of patching", "", tables.shapley_table(dict(analysis.shapley[name])), ""]
+    if len(rules := rule_heads(analysis)) > 1:
+        lines += [
+            "# Which head serves which rule",
+            "",
+            "Shapley values of each rule's accuracy, in percentage points: *needs*, what patching benign activations "
+            "into the rule's run costs; *suffices*, what patching the rule's activations into the benign run brings.",
+            "",
+            tables.rules_table(rules),
+            "",
+            "How far two rules rest on the same heads: the sum over the heads of the smaller of their two shares (0: "
+            "no head serves both; 1: all serve both in equal parts), and the smallest sets that take each to chance.",
+            "",
+            tables.overlap_table(rules),
+            "",
+        ]
+    lines += ["# Direct logit attribution (Figures 2 and 4)", ""]
+    for name, heads in analysis.attribution.items():
+        lines += [f"## {name.capitalize()} answers", "", tables.attribution_table(heads), ""]
+        parts = [[label, f"{value:.4f}"] for label, value in analysis.parts[name].items()]
+        lines += [
+            "All parts of the model, mean direct contribution:",
+            "",
+            tables.markdown(["part", "logit"], parts),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def summary(analysis: Analysis, output_dir: Path | None) -> str:
+    """What matters, for the terminal."""
+    lines = [f"model of a + b mod {', '.join(map(str, analysis.task.moduli))}, step {analysis.step}"]
+    for by_ablation in analysis.patching.values():
+        results = by_ablation["resample"]
+        everything = max(results, key=lambda one: len(one.heads))
+        shown = [one for one in results if len(one.heads) <= 1] + [everything]
+        names = ["all" if one is everything else head_set_name(one.heads) for one in shown]
+        recipient, donor = results[0].recipient, results[0].donor
+        title = f"{donor} heads patched into the {recipient} run"
+        lines += ["", f"{title:<46}" + "".join(f"{name:>7}" for name in names)]
+        for rule, values in (
+            (recipient, [one.recipient_accuracy for one in shown]),
+            (donor, [one.donor_accuracy for one in shown]),
+        ):
+            lines.append(f"  {rule + ' accuracy in %':<44}" + "".join(f"{100 * value:>7.2f}" for value in values))
+    lines.append("")
+    for name, smallest in analysis.smallest.items():
+        if name in analysis.task.rule_names[1:]:
+            found = "no set of heads" if smallest is None else head_set_name(smallest)
+            lines.append(f"smallest set that takes {name} down to chance: {found}")
+    if len(rules := rule_heads(analysis)) > 1:
+        lines += ["", tables.rules_table(rules), "", tables.overlap_table(rules)]
+    if output_dir is not None:
+        lines.append(f"tables and figures: {os.path.relpath(output_dir)}")
+    return "\n".join(lines)
