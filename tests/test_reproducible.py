@@ -79,20 +79,20 @@ def test_a_change_of_threads_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two threads repeat their own bits; that they are those of one thread is not promised, so it is said."""
-    monkeypatch.setattr(last_position, "BLOCK_ROWS", 200)
-    fit(60)
+    monkeypatch.setattr(last_position, "BLOCK_ROWS", 300)
+    fit(15)
     threads(2)
-    fit(60)
-    fit(60)
+    fit(15)
+    fit(15)
     assert_same_run(RUNS[1], RUNS[2])
     assert [json.loads((run / "environment.json").read_text())["threads"] for run in RUNS] == [1, 2, 2]
     capsys.readouterr()
-    fit(80, "--ckpt_path", RUNS[1] / "checkpoints" / "last.ckpt")
+    fit(20, "--ckpt_path", RUNS[1] / "checkpoints" / "last.ckpt")
     assert "note:" not in capsys.readouterr().err
-    fit(80, "--ckpt_path", RUNS[0] / "checkpoints" / "last.ckpt")
+    fit(20, "--ckpt_path", RUNS[0] / "checkpoints" / "last.ckpt")
     assert "note: the last bits may differ from an undisturbed run's: threads 1 then, 2 now" in capsys.readouterr().err
     assert json.loads((RUNS[0] / "environment.json").read_text())["threads"] == 1
-    assert json.loads((RUNS[0] / "environment_from_step_60.json").read_text())["threads"] == 2
+    assert json.loads((RUNS[0] / "environment_from_step_15.json").read_text())["threads"] == 2
 
 
 def test_env_prints_what_a_run_keeps(
