@@ -11,7 +11,6 @@ import torch
 import yaml
 
 from lit_backdoor.environment import environment
-from lit_backdoor.functional import last_position
 from tests.test_cli import assert_same_weights, scalars
 
 Cli = Callable[..., int]
@@ -73,26 +72,18 @@ def test_the_callbacks_change_nothing(fit: Callable[..., None], cli: Cli, debug_
 
 
 def test_a_change_of_threads_is_told(
-    fit: Callable[..., None],
-    threads: Callable[[int], None],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    fit: Callable[..., None], threads: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two threads repeat their own bits; that they are those of one thread is not promised, so it is said."""
-    monkeypatch.setattr(last_position, "BLOCK_ROWS", 300)
-    fit(15)
-    threads(2)
-    fit(15)
-    fit(15)
-    assert_same_run(RUNS[1], RUNS[2])
-    assert [json.loads((run / "environment.json").read_text())["threads"] for run in RUNS] == [1, 2, 2]
-    capsys.readouterr()
-    fit(20, "--ckpt_path", RUNS[1] / "checkpoints" / "last.ckpt")
+    """Two threads repeat their own bits (see test_cli); that they are those of one is not promised, so it is said."""
+    fit(5)
+    last = RUNS[0] / "checkpoints" / "last.ckpt"
+    fit(6, "--ckpt_path", last)
     assert "note:" not in capsys.readouterr().err
-    fit(20, "--ckpt_path", RUNS[0] / "checkpoints" / "last.ckpt")
+    threads(2)
+    fit(7, "--ckpt_path", last)
     assert "note: the last bits may differ from an undisturbed run's: threads 1 then, 2 now" in capsys.readouterr().err
-    assert json.loads((RUNS[0] / "environment.json").read_text())["threads"] == 1
-    assert json.loads((RUNS[0] / "environment_from_step_15.json").read_text())["threads"] == 2
+    kept = [RUNS[0] / name for name in ("environment.json", "environment_from_step_6.json")]
+    assert [json.loads(path.read_text())["threads"] for path in kept] == [1, 2]
 
 
 def test_env_prints_what_a_run_keeps(
