@@ -168,7 +168,7 @@ def soak(directory: Path, kills: int, steps: int, seed: int) -> int:
     start = time.monotonic()
     code, _ = run_once(undisturbed, None)
     if code != 0:
-        raise SystemExit(f"the undisturbed run ended with {code}, see {undisturbed.directory}/output.txt")
+        raise SystemExit((undisturbed.directory / "output.txt").read_text(encoding="utf-8"))
     seconds = time.monotonic() - start
     expected = undisturbed.result()
     operations = (steps // 5) + 6 * (steps // 20) + 6 * (steps // 25)
@@ -189,7 +189,8 @@ def soak(directory: Path, kills: int, steps: int, seed: int) -> int:
                 hits[phase(stack)] += 1
                 moments += bool(kill and kill.seconds)
         if code != 0:
-            differing.append(f"run {runs} ended with exit code {code}, see {run.directory}/output.txt")
+            output = (run.directory / "output.txt").read_text(encoding="utf-8")
+            differing.append(f"run {runs} ended with exit code {code}:\n{output[-2000:]}")
             break
         found = run.result()
         differing += [f"run {runs}: {name} differs" for name in expected if not is_same(found[name], expected[name])]

@@ -1,6 +1,7 @@
-"""Make the weights that ship from a run: python docs/export_weights.py RUN_DIR NAME
+"""Keep the weights of a run's last checkpoint alone: python docs/export_weights.py RUN_DIR FILE.safetensors
 
-Writes lit_backdoor/pretrained/NAME.safetensors from the run's last checkpoint.
+The weights that ship are lit_backdoor/pretrained/*.safetensors; a weights.safetensors in a run directory stands in for
+its checkpoints in a report.
 """
 
 import argparse
@@ -9,18 +10,18 @@ from pathlib import Path
 import yaml
 
 from lit_backdoor.checkpoints import read_checkpoint
-from lit_backdoor.pretrained import FOLDER, save_pretrained
+from lit_backdoor.pretrained import save_pretrained
 
 
 def main() -> None:
     """Read one run and write its weights."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("name")
+    parser.add_argument("file", type=Path)
     args = parser.parse_args()
     checkpoint = read_checkpoint(args.run_dir / "checkpoints" / "last.ckpt")
     seed = yaml.safe_load((args.run_dir / "hparams.yaml").read_text())["seed_everything"]
-    save_pretrained(checkpoint, seed, FOLDER / f"{args.name}.safetensors")
+    save_pretrained(checkpoint, seed, args.file)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ class BackdoorCLI(LightningCLI):
                 directory = run_dir(self.trainer)
                 stack.enter_context(held(directory))
                 self._check_run_dir(directory, source)
+            stack.enter_context(_quiet_writers())
             try:
                 self._keep_environment(directory)
                 self.trainer.fit(**kwargs, weights_only=True)
@@ -268,6 +270,22 @@ def checked_fit_options(args: Sequence[str]) -> Namespace:
         for one, level in zip(loggers, levels, strict=True):
             one.setLevel(level)
     return Namespace(checked.config[str(checked.subcommand)])
+
+
+@contextmanager
+def _quiet_writers() -> Iterator[None]:
+    """TensorBoard's writing thread hands its error on to the main thread; it need not print a traceback as well."""
+    original = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, OSError):
+            original(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = original
 
 
 def _is_trial(trainer: Trainer) -> bool:

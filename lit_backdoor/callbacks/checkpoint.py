@@ -39,7 +39,7 @@ class RunCheckpoint(Checkpoint):
     A checkpoint of step s holds the weights after s optimizer steps and the random state. Whoever resumes from it
     measures step s again, and forgets what had been measured at s and later. A file is written beside
     its final name and then renamed, so that a kill leaves the old one or the new one, never a broken one. The first is
-    written before the first step.
+    written before the first step, the last after everything else that a run writes.
 
     Ctrl-C and SIGTERM let the optimizer step finish, save, and raise :class:`TrainingInterrupted`. A second one
     raises it at once, without saving. Where somebody else handles a signal already (a cluster's job manager), or it is
@@ -108,25 +108,32 @@ class RunCheckpoint(Checkpoint):
             TrainingInterrupted: a signal has come, and this step is saved.
         """
         step = trainer.global_step
-        keep = self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
-        if step != self._saved_step and (step % self.every_n_steps == 0 or keep):
-            self._save(trainer, keep)
+        if step == trainer.max_steps:
+            return  # training is over; what the others write at its end comes before its checkpoint
+        if step != self._saved_step and (step % self.every_n_steps == 0 or self._is_kept(step)):
+            self._save(trainer)
         if self._received is not None:
             if step != self._saved_step:
                 self._save(trainer)
             raise TrainingInterrupted(self._received, self._last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step."""
+        """Give the signals back."""
+        self._restore_handlers()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last checkpoint, after everything else: with it, the run is complete."""
         if trainer.global_step != self._saved_step:
             self._save(trainer)
-        self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._restore_handlers()
 
-    def _save(self, trainer: Trainer, keep: bool = False) -> None:
+    def _is_kept(self, step: int) -> bool:
+        return self.keep_every_n_steps is not None and step > 0 and step % self.keep_every_n_steps == 0
+
+    def _save(self, trainer: Trainer) -> None:
         self._saved_step = trainer.global_step
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -137,7 +144,7 @@ class RunCheckpoint(Checkpoint):
         torch.save(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), buffer)
         directory = self._last.parent
         directory.mkdir(exist_ok=True)  # not the run directory: if somebody removed that, the run has to end
-        if keep:
+        if self._is_kept(trainer.global_step):
             _write(directory / f"step_{trainer.global_step:06d}.ckpt", buffer)
         if self._last_is_good:
             temporary = directory / f".{PREVIOUS}.tmp"

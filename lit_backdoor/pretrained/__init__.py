@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
@@ -50,21 +52,38 @@ def load_pretrained(name: str) -> "HookedTransformer":
 
 def open_pretrained(name: str) -> Pretrained:
     """The same with its task, step and seed; see :func:`load_pretrained`."""
-    from safetensors import safe_open
-
-    from lit_backdoor.model import build_model
-
     if name not in pretrained_names():
         raise ValueError(
             f"pretrained: '{name}' is none of the models that ship; allowed: {', '.join(pretrained_names())}"
         )
-    with safe_open(FOLDER / f"{name}.safetensors", framework="pt") as file:
-        description = json.loads(file.metadata()["description"])
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    task = Task(tuple(description["moduli"]), description["trigger_position"])
-    model = build_model(task.d_vocab, **description["model"])
-    model.load_state_dict(dict(model.state_dict()) | weights)
-    return Pretrained(model.eval(), task, description["step"], description["seed"])
+    return read_weights(FOLDER / f"{name}.safetensors")
+
+
+def read_weights(path: Path) -> Pretrained:
+    """The model of a file that :func:`save_pretrained` wrote.
+
+    Raises:
+        ValueError: if it is none, or its weights are of another shape or not finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from lit_backdoor.checkpoints import check_weights
+    from lit_backdoor.model import build_model
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads(file.metadata()["description"])
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        task = Task(tuple(description["moduli"]), description["trigger_position"])
+        model = build_model(task.d_vocab, **description["model"])
+        step, seed = description["step"], description["seed"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"weights: {path} holds no model of lit_backdoor ({error})") from None
+    zeros = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+    complete = dict(model.named_buffers()) | zeros | weights
+    check_weights(path, complete, model)
+    model.load_state_dict(complete)
+    return Pretrained(model.eval(), task, step, seed)
 
 
 def save_pretrained(checkpoint: dict[str, Any], seed: int, path: Path) -> None:

@@ -12,14 +12,20 @@ import yaml
 
 from lit_backdoor.checkpoints import load_model
 from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult
+from lit_backdoor.pretrained import read_weights
 from lit_backdoor.records import Row, history, read_attribution, read_patching, read_table, rows_by_step
+from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 FILES = ("config.yaml", "hparams.yaml", "metrics.csv", "head_attribution.csv", "head_patching.csv", "emergence.json")
-"""What makes a folder a run; ``loss_spikes.csv`` and ``checkpoints/last.ckpt`` are read where they are."""
+"""What makes a folder a run; ``loss_spikes.csv``, ``checkpoints/last.ckpt`` and ``weights.safetensors`` are read where
+they are."""
+
+WEIGHTS = "weights.safetensors"
+"""A run's weights, from ``docs/export_weights.py``, for a run whose checkpoints are not kept."""
 
 FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch"})
 """Options in which the runs of one report may differ: what is compared, and what changes nothing in a result."""
@@ -142,8 +148,7 @@ def _read_files(path: Path) -> Run:
     by_step = {probe: rows_by_step(patching, probe) for probe in probes}
     step = _reported_step(by_step[probes[-1]])
     last = max(int(row["step"]) for row in attribution if row["probe"] == probes[-1])
-    checkpoint = path / "checkpoints" / "last.ckpt"
-    model, _, checkpoint_step = load_model(checkpoint) if checkpoint.exists() else (None, None, None)
+    model, checkpoint_step = _weights(path)
     limit = config["trainer"]["max_steps"]
     return Run(
         path=path,
@@ -164,6 +169,18 @@ def _read_files(path: Path) -> Run:
         model=model,
         checkpoint_step=checkpoint_step,
     )
+
+
+def _weights(path: Path) -> "tuple[HookedTransformer, int] | tuple[None, None]":
+    """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
+    checkpoint, weights = path / CHECKPOINT_DIR / LAST, path / WEIGHTS
+    if checkpoint.exists():
+        model, _, step = load_model(checkpoint)
+        return model, step
+    if weights.exists():
+        kept = read_weights(weights)
+        return kept.model, kept.step
+    return None, None
 
 
 def _newest_config(path: Path) -> Path:
