@@ -249,7 +249,7 @@ def test_a_model_that_cannot_be_attributed_is_refused_before_training(
 @pytest.mark.parametrize("name", ["a/b", "..\\x", "a b"])
 def test_a_name_that_makes_no_file_is_refused(name: str) -> None:
     for make in (patching, attribution, lambda name: EmergenceMonitor("copy", name=name)):
-        with pytest.raises(ValueError, match=r"Monitor\.name: .* file name"):
+        with pytest.raises(ValueError, match=r"Monitor\.name: .* is no plain name"):
             make(name=name)
 
 
@@ -259,7 +259,7 @@ def test_nothing_is_overwritten(fit: Fit, tmp_path: Path) -> None:
         "emergence_b.json": [patching(name="a"), EmergenceMonitor("copy", patching="a", name="b")],
         "head_attribution.csv": [attribution()],
     }.items():
-        (tmp_path / file).write_text("mine")
+        (tmp_path / file).write_text("step\n5\n")
         with pytest.raises(ContractError, match="nothing is overwritten"):
             fit(*watch)
-        assert (tmp_path / file).read_text() == "mine"
+        assert (tmp_path / file).read_text() == "step\n5\n"
