@@ -29,7 +29,7 @@ curve: list[tuple[int, float, int, float]] = []
 
 
 class Watch(Callback):
-    """Notes the step, memory in MB, open files, and the event file's size in MB.
+    """Notes the step, memory in MB, open files, and the event file's size in MB; not at the end, where figures are drawn.
 
     Args:
         every_n_steps: Optimizer steps between two looks.
@@ -39,7 +39,7 @@ class Watch(Callback):
         self.every_n_steps = every_n_steps
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
             gc.collect()
             process = psutil.Process()
             events = sum(path.stat().st_size for path in Path(str(trainer.log_dir)).glob("events*"))

@@ -121,7 +121,8 @@ def run_once(run: Fit, kill: Kill | None) -> tuple[int | None, str]:
             time.sleep(0.0002)
         os.killpg(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return (None, stack.read_text(encoding="utf-8")) if code == -signal.SIGKILL else (code, "")
+    killed = code in (-signal.SIGKILL, -signal.SIGUSR1)  # Lightning takes the handler of the latter away at its end
+    return (None, stack.read_text(encoding="utf-8") if stack.exists() else "") if killed else (code, "")
 
 
 def be_killed(directory: Path, stack: Path, args: list[str], kill: Kill | None) -> None:
