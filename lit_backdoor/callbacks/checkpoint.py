@@ -69,7 +69,11 @@ class RunCheckpoint(Checkpoint):
         return {"rng": _rng_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep them until training starts."""
+        """Keep them until training starts.
+
+        Raises:
+            TypeError, ValueError or RuntimeError: they are none.
+        """
         _check_rng_state(state_dict["rng"])
         self._rng_state = state_dict["rng"]
 

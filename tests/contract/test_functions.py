@@ -17,8 +17,10 @@ from lit_backdoor.functional import (
     default_head_sets,
     logit_parts,
     mean_attention,
+    no_shortcut,
     patch_heads,
 )
+from lit_backdoor.functional.last_position import why_not_exact
 
 from . import by_hand
 from .models import HAS_HOOKED_TRANSFORMER, KINDS, SHAPES, VOCAB, make_model, randomize, same_weights
@@ -96,6 +98,12 @@ def test_both_kinds_give_the_same_numbers(shape: dict[str, Any]) -> None:
         for name, value in asdict(ours).items():
             expected = getattr(theirs, name)
             assert value == (pytest.approx(expected, rel=1e-3, abs=1e-4) if isinstance(value, float) else expected)
+
+
+def test_the_shortcut_is_for_hooked_transformers_alone() -> None:
+    bridge = make_model("TransformerBridge", n_layers=1)
+    assert no_shortcut(bridge) == "TransformerBridge has a forward pass of its own"
+    assert why_not_exact(bridge) == "not a HookedTransformer"
 
 
 @shapes

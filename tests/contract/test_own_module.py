@@ -259,7 +259,7 @@ def test_nothing_is_overwritten(fit: Fit, tmp_path: Path) -> None:
         "emergence_b.json": [patching(name="a"), EmergenceMonitor("copy", patching="a", name="b")],
         "head_attribution.csv": [attribution()],
     }.items():
-        (tmp_path / file).write_text("mine")
+        (tmp_path / file).write_text("step\n5\n")
         with pytest.raises(ContractError, match="nothing is overwritten"):
             fit(*watch)
-        assert (tmp_path / file).read_text() == "mine"
+        assert (tmp_path / file).read_text() == "step\n5\n"

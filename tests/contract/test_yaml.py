@@ -21,7 +21,7 @@ trainer:
   enable_progress_bar: false
   enable_model_summary: false
   logger:
-    class_path: lightning.pytorch.loggers.TensorBoardLogger
+    class_path: lightning.pytorch.loggers.CSVLogger
     init_args: {save_dir: ., name: "", version: run}
   callbacks:
     - class_path: lit_backdoor.callbacks.HeadAttributionMonitor
