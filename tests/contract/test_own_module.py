@@ -140,7 +140,9 @@ def test_emergence_is_read_off_the_hooks(fit: Fit, tmp_path: Path, kind: str) ->
     assert verdict["concentration"] == pytest.approx(min(share, 1))
     others = [head_name(*one[0]) for one in heads if one != head and last[()] - last[one] >= 0.25 * last[()]]
     assert verdict["other_heads"] == others
-    assert not any("benign" in key or "rule" in key for key in verdict)
+    assert [key for key in verdict if "_step" in key and "probe" not in key] == [
+        *("emergence_step", "copy_grokking_step", "copy_previous_validation_step", "copy_first_reached_step")
+    ]
     # what the module logs as val/copy_accuracy, every ten steps
     validated = monitor.accuracies["copy"]
     assert sorted(validated) == [10, 20, 30, 40]
