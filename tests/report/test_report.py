@@ -3,11 +3,14 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lit_backdoor.checkpoints import read_checkpoint
+from lit_backdoor.pretrained import save_pretrained
 from lit_backdoor.records import read_table
 from lit_backdoor.report import write_report
 from tests.report.conftest import STEPS
@@ -133,3 +136,15 @@ def test_the_runs_may_lie_in_the_folder(cli: Cli, runs_dir: Path) -> None:
         assert cli("report", runs_dir / "clean", "--output_dir", runs_dir.parent) == 0
     assert content(runs_dir) == before
     assert (runs_dir.parent / "index.html").exists()
+
+
+def test_weights_alone_stand_in_for_checkpoints(runs_dir: Path, tmp_path: Path) -> None:
+    write_report([runs_dir], tmp_path / "before")
+    for last in list(runs_dir.rglob("last.ckpt")):
+        save_pretrained(read_checkpoint(last), 0, last.parent.parent / "weights.safetensors")
+        shutil.rmtree(last.parent)
+    write_report([runs_dir], tmp_path / "after")
+    assert (tmp_path / "before" / "slip.csv").read_text() == (tmp_path / "after" / "slip.csv").read_text()
+    next(runs_dir.rglob("weights.safetensors")).write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"weights: .*weights\.safetensors holds no model"):
+        write_report([runs_dir], tmp_path / "third")
