@@ -92,8 +92,9 @@ def overlap(one: ShapleyResult, other: ShapleyResult) -> float:
         KeyError: the two are not of the same heads.
     """
     mine, theirs = shares(one), shares(other)
-    smaller = [nan if isnan(theirs[head]) else min(theirs[head], share) for head, share in mine.items()]
-    return sum(smaller)
+    if any(isnan(share) for share in (*mine.values(), *theirs.values())):
+        return nan
+    return sum(min(share, theirs[head]) for head, share in mine.items())
 
 
 def _complete(values: Mapping[HeadSet, float]) -> tuple[dict[HeadSet, float], HeadSet]:
