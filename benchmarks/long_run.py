@@ -29,7 +29,7 @@ curve: list[tuple[int, float, int, float]] = []
 
 
 class Watch(Callback):
-    """Notes the step, memory in MB, open files, and the event file's size in MB; not at the end, where figures are drawn.
+    """Notes the step, memory and size of the event file in MB, open files; not at the end, where figures are drawn.
 
     Args:
         every_n_steps: Optimizer steps between two looks.

@@ -8,6 +8,8 @@ import pytest
 import torch
 import yaml
 
+from tests.conftest import CONFIGS
+
 Cli = Callable[..., int]
 
 NUMBERS = "a whole number"
@@ -169,10 +171,11 @@ CONFIG_FILES = [
     (b"\xff\xfe\x00\x01", "config", "YAML"),
     (b"\x00\x01\x02", "config", "YAML"),
 ]
+SWEEP = ("sweep", "--config", str(CONFIGS / "debug.yaml"), "--output_dir", "out")
 COMMANDS = [
     ((), "subcommand", "fit"),
     (("fitt",), "'fitt'", "did you mean fit?"),
-    (("analyze",), "ckpt_path, output_dir", "required"),
+    (("analyze",), "output_dir", "required"),
     (("analyze", "--ckpt_path", "missing.ckpt"), "output_dir", "required"),
     (("analyze", "--ckpt_path", "missing.ckpt", "--output_dir", "out"), "'missing.ckpt'", "give a checkpoint"),
     (("analyze", "--ckpt_path", "", "--output_dir", "out"), "ckpt_path", "give a checkpoint"),
@@ -182,6 +185,31 @@ COMMANDS = [
         "no folder",
     ),
     (("analyze", "--ckpt", "x", "--outputdir", "out"), "outputdir", "did you mean output_dir?"),
+    (("sweep",), "config, output_dir", "required"),
+    ((*SWEEP, "--config", "nowhere.yaml"), "config", "nowhere.yaml"),
+    ((*SWEEP, "--config", "/"), "config: /", "give a configuration"),
+    ((*SWEEP, "--seeds", "many"), "seeds: ", "0..9"),
+    ((*SWEEP, "--seeds", ""), "seeds: ", "0..9"),
+    ((*SWEEP, "--seeds", "3..1"), "seeds: ", "3..1"),
+    ((*SWEEP, "--seeds", "-1"), "seeds: ", "0..9"),
+    ((*SWEEP, "--set", "model.lr"), "set: ", "model.lr"),
+    ((*SWEEP, "--set", "model.lr=[]"), "set: ", "model.lr"),
+    ((*SWEEP, "--set", "model.lr=[0]"), "model.lr: 0", "above 0"),
+    ((*SWEEP, "--set", "model.learning_rate=[1]"), "model.learning_rate", "no such option"),
+    ((*SWEEP, "--engine", "cloud"), "engine: 'cloud'", "local, slurm"),
+    ((*SWEEP, "--jobs", "0"), "jobs: '0'", "above 0"),
+    ((*SWEEP, "--jobs", "nan"), "jobs: 'nan'", "above 0"),
+    ((*SWEEP, "--time", "0"), "time: ", "0"),
+    ((*SWEEP, "--cpus", "-1"), "cpus: ", "-1"),
+    ((*SWEEP, "--gpus", "-1"), "gpus: ", "-1"),
+    ((*SWEEP, "--sedes", "0"), "sedes", "did you mean seeds?"),
+    (("report",), "output_dir", "required"),
+    (("report", "nowhere", "--output_dir", "out"), "nowhere", ""),
+    (("reproduce",), "output_dir", "required"),
+    (("reproduce", "--output_dir", "out", "--scale", "huge"), "scale: 'huge'", "paper, smoke"),
+    (("reproduce", "--output_dir", "out", "--seeds", "x"), "seeds: ", "0..9"),
+    (("reproduce", "--output_dir", "out", "--max_steps", "0"), "max_steps: '0'", "above 0"),
+    (("reproduce", "--output_dir", "/proc/version/out", "--scale", "smoke"), "/proc/version/out", ""),
     (("env", "--colour"), "colour", "no such option"),
     (("env", "surplus"), "surplus", "no such option"),
     (("validate", "--ckpt_path", "missing.ckpt"), "'missing.ckpt'", "give a checkpoint"),

@@ -18,6 +18,8 @@ TYPES = {
     "str": "a text",
     "list": "a list, such as [1, 2]",
     "dict": "a mapping",
+    "PositiveInt": "a whole number above 0",
+    "NonNegativeInt": "a whole number, 0 or more",
 }
 LONGEST = 600
 
@@ -68,7 +70,7 @@ def _reason(text: str) -> str | None:
         module, _, name = path.rpartition(".")
         names = [one for one in dir(import_module(module)) if one[0].isupper()] if "has no attribute" in problem else []
         return f"'{path}' can't be used: {problem}{_suggestion(name, names)}"
-    own = re.search(r"^\s*- (?!Expected |Not a valid|Does not |a class |a dict )(.*)$", text, re.MULTILINE)
+    own = re.search(r"^\s*- (?!Expected |Not a valid|Not of type |Does not |a class |a dict )(.*)$", text, re.MULTILINE)
     if own is None or "Subtypes:" not in text:
         return None
     value = re.search(r"Given value: ([^\n]{1,60})$", text)
@@ -77,12 +79,16 @@ def _reason(text: str) -> str | None:
 
 def _types(text: str) -> str | None:
     """``VALUE is not allowed; allowed: ...`` from the types that jsonargparse lists."""
-    expected = "".join(re.findall(r"Expected a(?:n)? (.*?)(?:\. Got value:|$)", text, re.MULTILINE))
+    found = re.findall(r"(?:Expected an? |Not of type )(.*?)(?:\. Got value:|: |$)", text, re.MULTILINE)
+    expected = " ".join(found)
     values = re.findall(r"(?:Got|Given) value: ?(.*)", text, re.DOTALL)
     if not expected or not values:
         return None
     allowed = []
-    for kind, literals in re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>|Literal\[([^\]]*)\]", expected):
+    for of_class, literals, restricted in re.findall(
+        r"<class '(?:[\w.]+\.)?(\w+)'>|Literal\[([^\]]*)\]|(\w+Int)\b", expected
+    ):
+        kind = of_class or restricted
         allowed.append(TYPES.get(kind, kind) if kind else literals.replace("'", ""))
     told = ", ".join(dict.fromkeys(allowed)) or " ".join(expected.split())
     return f"'{' '.join(values[-1].split())}' is not allowed; allowed: {told}"
