@@ -19,10 +19,15 @@ class Mean(NamedTuple):
     n: int
 
 
+def wide(values: Tensor) -> Tensor:
+    """`values` in float64: where they are, but on the CPU if that is an Apple GPU, which has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def mean(values: Tensor, where: Tensor | None = None) -> Mean:
     """The mean of `values` [n] over the examples `where` (bool [n], default all); NaN if there are none."""
-    selected = values if where is None else values[where]
-    return Mean(float(selected.double().mean()), selected.numel())
+    selected = values if where is None else values[where.to(values.device)]
+    return Mean(float(wide(selected).mean()), selected.numel())
 
 
 def predictions(logits: Tensor) -> Tensor:
@@ -41,7 +46,7 @@ def accuracy(logits: Tensor, answers: Tensor) -> Mean:
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """The natural logarithm of softmax(`logits`) over the vocabulary, float64 [..., vocab]."""
-    return logits.double().log_softmax(dim=-1)
+    return wide(logits).log_softmax(dim=-1)
 
 
 def log_probability(log_probs: Tensor, answers: Tensor) -> Tensor:
@@ -60,11 +65,12 @@ def logit_difference(logits: Tensor, answers: Tensor, other_answers: Tensor) -> 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) in nats, [...], of log probabilities [..., vocab]; never below 0."""
-    p, log_q = log_p.double().exp(), log_q.double()
-    return (torch.linalg.vecdot(p, log_p.double()) - torch.linalg.vecdot(p, log_q)).clamp_min(0)
+    log_p, log_q = wide(log_p), wide(log_q)
+    p = log_p.exp()
+    return (torch.linalg.vecdot(p, log_p) - torch.linalg.vecdot(p, log_q)).clamp_min(0)
 
 
 def _pick(values: Tensor, tokens: Tensor) -> Tensor:
     """`values` [..., n, vocab] at `tokens` [n], float64 [..., n]."""
-    index = tokens.long().expand(values.shape[:-1])[..., None]
-    return values.gather(-1, index)[..., 0].double()
+    index = tokens.long().to(values.device).expand(values.shape[:-1])[..., None]
+    return wide(values.gather(-1, index)[..., 0])

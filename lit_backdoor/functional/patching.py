@@ -184,8 +184,8 @@ def _score(logits: Tensor, unpatched: Tensor, recipient_answers: Tensor, donor_a
     given = metrics.predictions(logits)
     return torch.stack(
         [
-            (given == recipient_answers).double(),
-            (given == donor_answers).double(),
+            metrics.wide(given == recipient_answers),
+            metrics.wide(given == donor_answers),
             metrics.logit_difference(log_q, recipient_answers, donor_answers),
             metrics.log_probability(log_q, recipient_answers),
             metrics.kl_divergence(metrics.log_probabilities(unpatched), log_q),
