@@ -99,7 +99,9 @@ def slurm() -> Path:
 
 
 def queue(form: str) -> list[str]:
-    return subprocess.run(["squeue", "-h", "-o", form], capture_output=True, text=True, check=True).stdout.split()
+    """Something of every job that was submitted from this folder."""
+    listed = subprocess.run(["squeue", "-h", "-o", f"{form} %Z"], capture_output=True, text=True, check=True).stdout
+    return [value for value, folder in (line.split() for line in listed.splitlines()) if Path(folder) == Path.cwd()]
 
 
 def test_slurm_jobs_are_requeued_and_cancelled_ones_continue(
