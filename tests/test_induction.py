@@ -2,14 +2,14 @@
 
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from examples.induction.induction import RepeatedSequences, attention_scores, main
+from examples.induction import induction, results
+from examples.induction.induction import RepeatedSequences, attention_scores
 from examples.induction.results import loss_bend
 from tests.conftest import ROOT
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["induction.py"])  # LightningCLI warns about arguments given both ways
-        main(["fit", f"--config={EXAMPLE / 'config.yaml'}", *options])
+        induction.main(["fit", f"--config={EXAMPLE / 'config.yaml'}", *options])
     return folder / "lightning_logs" / "version_0"
 
 
@@ -83,14 +83,23 @@ def test_it_emerges_where_the_loss_bends(run: Path) -> None:
     assert abs(verdict["emergence_step"] - steepest) <= 50
 
 
-def test_the_report_prints_and_draws_it(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLE / "results.py"), str(run), str(tmp_path / "run.png")]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_the_results_are_printed_and_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results.main([str(run), str(tmp_path / "run.png")])
+    printed = capsys.readouterr().out
     verdict = json.loads((run / "emergence.json").read_text())
-    assert f"{verdict['backdoor_head']} emerged between steps {verdict['previous_probe_step']} and" in printed
-    accuracy = float(last_patching(run)[verdict["backdoor_head"]]["shuffled_accuracy"])
-    assert f"| {verdict['backdoor_head']} | 0.00 | {accuracy:.2f} |" in printed
+    head = verdict["backdoor_head"]
+    assert f"{head} emerged between steps {verdict['previous_probe_step']} and {verdict['emergence_step']};" in printed
+    row = last_patching(run)[head]
+    assert f"| {head} | {float(row['repeated_accuracy']):.2f} | {float(row['shuffled_accuracy']):.2f} |" in printed
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_a_run_is_an_error_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        results.main([str(tmp_path), str(tmp_path / "run.png")])
+    assert stop.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def followed(row: list[int]) -> int:

@@ -121,15 +121,18 @@ class Run:
         return figure
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print and draw one run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("picture", type=Path)
-    args = parser.parse_args()
-    run = Run(args.run_dir)
-    print(run)
-    run.figure().savefig(args.picture, dpi=110)
+    args = parser.parse_args(argv)
+    try:
+        run = Run(args.run_dir)
+        print(run)
+        run.figure().savefig(args.picture, dpi=110)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
