@@ -42,8 +42,9 @@ def has_results(path: Path) -> bool:
     """
     if not path.exists():
         return False
-    steps = {row.get("step") for row in read_table(path)} if path.suffix == ".csv" else set()
-    return steps != {"0"} and path.stat().st_size > 0
+    if path.suffix == ".csv":
+        return any(row.get("step") != "0" for row in read_table(path))
+    return path.stat().st_size > 0
 
 
 def results_in(run_dir: Path) -> Path | None:
