@@ -40,11 +40,12 @@ def has_results(path: Path) -> bool:
     A table whose only rows are those of step 0 comes from a run that was killed before its first checkpoint; there is
     nothing in it that would not come back.
     """
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         return False
     if path.suffix == ".csv":
-        return any(row.get("step") != "0" for row in read_table(path))
-    return path.stat().st_size > 0
+        header = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        return "step" not in header.split(",") or any(row["step"] != "0" for row in read_table(path))
+    return True
 
 
 def results_in(run_dir: Path) -> Path | None:

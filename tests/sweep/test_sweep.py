@@ -66,24 +66,34 @@ def test_one_that_dies_takes_no_other_with_it(
     assert {path: path.stat().st_mtime_ns for path in good.rglob("*")} == before
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(cli: Callable[..., int], debug_config: Path, tmp_path: Path) -> None:
-    args = arguments(debug_config, "--set", "trainer.max_steps=400")
+def test_stopped_and_killed_it_goes_on_with_the_same_command(
+    cli: Callable[..., int], debug_config: Path, tmp_path: Path
+) -> None:
+    args = arguments(debug_config, "--set", "trainer.max_steps=1500")
     with sweeping(args, tmp_path / "log") as process:
         wait_for(lambda: read_progress(RUN).step > 20)
         assert cli(*args) == 2  # a second sweep in the same folder is refused
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: everybody gets it
         assert process.wait(timeout=60) == 130, (tmp_path / "log").read_text()
     assert "the same command goes on" in (tmp_path / "log").read_text()
-    saved = read_checkpoint(RUN / "checkpoints" / "last.ckpt")["global_step"]
-    assert 20 < saved < 400
-    assert cli(*args) == 0
-    undisturbed = ["whole" if arg == "out" else arg for arg in args]
-    assert cli(*undisturbed) == 0
+    stopped_at = read_checkpoint(RUN / "checkpoints" / "last.ckpt")["global_step"]
+    assert 20 < stopped_at < 1500
+    with sweeping(args, tmp_path / "log") as process:
+        wait_for(lambda: read_progress(RUN).step > stopped_at + 20)
+        os.killpg(process.pid, signal.SIGKILL)  # the sweep and its job
+    with sweeping(args, tmp_path / "log") as process:
+        killed_at = read_progress(RUN).step
+        wait_for(lambda: read_progress(RUN).step > killed_at + 20)
+        os.kill(process.pid, signal.SIGKILL)  # the sweep alone: its job goes on
+        process.wait()
+        assert cli(*args) == 0  # and is found again
+    assert cli(*["whole" if arg == "out" else arg for arg in args]) == 0
     one, other = (
-        read_checkpoint(Path(d) / "debug/seed_0/checkpoints/last.ckpt")["state_dict"] for d in ("out", "whole")
+        read_checkpoint(Path(d, "debug/seed_0/checkpoints/last.ckpt"))["state_dict"] for d in ("out", "whole")
     )
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    assert (RUN / "metrics.csv").read_text() == Path("whole/debug/seed_0/metrics.csv").read_text()
+    for table in ("metrics.csv", "head_attribution.csv", "head_patching.csv", "emergence.json"):
+        assert (RUN / table).read_text() == Path("whole/debug/seed_0", table).read_text(), table
 
 
 @pytest.fixture(scope="module")
