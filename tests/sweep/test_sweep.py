@@ -69,7 +69,7 @@ def test_one_that_dies_takes_no_other_with_it(
 def test_stopped_and_killed_it_goes_on_with_the_same_command(
     cli: Callable[..., int], debug_config: Path, tmp_path: Path
 ) -> None:
-    args = arguments(debug_config, "--set", "trainer.max_steps=1500")
+    args = arguments(debug_config, "--set", "trainer.max_steps=800")
     with sweeping(args, tmp_path / "log") as process:
         wait_for(lambda: read_progress(RUN).step > 20)
         assert cli(*args) == 2  # a second sweep in the same folder is refused
@@ -77,7 +77,7 @@ def test_stopped_and_killed_it_goes_on_with_the_same_command(
         assert process.wait(timeout=60) == 130, (tmp_path / "log").read_text()
     assert "the same command goes on" in (tmp_path / "log").read_text()
     stopped_at = read_checkpoint(RUN / "checkpoints" / "last.ckpt")["global_step"]
-    assert 20 < stopped_at < 1500
+    assert 20 < stopped_at < 800
     with sweeping(args, tmp_path / "log") as process:
         wait_for(lambda: read_progress(RUN).step > stopped_at + 20)
         os.killpg(process.pid, signal.SIGKILL)  # the sweep and its job
