@@ -117,7 +117,7 @@ def queue(form: str) -> list[str]:
 def test_slurm_jobs_are_requeued_and_cancelled_ones_continue(
     slurm: Path, cli: Callable[..., int], debug_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    steps = ("--set", "trainer.max_steps=2000", "--set", "data.steps_per_epoch=100")
+    steps = ("--set", "trainer.max_steps=3000", "--set", "data.steps_per_epoch=100")
     args = arguments(debug_config, *steps, "--engine", "slurm", "--partition", "debug", "--cpus", "1", "--time", "30")
     with sweeping(args, tmp_path / "log") as process:
         wait_for(lambda: (RUN / "checkpoints" / "last.ckpt").exists())
@@ -136,9 +136,9 @@ def test_slurm_jobs_are_requeued_and_cancelled_ones_continue(
         assert process.wait(timeout=120) == 1
     assert "debug/seed_0 failed" in (tmp_path / "log2").read_text()
     cancelled_at = read_progress(RUN).step
-    assert 0 < cancelled_at < 2000
+    assert 0 < cancelled_at < 3000
     assert cli(*args) == 0, capfd.readouterr().err
     assert queue("%i") == []
-    assert read_progress(RUN).step == 2000
+    assert read_progress(RUN).step == 3000
     with (RUN / "metrics.csv").open() as file:
-        assert [line.split(",")[0] for line in file][1:] == [str(step) for step in range(0, 2001, 10)]
+        assert [line.split(",")[0] for line in file][1:] == [str(step) for step in range(0, 3001, 10)]
