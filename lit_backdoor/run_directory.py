@@ -45,7 +45,8 @@ def has_results(path: Path) -> bool:
     if path.suffix == ".csv":
         header = path.read_text(encoding="utf-8").split("\n", 1)[0]
         return "step" not in header.split(",") or any(row["step"] != "0" for row in read_table(path))
-    return True
+    tables = list(path.parent.glob("*.csv"))  # a verdict is worth as much as the tables that it was read from
+    return path.suffix != ".json" or not tables or any(has_results(table) for table in tables)
 
 
 def results_in(run_dir: Path) -> Path | None:
