@@ -7,21 +7,18 @@ from lit_backdoor import tables
 from lit_backdoor.analysis import TOLERANCE, Analysis, rule_heads
 from lit_backdoor.functional import head_name, head_set_name
 from lit_backdoor.records import Table, Value, attribution_rows, patching_rows
+from lit_backdoor.run_directory import require_writable
 
 
 def check_output_dir(output_dir: Path) -> None:
-    """Make sure that nothing would be overwritten.
+    """Make sure that nothing would be overwritten, and that the folder can be made.
 
     Raises:
-        ValueError: if there is something at ``output_dir`` already.
+        ValueError: if there is something at ``output_dir`` already, or it can't be written to.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"output_dir: {output_dir} exists and is not empty; nothing is overwritten, choose another")
-    for parent in output_dir.absolute().parents:
-        if parent.exists():
-            if not parent.is_dir() or not os.access(parent, os.W_OK):
-                raise ValueError(f"output_dir: {output_dir} can't be made, {parent} is no folder to write into")
-            break
+    require_writable(output_dir)
 
 
 def write(analysis: Analysis, output_dir: Path) -> None:

@@ -59,6 +59,10 @@ def _run_command(name: str, args: Sequence[str]) -> int:
         return one.run(options)
     except OptionError as error:
         parser.error(str(error))
+    except OSError as error:  # a full disk, above all
+        where = error.filename or getattr(options, "output_dir", name)
+        print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

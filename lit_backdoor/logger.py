@@ -4,6 +4,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,14 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self._write_pending()
-        super().finalize(status)
+        """Write what is left and close; where that fails, TensorBoard's writing thread ends all the same."""
+        try:
+            self._write_pending()
+            super().finalize(status)
+        finally:
+            if self._experiment is not None and (writer := self._experiment.file_writer) is not None:
+                with suppress(OSError):
+                    writer.close()
 
     def _write_pending(self) -> None:
         if self._pending:

@@ -1,5 +1,6 @@
 """A run directory: the names in it, whether it holds results, and that only one process works in it at a time."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,17 @@ def results_in(run_dir: Path) -> Path | None:
     """A file in a run directory that a fresh run must not replace, if there is one."""
     files = [*sorted((run_dir / CHECKPOINT_DIR).glob("*.ckpt")), *sorted(run_dir.glob("*.csv"))]
     return next((path for path in files if has_results(path)), None)
+
+
+def require_writable(output_dir: Path) -> None:
+    """Make sure that files can be made in ``output_dir``, which need not be there yet.
+
+    Raises:
+        ValueError: naming the folder that is none, or that nobody may write into.
+    """
+    there = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"output_dir: {output_dir} can't be written, {there} is no folder to write into")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Every wrong option: one clear line on stderr, exit code 2, nothing written."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,7 +89,7 @@ OPTIONS = [
     (("--trainer.max_epochs", "0"), "trainer.max_epochs: 0", "1 or more"),
     (("--trainer.min_steps", "-3"), "trainer.min_steps: -3", "0 or more"),
     (("--trainer.min_epochs", "-3"), "trainer.min_epochs: -3", "0 or more"),
-    (("--trainer.max_time", "soon"), "soon", "DD:HH:MM:SS"),
+    (("--trainer.max_time", "soon"), "trainer.max_time: 'soon'", "DD:HH:MM:SS"),
     (("--trainer.val_check_interval", "0"), "trainer.val_check_interval: 0", "1 or more"),
     (("--trainer.val_check_interval", "-1"), "trainer.val_check_interval: -1", "1 or more"),
     (("--trainer.val_check_interval", "0.5"), "trainer.val_check_interval: 0.5", "1 or more"),
@@ -244,6 +245,17 @@ def test_wrong_options(
     cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], name: str, allowed: str
 ) -> None:
     assert_refused(cli, capsys, ("fit", "--config", debug_config, *options), name, allowed)
+
+
+def test_every_other_option_refuses_nonsense(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever ``fit --help`` lists and the table above leaves out."""
+    assert cli("fit", "--help") == 0
+    listed = set(re.findall(r"--((?:data|model|trainer)\.\w+)", capsys.readouterr().out))
+    takes_any_text = {"trainer.default_root_dir", "trainer.model_registry"}
+    left = listed - {options[0].removeprefix("--") for options, _, _ in OPTIONS} - takes_any_text
+    assert len(left) > 10
+    for option in sorted(left):
+        assert_refused(cli, capsys, ("fit", "--config", debug_config, f"--{option}", "[}"), option)
 
 
 @pytest.mark.parametrize(("owner", "option", "value", "allowed"), CALLBACKS)

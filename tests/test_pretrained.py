@@ -17,7 +17,7 @@ Cli = Callable[..., int]
 
 
 def test_the_papers_models_ship_and_are_small() -> None:
-    assert {"mod1", "mod7", "mod17", "mod37"} <= set(pretrained_names())
+    assert pretrained_names() == ["clean", "mod1", "mod17", "mod37", "mod7"]
     assert all(path.stat().st_size < 1_000_000 for path in FOLDER.glob("*.safetensors"))
 
 
@@ -53,7 +53,7 @@ def test_analyze_takes_a_shipped_model(cli: Cli, capsys: pytest.CaptureFixture[s
     assert cli("analyze", "--output_dir", "out2") == 2
     assert cli("analyze", "--pretrained", "mod1", "--ckpt_path", "x", "--output_dir", "out2") == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3 and "mod1, mod17, mod37, mod7" in errors[0] and not Path("out2").exists()
+    assert len(errors) == 3 and "clean, mod1, mod17, mod37, mod7" in errors[0] and not Path("out2").exists()
 
 
 def test_the_package_stays_cheap_to_import() -> None:

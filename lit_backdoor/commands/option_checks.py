@@ -67,6 +67,9 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if isinstance(value, (int, float)) and not allows(value):
             raise ValueError(f"trainer.{name}: {value} is not allowed; {allowed}")
+    max_time = options.get("max_time")
+    if isinstance(max_time, str) and not re.fullmatch(r"\d+(:\d\d){3}", max_time):
+        raise ValueError(f"trainer.max_time: '{max_time}' is not allowed; DD:HH:MM:SS, such as 00:12:00:00")
     interval = options.get("val_check_interval")
     if isinstance(interval, (int, float)) or interval is None:
         by_step = options.get("check_val_every_n_epoch") is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.commands.parser import OneLineParser, OptionError, checking_options
+from lit_backdoor.commands.parser import OneLineParser, checking_options
 
 HELP = "Report on finished or running runs: the paper's tables and figures, seeds by role, verdicts, one HTML page."
 
@@ -33,16 +33,13 @@ def report_on(run_dirs: Sequence[Path], output_dir: Path) -> None:
     """The same for given runs.
 
     Raises:
-        OptionError: in one line; nothing has been written then, unless the disk is full.
+        OptionError: in one line; nothing has been written then.
+        OSError: if the disk is full; an earlier report is still there then.
     """
     from lit_backdoor.report import read, write
 
     with checking_options():
         runs = read(run_dirs, output_dir)
-    try:
-        found = write(runs, output_dir)
-    except OSError as error:
-        raise OptionError(f"output_dir: {output_dir} can't be written ({error.strerror})") from None
-    for one in found:
+    for one in write(runs, output_dir):
         print(f"{one.title} ({one.verdict}): {one.headline}")
     print(f"report: {os.path.relpath(output_dir / 'index.html')}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_backdoor.analysis_output import check_output_dir
+from lit_backdoor.run_directory import require_writable
 
 MANIFEST = "report.json"
 """Lists every file of the report with its SHA-256, so that the next one knows which files are its own."""
@@ -29,6 +30,7 @@ def check(output_dir: Path, run_dirs: Sequence[Path]) -> None:
             raise ValueError(f"output_dir: {output_dir} lies in the run directory {run}; choose a place outside of it")
     if not output_dir.is_dir():
         return check_output_dir(output_dir)
+    require_writable(output_dir)
     own = _own_files(output_dir)
     for name, digest in own.items():
         path = output_dir / name
@@ -55,17 +57,17 @@ def write(output_dir: Path, files: dict[str, bytes]) -> None:
         OSError: if it can't be written.
     """
     staging = output_dir / STAGING
+    manifest = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    staged = {MANIFEST: (json.dumps(manifest, indent=1) + "\n").encode()} | files  # first: a kill leaves no stray file
     try:
         shutil.rmtree(staging, ignore_errors=True)
-        for name, content in files.items():
+        for name, content in staged.items():
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         for name in _own_files(output_dir):
             (output_dir / name).unlink(missing_ok=True)
-        manifest = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-        (output_dir / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        for name in files:
+        for name in staged:
             path = output_dir / name
             path.parent.mkdir(parents=True, exist_ok=True)
             (staging / name).replace(path)

@@ -12,7 +12,16 @@ from lit_backdoor.report.roles import RoleSet, by_role, head_order, role_set_nam
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
 from lit_backdoor.report.statistics import fisher_exact, permutation_test
-from lit_backdoor.report.wording import count, enumerate_words, mean_percent, percent, percent_span, plural, range_of
+from lit_backdoor.report.wording import (
+    count,
+    enumerate_words,
+    mean_percent,
+    number,
+    percent,
+    percent_span,
+    plural,
+    range_of,
+)
 
 
 def single_head(group: Sequence[Run]) -> Finding:
@@ -64,7 +73,7 @@ def patching(group: Sequence[Run], comparisons: Sequence[Comparison]) -> Finding
         f"Left after patching, mean [95% interval]: {'; '.join(parts)}. The range is widened by a percentage point; "
         f"with {plural(len(group))}, {2 / (len(group) + 1):.0%} would fall outside by chance even if nothing "
         "differed. Means are compared with permutation tests, corrected for their number: smallest P = "
-        f"{min(p_values.values()):.3f}."
+        f"{number(min(p_values.values()), 3)}."
     )
     return Finding("Mod 1: Tables 1 and 2", tested(min(p_values.values()), len(group)), headline, text)
 
@@ -132,6 +141,16 @@ def emergence(group: Sequence[Run]) -> Finding:
         f"the costliest head has {mean_percent(shares)} of the sum of all heads' costs; if all cost the same, it "
         f"would have {1 / len(order_of(group[0])):.0%}."
     )
+    grokked = [run for run in group if run.emergence["benign_first_reached_step"] is not None]
+    late = [run for run in group if run not in grokked]
+    if grokked and late:
+        alone, too_early = (
+            sum(len(carriers(run.patching["backdoor"])) == 1 for run in some) for some in (grokked, late)
+        )
+        text += (
+            f" Exactly one head carries the backdoor in {count(alone, len(grokked), 'run')} whose benign rule has "
+            f"reached 99%, and in {too_early} of {len(late)} whose has not."
+        )
     return Finding(f"{group[0].group.capitalize()}: how a head emerges", "new", headline, text)
 
 

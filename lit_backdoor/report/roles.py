@@ -14,8 +14,7 @@ RoleSet = tuple[int, ...]
 
 
 def head_order(results: Iterable[PatchingResult]) -> tuple[Head, ...]:
-    """The heads by role: lowest accuracy of the recipient when patched alone first; of equals, lowest logit "
-    "difference."""
+    """The heads by role: lowest accuracy when patched alone first; of equals, lowest logit difference."""
     singles = [one for one in results if len(one.heads) == 1]
     ordered = sorted(singles, key=lambda one: (one.recipient_accuracy, one.logit_diff, one.heads))
     return tuple(one.heads[0] for one in ordered)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -41,52 +42,27 @@ def summarise(values: Sequence[float]) -> Summary:
     n, mean = len(values), math.fsum(values) / len(values)
     half = nan
     if n > 1:
-        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-        half = t_quantile(0.975, n - 1) * deviation / math.sqrt(n)
+        half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
     return Summary(n, mean, mean - half, mean + half, min(values), max(values))
 
 
-def t_quantile(probability: float, df: int) -> float:
-    """The quantile of Student's t distribution with a whole number ``df`` of degrees of freedom, for 0.5 < p < 1."""
-    low, high = 0.0, 1.0
-    while _t_cdf(high, df) < probability:
-        low, high = high, 2 * high
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_cdf(middle, df) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def _t_cdf(t: float, df: int) -> float:
-    """Abramowitz and Stegun 26.7.3 and 26.7.4: a finite sum for every whole ``df``."""
-    theta = math.atan(t / math.sqrt(df))
-    cosine = math.cos(theta)
-    term, total = (1.0, 1.0) if df % 2 == 0 else (cosine, cosine)
-    for k in range(2 if df % 2 == 0 else 3, df - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    if df % 2 == 0:
-        inside = math.sin(theta) * total
-    else:
-        inside = 2 / math.pi * (theta + (math.sin(theta) * total if df > 1 else 0.0))
-    return (1 + inside) / 2
-
-
 def permutation_test(one: Sequence[float], other: Sequence[float], rounds: int = 20_000) -> float:
-    """P value for "both have the same mean": the share of random regroupings that lie at least as far apart."""
-    values = np.array([*one, *other])
-    observed = abs(np.mean(one) - np.mean(other))
-    shuffled = np.random.default_rng(0).permuted(np.tile(values, (rounds, 1)), axis=1)
-    apart = np.abs(shuffled[:, : len(one)].mean(axis=1) - shuffled[:, len(one) :].mean(axis=1))
-    return (1 + int(np.sum(apart >= observed - 1e-12))) / (1 + rounds)
+    """P value for "both have the same mean": the share of regroupings that lie at least as far apart.
+
+    Of all regroupings where there are no more than ``rounds``, otherwise of so many random ones. NaN where one side has
+    fewer than two numbers.
+    """
+    if min(len(one), len(other)) < 2:
+        return math.nan
+
+    def distance(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+        return np.abs(np.mean(x, axis=axis) - np.mean(y, axis=axis))
+
+    tested = stats.permutation_test((one, other), distance, n_resamples=rounds, alternative="greater", rng=0)
+    return float(tested.pvalue)
 
 
 def fisher_exact(successes: int, n: int, other_successes: int, other_n: int) -> float:
     """Two-sided P value for "both have the same rate" (Fisher's exact test)."""
-    total = successes + other_successes
-
-    def weight(k: int) -> int:
-        return math.comb(n, k) * math.comb(other_n, total - k)
-
-    weights = [weight(k) for k in range(max(0, total - other_n), min(n, total) + 1)]
-    return sum(one for one in weights if one <= weight(successes)) / sum(weights)
+    table = [[successes, n - successes], [other_successes, other_n - other_successes]]
+    return float(stats.fisher_exact(table).pvalue)

@@ -106,7 +106,7 @@ def roles_table(group: Sequence[Run]) -> Table:
         header += ["the paper (needed)", "P value"]
         for row, roles in zip(rows, sets, strict=True):
             values = theirs.get(roles, [])
-            p_value = number(permutation_test(needed[roles], values), 3) if values and needed[roles] else NOTHING
+            p_value = number(permutation_test(needed[roles], values), 3)
             row += [mean_percent(values), p_value]
         caption += " P value: permutation test for a difference between our mean and the paper's, uncorrected."
     return Table(caption, header, rows)

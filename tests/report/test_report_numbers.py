@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,16 @@ from lit_backdoor.functional import Head, PatchingResult, parse_head_set
 from lit_backdoor.records import Table, attribution_rows, patching_rows, read_attribution, read_patching, read_table
 from lit_backdoor.report import rows
 from lit_backdoor.report.findings import findings
-from lit_backdoor.report.head_findings import patching, single_head
+from lit_backdoor.report.head_findings import emergence, patching, single_head
 from lit_backdoor.report.measures import carriers, single_head_share
 from lit_backdoor.report.published import compare, paper_by_role, published, published_order, published_table
 from lit_backdoor.report.roles import by_role, head_order
 from lit_backdoor.report.runs import Run, read_runs
 from lit_backdoor.report.slip import other_run, patch_both_ways, slips
-from lit_backdoor.report.statistics import fisher_exact, permutation_test, summarise, t_quantile
+from lit_backdoor.report.statistics import fisher_exact, permutation_test, summarise
 
 
-def test_student_s_t() -> None:
-    for df, quantile in ((1, 12.7062047), (2, 4.3026527), (3, 3.1824463), (9, 2.2621572), (30, 2.0422725)):
-        assert t_quantile(0.975, df) == pytest.approx(quantile, abs=1e-6)
+def test_mean_and_interval() -> None:
     ours = summarise([1.0, 2.0, 3.0, 4.0])  # sd 1.2909944, t 3.1824463
     assert (ours.mean, ours.low, ours.high) == pytest.approx((2.5, 0.4457397, 4.5542603), abs=1e-6)
     assert (ours.n, ours.smallest, ours.largest) == (4, 1.0, 4.0)
@@ -39,8 +38,9 @@ def test_tests_of_significance() -> None:
     assert fisher_exact(7, 10, 7, 10) == 1.0
     assert fisher_exact(0, 10, 10, 10) == pytest.approx(2 / 184756)
     assert permutation_test([1.0, 2.0], [1.0, 2.0]) == 1.0
+    assert isnan(permutation_test([1.0], [1.0, 2.0]))
     apart = permutation_test([0.0, 0.1, 0.2, 0.3], [5.0, 5.1, 5.2, 5.3])
-    assert apart == pytest.approx(2 / 70, abs=0.005)  # 2 of the 70 ways to split eight values
+    assert apart == pytest.approx(2 / 70)  # 2 of the 70 ways to split eight values
 
 
 def test_rows_come_back_as_results(runs: Sequence[Run], made: Path) -> None:
@@ -175,6 +175,12 @@ def test_verdicts_follow_the_data(runs: Sequence[Run]) -> None:
     (run, *_) = [run for run in runs if run.p1 == 1]
     same, weaker = as_in_the_paper(run, 0.0), as_in_the_paper(run, 0.7)
     assert single_head(same).verdict == patching(same, compare(same)).verdict == "agrees"
+    grokked = [
+        replace(one, emergence={**one.emergence, "benign_first_reached_step": 100 if index < 4 else None})
+        for index, one in enumerate(same)
+    ]
+    text = emergence(grokked).text
+    assert "in 4 of 4 runs whose benign rule has reached 99%, and in 3 of 6 whose has not" in text
     assert "7 of 10 seeds" in single_head(same).headline and "P = 1.00" in single_head(same).text
     assert patching(same, compare(same)).headline.startswith("66 of the paper's 67 accuracies")  # Roles 2,3,4
     assert single_head(weaker).verdict == patching(weaker, compare(weaker)).verdict == "differs"
