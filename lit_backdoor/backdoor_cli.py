@@ -28,7 +28,7 @@ from lit_backdoor.commands.option_checks import check_trainer_options, refuse_nu
 from lit_backdoor.commands.parser import OneLineParser, checking_options
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.environment import keep_environment
-from lit_backdoor.logger import RunLogger
+from lit_backdoor.logger import RunLogger, let_new_events_sort_last
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.records import copy_tables, read_table
 from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST, PREVIOUS, held, results_in
@@ -189,7 +189,7 @@ class BackdoorCLI(LightningCLI):
                 source = self._choose_run_dir()
                 directory = run_dir(self.trainer)
                 stack.enter_context(held(directory))
-                self._check_run_dir(directory, source)
+                self._prepare_run_dir(directory, source)
             stack.enter_context(_quiet_writers())
             try:
                 self._keep_environment(directory)
@@ -214,11 +214,12 @@ class BackdoorCLI(LightningCLI):
             logger.begin_at(step)
         return source
 
-    def _check_run_dir(self, directory: Path, source: Path | None) -> None:
+    def _prepare_run_dir(self, directory: Path, source: Path | None) -> None:
         """Bring the history of a branch; refuse what a fresh run would overwrite, and damaged tables."""
         for path in sorted(source.glob("*.csv")) if source else ():
             read_table(path)
         if source is not None and source.samefile(directory):
+            let_new_events_sort_last(directory)
             return
         if self.trainer.logger is not None and (found := results_in(directory)):
             last = directory / CHECKPOINT_DIR / LAST

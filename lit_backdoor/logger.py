@@ -44,7 +44,6 @@ class RunLogger(TensorBoardLogger):
         """Continue the run in ``run_dir`` from a checkpoint of ``step``: what it logged from there on is redone."""
         self._root_dir, self._name, self._version = str(run_dir.parent), "", run_dir.name
         self.begin_at(step)
-        _let_new_events_sort_last(run_dir)
 
     def begin_at(self, step: int) -> None:
         """Keep what ``metrics.csv`` holds before ``step``, where training begins."""
@@ -134,7 +133,7 @@ class RunLogger(TensorBoardLogger):
                 return version
 
 
-def _let_new_events_sort_last(run_dir: Path) -> None:
+def let_new_events_sort_last(run_dir: Path) -> None:
     """TensorBoard reads a run's event files in the order of the seconds in their names. If the clock has been set back
     meanwhile, make the older files' seconds earlier, so that what is redone is not read before what it replaces."""
     latest = int(time.time())
