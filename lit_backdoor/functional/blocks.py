@@ -36,7 +36,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     PyTorch makes what they set the default of all threads that start later, too; threads that run already, the main
     one among them, keep theirs. (Setting it back here would give these threads' matrix products several threads each.)
     """
-    return ThreadPoolExecutor(threads, "blocks", initializer=lambda: torch.set_num_threads(1))
+    return ThreadPoolExecutor(threads, "blocks", initializer=_work_alone)
+
+
+def _work_alone() -> None:
+    torch.get_num_threads()  # the first look takes the default, which may change until then; what is set after it stays
+    torch.set_num_threads(1)
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of these threads

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from lit_backdoor.functional import last_position
+from lit_backdoor.functional import blocks, last_position
 from lit_backdoor.functional.last_position import (
     TokenLayout,
     last_position_logits,
@@ -147,6 +148,22 @@ def test_the_number_of_threads_changes_nothing_and_stays_as_it_was(monkeypatch: 
         results.append(loss)
     torch.set_num_threads(1)
     assert results[0] == results[1] == results[2]
+
+
+def test_threads_that_work_on_blocks_work_alone_whatever_is_set_meanwhile() -> None:
+    blocks._pool.cache_clear()
+    both = threading.Barrier(2)
+
+    def threads_of_each() -> list[int]:
+        return blocks.map_blocks(lambda _: torch.get_num_threads() if both.wait(60) >= 0 else 0, [slice(0, 1)] * 2)
+
+    try:
+        torch.set_num_threads(2)
+        blocks.map_blocks(lambda _: both.wait(60), [slice(0, 1)] * 2)  # they start here, without any computation
+        torch.set_num_threads(2)
+        assert threads_of_each() == [1, 1]
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_forked_child_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
