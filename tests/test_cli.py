@@ -125,22 +125,23 @@ def test_nothing_is_touched_where_no_step_is_left(
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
-def test_a_resume_is_exact_with_several_threads(cli: Cli, debug_config: Path) -> None:
-    """Several blocks of rows on two threads, as on a user's machine."""
-    from lit_backdoor.functional import last_position
-
+@pytest.mark.parametrize("last_position", ["true", "false"])
+def test_a_resume_is_exact_with_several_threads(
+    cli: Cli, debug_config: Path, monkeypatch: pytest.MonkeyPatch, last_position: str
+) -> None:
+    """Several blocks of rows on two threads, as on a user's machine, and the whole HookedTransformer."""
     torch.set_num_threads(2)
-    blocks, last_position.BLOCK_ROWS = last_position.BLOCK_ROWS, 200
+    monkeypatch.setattr("lit_backdoor.functional.last_position.BLOCK_ROWS", 200)
     try:
         for steps, more in (
             (60, ()),
             (30, ()),
             (60, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt")),
         ):
-            assert cli("fit", "--config", debug_config, "--trainer.max_steps", steps, *more, *QUIET) == 0
+            options = ("--trainer.max_steps", steps, "--model.last_position", last_position)
+            assert cli("fit", "--config", debug_config, *options, *more, *QUIET) == 0
     finally:
         torch.set_num_threads(1)
-        last_position.BLOCK_ROWS = blocks
     runs = [Path(f"lightning_logs/version_{version}") for version in (0, 1)]
     assert_same_weights(*(run / "checkpoints" / "last.ckpt" for run in runs))
     assert runs[0].joinpath("metrics.csv").read_text() == runs[1].joinpath("metrics.csv").read_text()
