@@ -69,7 +69,7 @@ def test_one_that_dies_takes_no_other_with_it(
 def test_stopped_and_killed_it_goes_on_with_the_same_command(
     cli: Callable[..., int], debug_config: Path, tmp_path: Path
 ) -> None:
-    args = arguments(debug_config, "--set", "trainer.max_steps=800")
+    args = arguments(debug_config, "--set", "trainer.max_steps=800", "--cpus", "1")
     with sweeping(args, tmp_path / "log") as process:
         wait_for(lambda: read_progress(RUN).step > 20)
         assert cli(*args) == 2  # a second sweep in the same folder is refused
