@@ -25,7 +25,7 @@ from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
 from lit_backdoor.checkpoints import check_training_state, check_weights, read_checkpoint, require_same
 from lit_backdoor.commands.option_checks import check_trainer_options, refuse_nulls, refuse_nulls_of_classes
-from lit_backdoor.commands.parser import OneLineParser, checking_options
+from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.environment import keep_environment
 from lit_backdoor.logger import RunLogger, let_new_events_sort_last
@@ -39,6 +39,8 @@ IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "tra
 
 
 LARGEST_SEED = 2**32 - 1
+SRUN_HINT = "The `srun` command is available"
+"""What Lightning says wherever Slurm is installed; it is the jobs of a sweep that use it."""
 
 
 class StorageFailed(Exception):
@@ -112,7 +114,7 @@ class BackdoorCLI(LightningCLI):
         self.save_config_callback: type[SaveConfigCallback] | None
         try:
             given = options["ckpt_path"]
-            self._checkpoint = None if given is None else read_checkpoint(Path(given))
+            self._checkpoint = None if given is None else read_checkpoint(given_path("ckpt_path", given))
             refuse_nulls("data", options["data"], BackdoorDataModule.__init__)
             refuse_nulls("model", options["model"], BackdoorModule.__init__)
             refuse_nulls("trainer", options["trainer"], Trainer.__init__)
@@ -125,7 +127,8 @@ class BackdoorCLI(LightningCLI):
                 self.save_config_callback = None  # no folder of its own to save it in
             elif self._checkpoint is not None:
                 self.save_config_kwargs["config_filename"] = f"config_from_step_{self._checkpoint['global_step']}.yaml"
-            super().instantiate_classes()
+            with _quiet_lightning():
+                super().instantiate_classes()
             if self._checkpoint is not None:
                 self._check_checkpoint(Path(given), self._checkpoint)
             if self.subcommand == "fit":
@@ -259,18 +262,24 @@ class CheckedFit(BackdoorCLI):
 
 def checked_fit_options(args: Sequence[str]) -> Namespace:
     """The options of a ``fit``, complete with their defaults. Exits with 2, as ``fit`` does, if one is wrong."""
+    checked = CheckedFit(args)
+    return Namespace(checked.config[str(checked.subcommand)])
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning says which devices there are, and that there is Slurm; what may follow is the one line of an error."""
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [one.level for one in loggers]
     try:
         for one in loggers:
             one.setLevel(logging.WARNING)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The `srun` command is available")  # it is the jobs that use it
-            checked = CheckedFit(args)
+            warnings.filterwarnings("ignore", message=SRUN_HINT)
+            yield
     finally:
         for one, level in zip(loggers, levels, strict=True):
             one.setLevel(level)
-    return Namespace(checked.config[str(checked.subcommand)])
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def load_model(path: Path) -> "tuple[HookedTransformer, Task, int]":
         hyper_parameters = checkpoint["hyper_parameters"]
         task = Task(tuple(hyper_parameters["moduli"]), checkpoint["datamodule_hyper_parameters"]["trigger_position"])
         sizes = {name: hyper_parameters[name] for name in MODEL_OPTIONS}
-        _require_memory_for(task.d_vocab, sizes, checkpoint["state_dict"])
+        require_memory_for(task.d_vocab, sizes, checkpoint["state_dict"])
         model = build_model(task.d_vocab, **sizes)
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"ckpt_path: {path} does not describe its task and model ({error})") from None
@@ -101,8 +101,12 @@ def load_model(path: Path) -> "tuple[HookedTransformer, Task, int]":
     return model.eval(), task, checkpoint["global_step"]
 
 
-def _require_memory_for(d_vocab: int, sizes: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` if the sizes ask for more than the file holds, before memory is taken for them."""
+def require_memory_for(d_vocab: int, sizes: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Make sure that a model of some sizes does not take more memory than a file that describes it can justify.
+
+    Raises:
+        ValueError: if the sizes ask for far more than the file holds.
+    """
     n_layers, n_heads, d_model, d_mlp = (int(sizes[name]) for name in ("n_layers", "n_heads", "d_model", "d_mlp"))
     d_head = int(sizes["d_head"] or d_model // n_heads)
     needed = 2 * d_vocab * d_model + n_layers * d_model * (4 * n_heads * d_head + 2 * d_mlp)

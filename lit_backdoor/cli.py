@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_backdoor import commands
-from lit_backdoor.backdoor_cli import BackdoorCLI, StorageFailed, shown
+from lit_backdoor.backdoor_cli import SRUN_HINT, BackdoorCLI, StorageFailed, shown
 from lit_backdoor.callbacks import ContractError, TrainingInterrupted
 from lit_backdoor.commands.parser import OptionError
 from lit_backdoor.module import TrainingDiverged
@@ -22,6 +22,7 @@ def main(args: Sequence[str] | None = None) -> int:
         logging.getLogger(name).addFilter(_is_worth_a_line)
     # Lightning 2.6 calls a name that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    warnings.filterwarnings("ignore", message=SRUN_HINT)
     try:
         if args and args[0] in commands.NAMES:
             return _run_command(args[0], args[1:])

@@ -123,4 +123,5 @@ def overlap_table(rules: "Mapping[str, RuleHeads]") -> str:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its first column left, the others right."""
     rule = [":---", *("---:" for _ in header[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+    whole = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *whole))

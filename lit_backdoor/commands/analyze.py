@@ -1,13 +1,11 @@
 """``analyze``: one checkpoint, taken apart."""
 
-from pathlib import Path
-
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_backdoor.analysis import analyze
 from lit_backdoor.analysis_output import check_output_dir, summary, write
 from lit_backdoor.checkpoints import load_model
-from lit_backdoor.commands.parser import OneLineParser, checking_options
+from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.pretrained import open_pretrained, pretrained_names
 
 HELP = "Take one model apart: attribution, patching of all sets of heads, Shapley values, attention."
@@ -25,8 +23,8 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Analyze one model, write the tables and figures, print what matters."""
-    output_dir = Path(options.output_dir)
     with checking_options():
+        output_dir = given_path("output_dir", options.output_dir)
         if (options.ckpt_path is None) == (options.pretrained is None):
             raise ValueError("ckpt_path, pretrained: give one of the two")
         check_output_dir(output_dir)
@@ -34,7 +32,7 @@ def run(options: Namespace) -> int:
             shipped = open_pretrained(options.pretrained)
             model, task, step = shipped.model, shipped.task, shipped.step
         else:
-            model, task, step = load_model(Path(options.ckpt_path))
+            model, task, step = load_model(given_path("ckpt_path", options.ckpt_path))
     analysis = analyze(model, task, step)
     write(analysis, output_dir)
     print(summary(analysis, output_dir))

@@ -8,9 +8,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lit_backdoor.sweep import Engine, LocalEngine, PlannedRun, SlurmEngine
-
-JOBS_DIR = "jobs"
+from lit_backdoor.sweep import JOBS_DIR, Engine, LocalEngine, PlannedRun, SlurmEngine
 
 
 def add_engine_options(options: ArgumentParser) -> None:
@@ -30,12 +28,15 @@ def add_engine_options(options: ArgumentParser) -> None:
     )
 
 
-def make_engine(options: Namespace, folder: Path, runs: list[PlannedRun]) -> tuple[Engine, int]:
+def make_engine(options: Namespace, output_dir: Path, runs: list[PlannedRun]) -> tuple[Engine, int]:
     """The engine, and how many runs it takes at a time.
 
     Raises:
-        ValueError: if it is not there.
+        ValueError: if it is not there, or can't work in that folder.
     """
+    folder = output_dir / JOBS_DIR
+    if "%" in str(folder.absolute()):
+        raise ValueError(f"output_dir: {output_dir} has a % in its path, which Slurm would replace; choose another")
     if options.engine == "slurm":
         slurm = SlurmEngine(folder, options.time, options.partition, options.cpus or 2, options.gpus or 0)
         return slurm, options.jobs or len(runs)

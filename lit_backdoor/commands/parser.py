@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -30,6 +31,24 @@ class OneLineParser(LightningArgumentParser):
 
 class OptionError(Exception):
     """An option's value is wrong; the message is the one line that says which, and what is allowed."""
+
+
+def given_path(option: str, text: str) -> Path:
+    """A path as the user gave it.
+
+    Raises:
+        ValueError: if it is empty, or the system takes it for none.
+    """
+    try:
+        path = Path(text)
+        path.resolve()
+        if not text or (path.is_symlink() and not path.exists()):
+            raise ValueError("it leads nowhere" if text else "it is empty")
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{option}: '{text[:80]}' is no path to use: {reason}") from None
+    return path
 
 
 @contextmanager

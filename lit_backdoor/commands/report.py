@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.commands.parser import OneLineParser, checking_options
+from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
 
 HELP = "Report on finished or running runs: the paper's tables and figures, seeds by role, verdicts, one HTML page."
 
@@ -25,7 +25,10 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Write the report and print its verdicts."""
-    report_on([Path(path) for path in options.run_dirs], Path(options.output_dir))
+    with checking_options():
+        run_dirs = [given_path("run_dirs", path) for path in options.run_dirs]
+        output_dir = given_path("output_dir", options.output_dir)
+    report_on(run_dirs, output_dir)
     return 0
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from lit_backdoor.commands.engine_options import JOBS_DIR, add_engine_options, make_engine
-from lit_backdoor.commands.parser import OneLineParser, checking_options
+from lit_backdoor.commands.engine_options import add_engine_options, make_engine
+from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.commands.report import report_on
 from lit_backdoor.commands.sweep import carry_out
 from lit_backdoor.configs import shipped_config
@@ -38,11 +38,14 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Bring every run to its end, then report on all; 0 if all are done, 1 if one failed, 130 after Ctrl-C."""
-    output_dir = Path(options.output_dir)
+    from lit_backdoor.report import folder
+
     with checking_options():
-        seeds = parse_seeds(options.seeds or SEEDS[options.scale])
+        output_dir = given_path("output_dir", options.output_dir)
+        seeds = parse_seeds(SEEDS[options.scale] if options.seeds is None else options.seeds)
         runs = paper_runs(output_dir / RUNS_DIR, options.scale, seeds, options.max_steps)
-        engine, jobs = make_engine(options, output_dir / JOBS_DIR, runs)
+        engine, jobs = make_engine(options, output_dir, runs)
+        folder.check(output_dir / REPORT_DIR, [])  # not only after a day
     code = carry_out(runs, engine, jobs, output_dir)
     if code == 130:
         return code

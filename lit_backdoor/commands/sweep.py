@@ -8,10 +8,19 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.commands.engine_options import JOBS_DIR, add_engine_options, make_engine
-from lit_backdoor.commands.parser import OneLineParser, checking_options
+from lit_backdoor.commands.engine_options import add_engine_options, make_engine
+from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.run_directory import held
-from lit_backdoor.sweep import Engine, PlannedRun, parse_seeds, parse_settings, plan_runs, run_all
+from lit_backdoor.sweep import (
+    Engine,
+    PlannedRun,
+    known_jobs,
+    parse_seeds,
+    parse_settings,
+    plan_runs,
+    require_same_options,
+    run_all,
+)
 from lit_backdoor.sweep.scheduler import State, Tracked
 from lit_backdoor.sweep.watch import watching
 
@@ -33,11 +42,11 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Bring every run to its end; 0 if all are done, 1 if one failed, 130 after Ctrl-C."""
-    output_dir = Path(options.output_dir)
     with checking_options():
+        output_dir = given_path("output_dir", options.output_dir)
         settings = parse_settings(options.set)
         runs = plan_runs(Path(options.config), parse_seeds(options.seeds), settings, output_dir)
-        engine, jobs = make_engine(options, output_dir / JOBS_DIR, runs)
+        engine, jobs = make_engine(options, output_dir, runs)
     return carry_out(runs, engine, jobs, output_dir)
 
 
@@ -45,6 +54,8 @@ def carry_out(runs: Sequence[PlannedRun], engine: Engine, jobs: int, output_dir:
     """Run what is not done, with a live table, and say how it ended; the exit code."""
     with ExitStack() as stack:
         with checking_options():
+            require_same_options(runs)
+            known_jobs(engine.folder)
             stack.enter_context(held(output_dir))
         try:
             tracked = run_all(runs, engine, jobs, stack.enter_context(watching(jobs)))

@@ -67,7 +67,7 @@ def read_weights(path: Path) -> Pretrained:
     """
     from safetensors import SafetensorError, safe_open
 
-    from lit_backdoor.checkpoints import check_weights
+    from lit_backdoor.checkpoints import check_weights, require_memory_for
     from lit_backdoor.model import build_model
 
     try:
@@ -75,9 +75,12 @@ def read_weights(path: Path) -> Pretrained:
             description = json.loads(file.metadata()["description"])
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         task = Task(tuple(description["moduli"]), description["trigger_position"])
-        model = build_model(task.d_vocab, **description["model"])
         step, seed = description["step"], description["seed"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if not all(isinstance(one, int) and 0 <= one < 2**63 for one in (step, seed)):
+            raise ValueError(f"step {step!r}, seed {seed!r}")
+        require_memory_for(task.d_vocab, description["model"], weights)
+        model = build_model(task.d_vocab, **description["model"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"weights: {path} holds no model of lit_backdoor ({error})") from None
     zeros = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
     complete = dict(model.named_buffers()) | zeros | weights

@@ -39,12 +39,19 @@ def check(output_dir: Path, run_dirs: Sequence[Path]) -> None:
                 f"output_dir: {path} was changed after a report wrote it; nothing of yours is overwritten, "
                 "move it away or choose another folder"
             )
-    expected = {Path(name).parts[0] for name in own} | {MANIFEST if own else "", STAGING}
-    for path in output_dir.iterdir():
-        if path.name in expected or any(run.resolve().is_relative_to(path.resolve()) for run in run_dirs):
+    expected = {output_dir / one for one in (*own, *([MANIFEST] if own else []))}
+    folders = {parent for path in expected for parent in path.parents} - {output_dir, *output_dir.parents}
+    staging = output_dir / STAGING
+    staged = {str(path.relative_to(staging)) for path in staging.rglob("*") if not path.is_dir() or path.is_symlink()}
+    if staged <= {MANIFEST, *own, *_own_files(staging)}:  # what a killed report left behind
+        expected.add(staging)
+    for path in [*output_dir.iterdir(), *(path for folder in folders if folder.is_dir() for path in folder.iterdir())]:
+        known = path in expected or (path in folders and path.is_dir() and not path.is_symlink())
+        if known or any(run.resolve().is_relative_to(path.resolve()) for run in run_dirs):
             continue
         raise ValueError(
-            f"output_dir: {output_dir} holds {path.name}, which no report wrote; nothing is overwritten, choose another"
+            f"output_dir: {output_dir} holds {path.relative_to(output_dir)}, which no report wrote; "
+            "nothing is overwritten, choose another"
         )
 
 
@@ -85,9 +92,10 @@ def _own_files(output_dir: Path) -> dict[str, str]:
         names = {str(name): str(digest) for name, digest in manifest.items()}
     except (ValueError, AttributeError):
         raise ValueError(f"output_dir: {path} is not the list of files that a report leaves; choose another") from None
-    return {
-        name: digest for name, digest in names.items() if not Path(name).is_absolute() and ".." not in Path(name).parts
-    }
+    for name in names:
+        if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts or (output_dir / name).is_dir():
+            raise ValueError(f"output_dir: {path} lists '{name[:80]}', which is no file of a report; choose another")
+    return names
 
 
 def _digest(path: Path) -> str:

@@ -64,16 +64,24 @@ def html(
 
 
 def markdown(title: str, lead: str, findings: Sequence[Finding], sections: Sequence[Section]) -> str:
-    """The same in Markdown, with the pictures in ``figures/``."""
-    lines = [f"# {title}", "", lead, "", "## Verdicts", ""]
+    """The same in Markdown, with the pictures in ``figures/``; text from files can't become markup or links."""
+    lines = [f"# {_plain(title)}", "", _plain(lead), "", "## Verdicts", ""]
     for one in findings:
-        lines += [f"- **{one.title}** ({VERDICTS[one.verdict]}). {one.headline} {one.text}".rstrip()]
+        lines += [_plain(f"- **{one.title}** ({VERDICTS[one.verdict]}). {one.headline} {one.text}")]
     for section in sections:
         lines += ["", f"## {section.title}", ""]
         for paragraph in section.paragraphs:
-            lines += [paragraph, ""]
+            lines += [_plain(paragraph), ""]
         for table in section.tables:
-            lines += [table.caption, "", table.markdown(), ""]
+            lines += [_plain(table.caption), "", _harmless(table.markdown()), ""]
         for picture in section.pictures:
-            lines += [f"![{picture.name}](figures/{picture.name}.png)", "", f"*{picture.caption}*", ""]
+            lines += [f"![{picture.name}](figures/{picture.name}.png)", "", _plain(f"*{picture.caption}*"), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _plain(text: str) -> str:
+    return " ".join(_harmless(text).split())
+
+
+def _harmless(text: str) -> str:
+    return text.replace("<", "&lt;").replace("](", "]\\(")

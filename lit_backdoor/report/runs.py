@@ -1,6 +1,5 @@
 """What a run directory holds, read once and checked."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lit_backdoor.checkpoints import load_model
-from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult
+from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult
 from lit_backdoor.pretrained import read_weights
 from lit_backdoor.records import Row, history, read_attribution, read_patching, read_table, rows_by_step
+from lit_backdoor.report.checks import check_options, check_probes, check_table, check_verdict, load
 from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST
 from lit_backdoor.task import Task
 
@@ -124,63 +122,89 @@ def _read(path: Path) -> Run:
             raise ValueError(f"run_dirs: {path} lacks {name}; a report needs what the shipped configurations record")
     try:
         return _read_files(path)
-    except (KeyError, TypeError, AttributeError, IndexError, yaml.YAMLError, json.JSONDecodeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"run_dirs: {path} is no run of fit, or a spoilt one ({reason})") from None
 
 
 def _read_files(path: Path) -> Run:
-    options = yaml.safe_load((path / "hparams.yaml").read_text(encoding="utf-8"))
-    config = yaml.safe_load(_newest_config(path).read_text(encoding="utf-8"))
+    options, config = load(path / "hparams.yaml"), load(_newest_config(path))
     seed = options.get("seed_everything", config["seed_everything"])
-    if not isinstance(seed, int) or isinstance(seed, bool):
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"run_dirs: {path} was run without a seed (seed_everything: {seed}), so it can't be named")
     if len(options["moduli"]) > 2:
         raise ValueError(
             f"run_dirs: {path} has several triggers (data.moduli: {options['moduli']}); a report covers clean models "
             "and those with one trigger, analyze takes the others apart"
         )
-    metrics = read_table(path / "metrics.csv")
-    attribution, patching = (read_table(path / f"head_{name}.csv") for name in ("attribution", "patching"))
-    if not attribution or not patching:
-        raise ValueError(f"run_dirs: {path} has no probe of its heads yet")
+    task = check_options(path / "hparams.yaml", options)
+    tables = {name: read_table(path / f"{name}.csv") for name in ("metrics", "head_attribution", "head_patching")}
+    tables["loss_spikes"] = read_table(path / "loss_spikes.csv")
+    for name, rows in tables.items():
+        check_table(path / f"{name}.csv", rows)
+    metrics, attribution, patching, spikes = tables.values()
+    verdict = load(path / "emergence.json")
+    check_verdict(path / "emergence.json", verdict)
+    heads = [Head(layer, head) for layer in range(options["n_layers"]) for head in range(options["n_heads"])]
     probes = list(dict.fromkeys(row["probe"] for row in patching))
     by_step = {probe: rows_by_step(patching, probe) for probe in probes}
+    last = _attributed(attribution, probes, len(heads))
+    if patching:
+        check_probes(path, task, heads, patching, last)
+    if not last or not probes or not all(by_step.values()) or not metrics:
+        raise ValueError(f"run_dirs: {path} has no probe of its heads yet")
     step = _reported_step(by_step[probes[-1]])
-    last = max(int(row["step"]) for row in attribution if row["probe"] == probes[-1])
-    model, checkpoint_step = _weights(path)
+    model, checkpoint_step = _weights(path, task, options)
     limit = config["trainer"]["max_steps"]
+    if limit is not None and not isinstance(limit, int):
+        raise ValueError(f"trainer.max_steps is {limit!r} in its configuration")
     return Run(
         path=path,
         options=options,
         seed=seed,
         step=int(metrics[-1]["step"]),
-        max_steps=limit if limit >= 0 else None,
+        max_steps=limit if limit is not None and limit >= 0 else None,
         metrics=metrics,
-        attribution={
-            probe: read_attribution([row for row in attribution if row["probe"] == probe and int(row["step"]) == last])
-            for probe in probes
-        },
+        attribution={probe: read_attribution([row for row in last if row["probe"] == probe]) for probe in probes},
         patching={probe: read_patching(by_step[probe][step]) for probe in probes},
         patching_step=step,
         history={probe: history(patching, probe) for probe in probes},
-        emergence=json.loads((path / "emergence.json").read_text(encoding="utf-8")),
-        spikes=read_table(path / "loss_spikes.csv"),
+        emergence=verdict,
+        spikes=spikes,
         model=model,
         checkpoint_step=checkpoint_step,
     )
 
 
-def _weights(path: Path) -> "tuple[HookedTransformer, int] | tuple[None, None]":
+def _attributed(rows: Sequence[Row], probes: Sequence[str], n_heads: int) -> list[Row]:
+    """The rows of the last step at which every head was attributed for every probe; a kill may have cut one short."""
+    by_step: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["probe"] in probes:
+            by_step.setdefault(int(row["step"]), []).append(row)
+    whole = [step for step, one in by_step.items() if len(one) >= len(probes) * n_heads]
+    return by_step[max(whole)] if whole else []
+
+
+def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
-    checkpoint, weights = path / CHECKPOINT_DIR / LAST, path / WEIGHTS
-    if checkpoint.exists():
-        model, _, step = load_model(checkpoint)
-        return model, step
-    if weights.exists():
-        kept = read_weights(weights)
-        return kept.model, kept.step
-    return None, None
+    file = path / CHECKPOINT_DIR / LAST
+    if file.exists():
+        model, of_file, step = load_model(file)
+    elif (file := path / WEIGHTS).exists():
+        kept = read_weights(file)
+        model, of_file, step = kept.model, kept.task, kept.step
+    else:
+        return None, None
+    if of_file != task:
+        theirs, ours = (f"{list(one.moduli)} with the trigger at {one.trigger_position}" for one in (of_file, task))
+        raise ValueError(f"run_dirs: {file} is of moduli {theirs}, the run of {ours}")
+    for name in ("n_layers", "n_heads", "d_model", "d_mlp", "act_fn"):
+        if getattr(model.cfg, name) != options[name]:
+            raise ValueError(f"run_dirs: {file} has {name} {getattr(model.cfg, name)}, the run {options[name]}")
+    return model, step
 
 
 def _newest_config(path: Path) -> Path:

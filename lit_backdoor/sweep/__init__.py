@@ -5,16 +5,26 @@ with the same command.
 """
 
 from lit_backdoor.sweep.engines import Engine, LocalEngine, SlurmEngine
-from lit_backdoor.sweep.plan import PlannedRun, parse_seeds, parse_settings, plan_runs
-from lit_backdoor.sweep.scheduler import run_all
+from lit_backdoor.sweep.plan import (
+    JOBS_DIR,
+    PlannedRun,
+    parse_seeds,
+    parse_settings,
+    plan_runs,
+    require_same_options,
+)
+from lit_backdoor.sweep.scheduler import known_jobs, run_all
 
 __all__ = [
+    "JOBS_DIR",
     "Engine",
     "LocalEngine",
     "PlannedRun",
     "SlurmEngine",
+    "known_jobs",
     "parse_seeds",
     "parse_settings",
     "plan_runs",
+    "require_same_options",
     "run_all",
 ]

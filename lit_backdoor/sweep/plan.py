@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -10,7 +10,15 @@ from typing import Any
 
 import yaml
 
-from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST
+from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST, require_plain_name
+
+JOBS_DIR = "jobs"
+"""The folder of a sweep in which its jobs leave their output."""
+
+MOST_SEEDS = 10_000
+
+OWN_OPTIONS = ("seed_everything", "ckpt_path", "config", "help", "print_config", "trainer")
+"""Options of fit that a sweep gives itself, that are none of a run, or that would hide such (the whole of trainer)."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +30,19 @@ class PlannedRun:
         run_dir: where it lives, absolute.
         options: the arguments of ``fit``, without ``--ckpt_path``.
         max_steps: optimizer steps until it is done.
-        n_rules: rules of its task; a step's cost goes with it.
+        hparams: the options of its task and model, and its seed, as in hparams.yaml.
     """
 
     name: str
     run_dir: Path
     options: tuple[str, ...]
     max_steps: int
-    n_rules: int
+    hparams: Mapping[str, Any]
+
+    @property
+    def n_rules(self) -> int:
+        """Rules of its task; a step's cost goes with it."""
+        return len(self.hparams["moduli"])
 
     @property
     def last_checkpoint(self) -> Path:
@@ -50,15 +63,17 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,20})(?:\.\.(\d{1,20}))?\s*", part)
         if not match:
-            raise ValueError(f"seeds: '{text}' is no list of seeds; write 0..9, or 0,3,7")
+            raise ValueError(f"seeds: '{text[:40]}' is no list of seeds; write 0..9, or 0,3,7")
         first = int(match[1])
         last = int(match[2] or first)
         if last < first:
             raise ValueError(f"seeds: '{part.strip()}' is empty; the first seed comes first, as in {last}..{first}")
         if last >= 2**32:
             raise ValueError(f"seeds: {last} is too large; a seed is below 2**32")
+        if len(seeds) + last - first >= MOST_SEEDS:
+            raise ValueError(f"seeds: '{text[:40]}' are more than {MOST_SEEDS} seeds; allowed: {MOST_SEEDS} at most")
         seeds += range(first, last + 1)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: '{text}' names a seed twice; each once")
@@ -77,14 +92,20 @@ def parse_settings(texts: Sequence[str]) -> dict[str, list[Any]]:
         option = option.lstrip("-")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", option):
             raise ValueError(f"set: '{text}' is not OPTION=[VALUE,...], such as data.moduli=[[113,1],[113,7]]")
-        if option == "seed_everything" or option == "ckpt_path" or option.startswith("trainer.logger"):
-            raise ValueError(f"set: {option} belongs to the sweep; seeds are given with --seeds, folders are its own")
+        if option in OWN_OPTIONS or option.startswith("trainer.logger"):
+            raise ValueError(
+                f"set: {option} belongs to the sweep; allowed: single options of data, model and trainer (seeds are "
+                "given with --seeds, folders are the sweep's own)"
+            )
         if option in settings:
             raise ValueError(f"set: {option} is given twice; put all its values into one list")
         try:
             parsed = yaml.safe_load(values)
-        except yaml.YAMLError:
-            raise ValueError(f"set: the values of {option}, '{values}', are no YAML") from None
+            json.dumps(parsed)
+        except (yaml.YAMLError, TypeError, RecursionError):
+            raise ValueError(
+                f"set: the values of {option}, '{values[:80]}', are no YAML of numbers, texts and lists"
+            ) from None
         settings[option] = parsed if isinstance(parsed, list) else [parsed]
         if not settings[option]:
             raise ValueError(f"set: {option}=[] has no values; give at least one")
@@ -97,13 +118,17 @@ def plan_runs(config: Path, seeds: Sequence[int], settings: dict[str, list[Any]]
     The options of every combination are checked as ``fit`` checks them, without writing anything.
 
     Raises:
-        ValueError: if the configuration is not a file, or two combinations would share a folder.
+        ValueError: if the configuration is not a file, its name can't be a folder's, two combinations would share a
+            folder, or a run would not end by its optimizer steps alone.
         SystemExit: with 2, after one line on stderr, if ``fit`` would refuse an option.
     """
     from lit_backdoor.backdoor_cli import checked_fit_options
 
     if not config.is_file():
         raise ValueError(f"config: {config} is not a file; give a configuration, such as configs/mod1.yaml")
+    require_plain_name("config", config.stem)
+    if config.stem == JOBS_DIR:
+        raise ValueError(f"config: {config} would share the folder {JOBS_DIR} with the sweep's jobs; rename it")
     runs: dict[str, PlannedRun] = {}
     for values in product(*settings.values()):
         chosen = dict(zip(settings, values, strict=True))
@@ -113,6 +138,7 @@ def plan_runs(config: Path, seeds: Sequence[int], settings: dict[str, list[Any]]
         for option, value in chosen.items():
             common += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
         checked = checked_fit_options(["fit", *common])
+        _require_end_by_steps(checked.trainer)
         for seed in seeds:
             name = f"{group}/seed_{seed}"
             if name in runs:
@@ -122,9 +148,42 @@ def plan_runs(config: Path, seeds: Sequence[int], settings: dict[str, list[Any]]
                 run_dir=(runs_dir / name).absolute(),
                 options=(*common, *_own_options(runs_dir.absolute(), group, seed)),
                 max_steps=checked.trainer.max_steps,
-                n_rules=len(checked.data.moduli),
+                hparams={**checked.data.as_dict(), **checked.model.as_dict(), "seed_everything": seed},
             )
     return list(runs.values())
+
+
+def require_same_options(runs: Sequence[PlannedRun]) -> None:
+    """Make sure that what the runs' folders hold already was made with the same task, model and seed.
+
+    Raises:
+        ValueError: naming the first option that differs, or the file that can't be read.
+    """
+    for run in runs:
+        path = run.run_dir / "hparams.yaml"
+        if not path.is_file():
+            continue
+        try:
+            stored = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, TypeError, ValueError, RecursionError, OSError):
+            raise ValueError(f"output_dir: {path} holds no options of a run; use another folder") from None
+        for option, value in json.loads(json.dumps(run.hparams)).items():
+            if option != "last_position" and option in stored and stored[option] != value:
+                raise ValueError(
+                    f"output_dir: {run.run_dir} holds a run with {option} {stored[option]}, where {value} is asked "
+                    "for; use another folder, or the run's own options"
+                )
+
+
+def _require_end_by_steps(trainer: Any) -> None:
+    if trainer.max_steps < 1:
+        raise ValueError(f"trainer.max_steps: {trainer.max_steps} never ends; a sweep needs 1 or more")
+    for option, none in (("max_epochs", (-1, None)), ("max_time", (None,)), ("fast_dev_run", (False, 0))):
+        if trainer[option] not in none:
+            raise ValueError(
+                f"trainer.{option}: {trainer[option]} would end runs before trainer.max_steps, which tells a sweep "
+                f"that they are done; allowed: {' or '.join(json.dumps(one) for one in none)}"
+            )
 
 
 def _own_options(runs_dir: Path, group: str, seed: int) -> list[str]:

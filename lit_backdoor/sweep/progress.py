@@ -28,15 +28,25 @@ class Progress:
 
 
 def read_progress(run_dir: Path) -> Progress:
-    """The end of metrics.csv; nothing if there is none yet."""
+    """The end of metrics.csv; nothing if there is none yet.
+
+    Raises:
+        ValueError: if it is no table of a run.
+    """
     try:
-        with (run_dir / METRICS_FILE).open("rb") as file:
-            header = file.readline().decode()
-            size = file.seek(0, io.SEEK_END)
-            file.seek(max(size - TAIL_BYTES, len(header)))
-            tail = file.read().decode()
+        return _read_tail(run_dir / METRICS_FILE)
     except OSError:
         return Progress()
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{run_dir / METRICS_FILE} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _read_tail(path: Path) -> Progress:
+    with path.open("rb") as file:
+        header = file.readline().decode()
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(size - TAIL_BYTES, len(header)))
+        tail = file.read().decode()
     lines = tail[: tail.rfind("\n") + 1].splitlines()
     rows = list(csv.DictReader([header, *lines[1 if size - TAIL_BYTES > len(header) else 0 :]]))
     validated = [row for row in rows if row.get("val/loss")]
@@ -52,7 +62,7 @@ def is_done(run: PlannedRun) -> bool:
     """Whether the tables tell of the last step and the last checkpoint, where it has been kept, has reached it.
 
     Raises:
-        ValueError: if there is a checkpoint, but it can't be read.
+        ValueError: if there is a checkpoint or a table, but it can't be read.
     """
     path = run.last_checkpoint
     if path.exists() and read_checkpoint(path)["global_step"] < run.max_steps:

@@ -3,8 +3,10 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from lit_backdoor.records import replace_file
 from lit_backdoor.sweep.engines import Engine
@@ -12,6 +14,7 @@ from lit_backdoor.sweep.plan import PlannedRun
 from lit_backdoor.sweep.progress import Pace, Progress, is_done, read_progress
 
 POLL_SECONDS = 2.0
+LEDGER = "jobs.json"
 
 
 class State(Enum):
@@ -76,8 +79,8 @@ def run_all(
     Jobs of an earlier sweep that are still alive are found again, not started twice. A ``KeyboardInterrupt`` (Ctrl-C)
     makes local runs save and end before it goes on its way.
     """
-    ledger = engine.folder / "jobs.json"
-    known: dict[str, str] = json.loads(ledger.read_text(encoding="utf-8")) if ledger.exists() else {}
+    ledger = engine.folder / LEDGER
+    known = known_jobs(engine.folder)
     tracked = [Tracked(run) for run in runs]
     found = engine.alive([known[run.name] for run in runs if run.name in known])
     for one in tracked:
@@ -109,20 +112,41 @@ def run_all(
     return tracked
 
 
+def known_jobs(folder: Path) -> dict[str, str]:
+    """The jobs that earlier sweeps submitted, by the names of their runs.
+
+    Raises:
+        ValueError: if the list is damaged.
+    """
+    ledger = folder / LEDGER
+    if not ledger.exists():
+        return {}
+    try:
+        known = json.loads(ledger.read_text(encoding="utf-8"))
+        if not isinstance(known, dict) or not all(isinstance(one, str) for one in known.values()):
+            raise ValueError("no texts by name")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"output_dir: {ledger} is no list of jobs ({error}); remove it once none of the jobs runs any more"
+        ) from None
+    return known
+
+
 def _settle(one: Tracked) -> None:
-    """Done, failed for good (a checkpoint that can't be read), or to be started."""
+    """Done, failed for good (a checkpoint or table that can't be read), or to be started."""
     try:
         one.state = State.DONE if is_done(one.run) else State.WAITING
+        one.progress = read_progress(one.run.run_dir)
     except ValueError as error:
         one.state, one.message = State.FAILED, str(error)
-    one.progress = read_progress(one.run.run_dir)
 
 
 def _look(tracked: Sequence[Tracked]) -> None:
     now = time.monotonic()
     for one in tracked:
         if one.state is State.RUNNING:
-            one.progress = read_progress(one.run.run_dir)
+            with suppress(ValueError):  # it is told of when the run has ended
+                one.progress = read_progress(one.run.run_dir)
             one.pace.saw(now, one.progress.step)
 
 

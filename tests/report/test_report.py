@@ -89,10 +89,15 @@ def test_the_page_loads_nothing_and_shows_every_figure(written: Path) -> None:
 
 def test_text_from_files_is_escaped(runs_dir: Path, tmp_path: Path) -> None:
     for path in runs_dir.rglob("hparams.yaml"):
-        path.write_text(path.read_text().replace("act_fn: relu", "act_fn: '<script>alert(1)</script>'"))
+        path.write_text(
+            path.read_text().replace("split: examples", "split: '<script>alert(1)</script>|\\n\\n# [y](javascript:z)'")
+        )
     write_report([runs_dir / "clean"], tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "&lt;script>alert(1)&lt;/script>" in text and "<script" not in text and "](java" not in text
+    assert "\n# [y" not in text
 
 
 def test_the_command_and_a_report_in_place_of_an_earlier_one(
@@ -116,18 +121,51 @@ def test_the_command_and_a_report_in_place_of_an_earlier_one(
     assert not (out / ".report.tmp").exists()
 
 
-@pytest.mark.parametrize(("name", "text"), [("notes.txt", "mine"), ("report.md", "edited"), ("report.json", "[")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("notes.txt", "mine"),
+        ("report.md", "edited"),
+        ("report.json", "["),
+        ("report.json", '{"": ""}'),
+        ("report.json", '{"figures": ""}'),
+        ("figures/emergence_mod1_seed1.png", "mine"),
+        (".report.tmp/mine.txt", "mine"),
+    ],
+)
 def test_the_users_files_are_left_alone(
     cli: Cli, made: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
 ) -> None:
     run = made / "clean" / "seed_0"
     assert cli("report", run, "--output_dir", "out") == 0
+    (Path("out") / name).parent.mkdir(exist_ok=True)
     (Path("out") / name).write_text(text)
     before = content(Path("out"))
     capsys.readouterr()
     assert cli("report", run, "--output_dir", "out") == 2
-    assert name in capsys.readouterr().err
+    assert name.partition("/mine")[0] in capsys.readouterr().err
     assert content(Path("out")) == before
+
+
+def test_what_a_killed_report_left_behind_is_replaced(cli: Cli, made: Path) -> None:
+    run, out = made / "clean" / "seed_0", Path("out")
+    assert cli("report", run, "--output_dir", out) == 0
+    whole = content(out)
+    (out / ".report.tmp" / "figures").mkdir(parents=True)
+    shutil.copy(out / "figures" / "figure_3.png", out / ".report.tmp" / "figures")  # killed while it moved the files
+    (out / "figures" / "figure_3.png").unlink()
+    assert cli("report", run, "--output_dir", out) == 0
+    assert content(out) == whole
+
+
+def test_a_link_is_not_followed(cli: Cli, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = made / "clean" / "seed_0", Path("out")
+    assert cli("report", run, "--output_dir", out) == 0
+    shutil.move(out / "figures", "elsewhere")
+    (out / "figures").symlink_to(Path("elsewhere").resolve())
+    before = content(Path())
+    assert cli("report", run, "--output_dir", out) == 2
+    assert "holds figures" in capsys.readouterr().err and content(Path()) == before
 
 
 def test_the_runs_may_lie_in_the_folder(cli: Cli, runs_dir: Path) -> None:

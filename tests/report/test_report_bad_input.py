@@ -1,11 +1,17 @@
 """What ``report`` refuses: one line, exit code 2, nothing written."""
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lit_backdoor.pretrained import FOLDER
 
 Cli = Callable[..., int]
 Spoil = Callable[[Path], object]
@@ -19,20 +25,75 @@ def cut(path: Path, rows: int) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:rows]))
 
 
+def replace(path: Path, pattern: str, by: str) -> None:
+    text, count = re.subn(pattern, by, path.read_text())
+    assert count
+    path.write_text(text)
+
+
+def double(path: Path) -> None:
+    header, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([header, *rows, *rows]))
+
+
+def set_verdict(run: Path, **changes: object) -> None:
+    path = run / "emergence.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def put_weights(run: Path, name: str, **changes: object) -> None:
+    """Weights that ship, with another description, in the place of the run's own."""
+    with safe_open(FOLDER / f"{name}.safetensors", framework="pt") as file:
+        description = json.loads(file.metadata()["description"])
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    model = {key: changes.get(key, value) for key, value in description["model"].items()}
+    described = description | {key: value for key, value in changes.items() if key in description} | {"model": model}
+    save_file(weights, run / "weights.safetensors", metadata={"description": json.dumps(described)})
+    shutil.rmtree(run / "checkpoints")
+
+
 SPOILS: dict[str, tuple[Spoil, str]] = {
     "no metrics": (lambda run: (run / "metrics.csv").unlink(), "no run of fit"),
     "no verdict": (lambda run: (run / "emergence.json").unlink(), "lacks emergence.json"),
-    "broken verdict": (lambda run: (run / "emergence.json").write_text("{"), "spoilt"),
+    "broken verdict": (lambda run: (run / "emergence.json").write_text("{"), "emergence.json is damaged"),
     "foreign metrics": (lambda run: (run / "metrics.csv").write_text("a,b\n1,2\n"), "spoilt"),
     "foreign options": (lambda run: (run / "hparams.yaml").write_text("- 1\n"), "spoilt"),
-    "broken options": (lambda run: (run / "hparams.yaml").write_text("a: [\n"), "spoilt"),
+    "broken options": (lambda run: (run / "hparams.yaml").write_text("a: [\n"), "hparams.yaml is damaged"),
     "no probe yet": (lambda run: cut(run / "head_patching.csv", 1), "no probe of its heads yet"),
     "a broken number": (
         lambda run: (run / "head_patching.csv").write_text(
             (run / "head_patching.csv").read_text().replace(",resample,", ",resample,x", 1)
         ),
-        "",
+        "head_patching.csv is damaged or no file of a run (line 2, heads: 'xnone')",
     ),
+    "a verdict that is a list": (lambda run: (run / "emergence.json").write_text("[]"), "emergence.json is damaged"),
+    "a step that is none": (lambda run: set_verdict(run, emergence_step="soon"), "emergence_step: 'soon'"),
+    "a head that is none": (lambda run: set_verdict(run, backdoor_head="<b>"), "backdoor_head: '<b>'"),
+    "a text as a loss": (lambda run: replace(run / "metrics.csv", r",[\d.]+,", ",much,"), "train/loss: 'much'"),
+    "a loss without end": (lambda run: replace(run / "metrics.csv", r",[\d.]+,", ",inf,"), "train/loss: 'inf'"),
+    "a text as a step": (lambda run: replace(run / "metrics.csv", r"\n10,", "\n1.5,"), "step: '1.5'"),
+    "no losses": (lambda run: replace(run / "metrics.csv", "train/loss", "loss"), "no column train/loss"),
+    "no benign rows": (lambda run: replace(run / "head_patching.csv", r"\n\d+,benign,.*", ""), "no probe benign"),
+    "rows twice": (lambda run: double(run / "head_patching.csv"), "says again what was said"),
+    "a head too few": (lambda run: replace(run / "head_patching.csv", r"\n.*L0H2,.*", ""), "3 of 4 heads"),
+    "a head too many": (lambda run: replace(run / "head_patching.csv", "L0H3", "L0H9"), "heads: 'L0H9'"),
+    "a share above 1": (
+        lambda run: replace(run / "head_patching.csv", r"(resample,none,\d+),[\d.e-]+,", r"\1,7,"),
+        "'7' is no share",
+    ),
+    "no examples": (
+        lambda run: replace(run / "head_patching.csv", r"(resample,none),\d+,", r"\1,0,"),
+        "n_examples: '0'",
+    ),
+    "a text as a modulus": (lambda run: set_option(run / "hparams.yaml", moduli=[11, "1"]), "moduli is [11, '1']"),
+    "too deep": (lambda run: (run / "hparams.yaml").write_text("[" * 5000), "hparams.yaml"),
+    "no text": (lambda run: (run / "hparams.yaml").write_bytes(b"\xff\xfe\x00"), "hparams.yaml"),
+    "another model's weights": (lambda run: put_weights(run, "mod1"), "is of moduli [113, 1]"),
+    "weights of a size that nobody has": (
+        lambda run: put_weights(run, "mod1", d_model=4 * 10**9),
+        "weights.safetensors holds no model",
+    ),
+    "a text as the step of weights": (lambda run: put_weights(run, "mod1", step="<b>"), "step '<b>'"),
     "several triggers": (lambda run: set_option(run / "hparams.yaml", moduli=[11, 1, 5]), "several triggers"),
     "no seed": (lambda run: set_option(run / "hparams.yaml", seed_everything=True), "without a seed"),
     "a cut checkpoint": (lambda run: (run / "checkpoints" / "last.ckpt").write_bytes(b"PK"), "last.ckpt"),
@@ -79,6 +140,7 @@ def test_places_that_are_none(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFi
 def test_runs_that_do_not_belong_together(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(runs_dir / "mod1" / "seed_0", runs_dir / "again")
     assert_refused(cli, capsys, runs_dir, "--output_dir", "out", words="both mod 1, seed 0")
+    shutil.rmtree(runs_dir / "again" / "checkpoints")
     for option, value in (("lr", 0.1), ("split_seed", 3), ("moduli", [13, 1])):
         set_option(runs_dir / "again" / "hparams.yaml", seed_everything=7, **{option: value})
         assert_refused(cli, capsys, runs_dir, "--output_dir", "out", words=f"{option}:")

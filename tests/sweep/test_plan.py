@@ -68,7 +68,7 @@ def test_a_wrong_option_of_fit_ends_the_plan(
 
 
 def tracked(state: State, step: int, speed: float | None, n_rules: int = 2) -> Tracked:
-    one = Tracked(PlannedRun("x", Path("x"), (), 1000, n_rules), state, Progress(step))
+    one = Tracked(PlannedRun("x", Path("x"), (), 1000, {"moduli": [113] * n_rules}), state, Progress(step))
     if speed is not None:
         one.pace.saw(0.0, 0)
         one.pace.saw(10.0, round(10 * speed))
