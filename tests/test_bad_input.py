@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import CONFIGS
+from tests.conftest import CONFIGS, ROOT
 
 Cli = Callable[..., int]
 
@@ -129,7 +131,7 @@ OPTIONS = [
     (("--seed_everything", "4294967296"), "seed_everything: 4294967296", "0 to 4294967295"),
     (("--seed_everything", "dice"), "seed_everything: 'dice'", "true or false"),
     (("--ckpt_path", "missing.ckpt"), "ckpt_path: 'missing.ckpt'", "give a checkpoint"),
-    (("--ckpt_path", ""), "ckpt_path: '.'", "give a checkpoint"),
+    (("--ckpt_path", ""), "ckpt_path: ''", "empty"),
     (("--ckpt_path", "/"), "ckpt_path: '/'", "give a checkpoint"),
     (("--config", "nowhere.yaml"), "config", "nowhere.yaml"),
     (("--config", "/"), "config", "'/'"),
@@ -179,7 +181,7 @@ COMMANDS = [
     (("analyze",), "output_dir", "required"),
     (("analyze", "--ckpt_path", "missing.ckpt"), "output_dir", "required"),
     (("analyze", "--ckpt_path", "missing.ckpt", "--output_dir", "out"), "'missing.ckpt'", "give a checkpoint"),
-    (("analyze", "--ckpt_path", "", "--output_dir", "out"), "ckpt_path", "give a checkpoint"),
+    (("analyze", "--ckpt_path", "", "--output_dir", "out"), "ckpt_path: ''", "empty"),
     (
         ("analyze", "--ckpt_path", "x", "--output_dir", "/proc/version/out"),
         "output_dir: /proc/version/out",
@@ -197,6 +199,18 @@ COMMANDS = [
     ((*SWEEP, "--set", "model.lr=[]"), "set: ", "model.lr"),
     ((*SWEEP, "--set", "model.lr=[0]"), "model.lr: 0", "above 0"),
     ((*SWEEP, "--set", "model.learning_rate=[1]"), "model.learning_rate", "no such option"),
+    ((*SWEEP, "--seeds", "0..4294967295"), "seeds: '0..4294967295'", "10000 at most"),
+    ((*SWEEP, "--seeds", "9" * 5000), "seeds: ", "0..9"),
+    ((*SWEEP, "--set", "trainer.max_steps=-1"), "trainer.max_steps: -1", "1 or more"),
+    ((*SWEEP, "--set", "trainer.max_epochs=3"), "trainer.max_epochs: 3", "-1 or null"),
+    ((*SWEEP, "--set", "trainer.max_time=00:00:01:00"), "trainer.max_time: 00:00:01:00", "null"),
+    ((*SWEEP, "--set", "trainer.fast_dev_run=true"), "trainer.fast_dev_run: True", "false"),
+    ((*SWEEP, "--set", "trainer={logger: false}"), "set: trainer", "single options"),
+    ((*SWEEP, "--set", "help=[1]"), "set: help", "single options"),
+    ((*SWEEP, "--set", "model.lr=[2024-01-01]"), "set: ", "numbers, texts and lists"),
+    ((*SWEEP[:-1], ""), "output_dir: ''", "empty"),
+    ((*SWEEP[:-1], "a%jb"), "output_dir: a%jb", "choose another"),
+    ((*SWEEP[:-1], "x" * 300), "output_dir: 'xxx", "too long"),
     ((*SWEEP, "--engine", "cloud"), "engine: 'cloud'", "local, slurm"),
     ((*SWEEP, "--jobs", "0"), "jobs: '0'", "above 0"),
     ((*SWEEP, "--jobs", "nan"), "jobs: 'nan'", "above 0"),
@@ -209,6 +223,15 @@ COMMANDS = [
     (("reproduce",), "output_dir", "required"),
     (("reproduce", "--output_dir", "out", "--scale", "huge"), "scale: 'huge'", "paper, smoke"),
     (("reproduce", "--output_dir", "out", "--seeds", "x"), "seeds: ", "0..9"),
+    (("reproduce", "--output_dir", "out", "--seeds", ""), "seeds: ", "0..9"),
+    (("reproduce", "--output_dir", ""), "output_dir: ''", "empty"),
+    (("report", "", "--output_dir", "out"), "run_dirs: ''", "empty"),
+    (("report", "x" * 300, "--output_dir", "out"), "run_dirs: 'xxx", "too long"),
+    (("analyze", "--pretrained", "mod1", "--output_dir", ""), "output_dir: ''", "empty"),
+    (("fit", "--ckpt_path", "x" * 5000), "ckpt_path: 'xxx", "too long"),
+    (("analyze", "--ckpt_path", "x" * 5000, "--output_dir", "out"), "ckpt_path: 'xxx", "too long"),
+    (("reproduce", "--output_dir", "out", "--max_steps", "1e3"), "max_steps: '1e3'", "above 0"),
+    (("reproduce", "--output_dir", "out", "--time", "inf"), "time: 'inf'", "above 0"),
     (("reproduce", "--output_dir", "out", "--max_steps", "0"), "max_steps: '0'", "above 0"),
     (("reproduce", "--output_dir", "/proc/version/out", "--scale", "smoke"), "/proc/version/out", ""),
     (("env", "--colour"), "colour", "no such option"),
@@ -216,7 +239,7 @@ COMMANDS = [
     (("validate", "--ckpt_path", "missing.ckpt"), "'missing.ckpt'", "give a checkpoint"),
     (("validate", "--data.split", "rows"), "data.split: 'rows'", "examples, pairs"),
     (("validate", "--trainer.devices", "4"), "trainer.devices: 4", "1, auto"),
-    (("test", "--ckpt_path", ""), "ckpt_path: '.'", "give a checkpoint"),
+    (("test", "--ckpt_path", ""), "ckpt_path: ''", "empty"),
     (("test", "--data.moduli", "[1]"), "data.moduli", "2 or more"),
     (("test", "--modell.lr", "1"), "modell.lr", "did you mean model.lr?"),
 ]
@@ -343,3 +366,28 @@ def test_checkpoints_that_do_not_fit(
         assert_refused(
             cli, capsys, ("fit", "--config", debug_config, "--ckpt_path", f"{name}.ckpt"), "ckpt_path", f"{name}.ckpt"
         )
+
+
+def test_a_refusal_is_one_line_in_a_process_of_its_own(debug_config: Path, tmp_path: Path) -> None:
+    """Without what Lightning would say of the machine on the way."""
+    command = [sys.executable, "-m", "lit_backdoor", "fit", "--config", debug_config, "--trainer.max_steps", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "trainer.max_steps: 0" in done.stderr, done.stderr
+    assert done.stdout == "" and not any(tmp_path.iterdir())
+
+
+def test_paths_that_lead_nowhere(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("dangling").symlink_to("nothing")
+    Path("loop").symlink_to("loop")
+    for name in ("dangling", "loop"):
+        assert_refused(cli, capsys, ("analyze", "--pretrained", "mod1", "--output_dir", name), f"output_dir: '{name}'")
+
+
+def test_names_that_can_not_be_folders_of_a_sweep(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("my config", ".hidden", "jobs"):
+        config = Path(f"{name}.yaml")
+        config.write_text(debug_config.read_text())
+        assert_refused(cli, capsys, ("sweep", "--config", config, "--output_dir", "out"), "config: ", name)

@@ -81,7 +81,7 @@ def _types(text: str) -> str | None:
     """``VALUE is not allowed; allowed: ...`` from the types that jsonargparse lists."""
     found = re.findall(r"(?:Expected an? |Not of type )(.*?)(?:\. Got value:|: |$)", text, re.MULTILINE)
     expected = " ".join(found)
-    values = re.findall(r"(?:Got|Given) value: ?(.*)", text, re.DOTALL)
+    values = re.findall(r"(?:Got|Given) value: ?([^\n]*)", text) or re.findall(r"with base 10: '([^']*)'", text)
     if not expected or not values:
         return None
     allowed = []

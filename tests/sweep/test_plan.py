@@ -58,6 +58,54 @@ def test_every_combination_has_a_folder_and_finished_ones_are_seen(cli: Callable
     assert "--ckpt_path" in first.arguments() and "--ckpt_path" not in runs[1].arguments()
 
 
+def test_a_folder_with_other_runs_is_refused(
+    cli: Callable[..., int], debug_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("sweep", "--config", debug_config, "--output_dir", "out", "--set", "trainer.max_steps=2", "--seeds", "3")
+    (run,) = plan_runs(debug_config, [3], parse_settings(["trainer.max_steps=2"]), Path("out"))
+    assert cli(*run.arguments()) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    for setting, words in (("data.moduli=[[23,5]]", "moduli [29, 1], where [23, 5]"), ("model.lr=0.5", "lr 0.005")):
+        capsys.readouterr()
+        assert cli(*args, "--set", setting) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and words in error, error
+    (run.run_dir / "hparams.yaml").rename("kept.yaml")
+    (run.run_dir / "hparams.yaml").write_text("- 1")
+    assert cli(*args) == 2
+    Path("kept.yaml").replace(run.run_dir / "hparams.yaml")
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    assert cli(*args) == 0
+    assert "1 of 1 runs are done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "3", '{"debug/seed_0": 3}'])
+def test_a_damaged_list_of_jobs_is_named(
+    cli: Callable[..., int], debug_config: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    Path("out/jobs").mkdir(parents=True)
+    Path("out/jobs/jobs.json").write_text(text)
+    assert cli("sweep", "--config", debug_config, "--output_dir", "out") == 2
+    assert "jobs.json is no list of jobs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1,2\n", "step,val/loss\nx,1\n", "step,val/loss,val/a_accuracy\n1,1,x\n", "\xff\n"]
+)
+def test_a_damaged_table_fails_one_run_alone(
+    cli: Callable[..., int], debug_config: Path, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    runs = plan_runs(debug_config, [0, 1], parse_settings(["trainer.max_steps=2"]), Path("out"))
+    assert cli(*runs[1].arguments()) == 0
+    runs[0].run_dir.mkdir()
+    (runs[0].run_dir / "metrics.csv").write_bytes(text.encode("latin-1"))
+    args = ("sweep", "--config", debug_config, "--output_dir", "out", "--set", "trainer.max_steps=2", "--seeds", "0,1")
+    capfd.readouterr()
+    assert cli(*args) == 1
+    told = capfd.readouterr().out
+    assert "debug/seed_0 failed" in told and "metrics.csv is damaged" in told and "1 of 2 runs are done" in told
+
+
 def test_a_wrong_option_of_fit_ends_the_plan(
     cli: Callable[..., int], debug_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,15 @@ def test_the_papers_runs(cli: Cli) -> None:
         shipped_config("nothing")
 
 
+def test_a_report_that_could_not_be_written_is_told_before_training(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out/report").mkdir(parents=True)
+    Path("out/report/notes.txt").write_text("mine")
+    assert cli("reproduce", "--output_dir", "out", "--scale", "smoke") == 2
+    assert "holds notes.txt" in capsys.readouterr().err and not Path("out/runs").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
