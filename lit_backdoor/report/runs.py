@@ -191,13 +191,16 @@ def _attributed(rows: Sequence[Row], probes: Sequence[str], n_heads: int) -> lis
 def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
     file = path / CHECKPOINT_DIR / LAST
-    if file.exists():
-        model, of_file, step = load_model(file)
-    elif (file := path / WEIGHTS).exists():
-        kept = read_weights(file)
-        model, of_file, step = kept.model, kept.task, kept.step
-    else:
-        return None, None
+    try:
+        if file.exists():
+            model, of_file, step = load_model(file)
+        elif (file := path / WEIGHTS).exists():
+            kept = read_weights(file)
+            model, of_file, step = kept.model, kept.task, kept.step
+        else:
+            return None, None
+    except ValueError as error:  # which names the option of other commands
+        raise ValueError(f"run_dirs: {str(error).partition(': ')[2]}") from None
     if of_file != task:
         theirs, ours = (f"{list(one.moduli)} with the trigger at {one.trigger_position}" for one in (of_file, task))
         raise ValueError(f"run_dirs: {file} is of moduli {theirs}, the run of {ours}")

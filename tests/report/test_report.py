@@ -184,5 +184,5 @@ def test_weights_alone_stand_in_for_checkpoints(runs_dir: Path, tmp_path: Path) 
     write_report([runs_dir], tmp_path / "after")
     assert (tmp_path / "before" / "slip.csv").read_text() == (tmp_path / "after" / "slip.csv").read_text()
     next(runs_dir.rglob("weights.safetensors")).write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"weights: .*weights\.safetensors holds no model"):
+    with pytest.raises(ValueError, match=r"run_dirs: .*weights\.safetensors holds no model"):
         write_report([runs_dir], tmp_path / "third")
