@@ -87,7 +87,9 @@ def emergence_figure(
     for index, (name, step) in enumerate(reached.items()):
         for axis in (lines, heat):
             axis.axvline(step, color="black", linewidth=0.8, alpha=0.6)
-        lines.annotate(name, (step, 1.0), xytext=(3, 6 + 9 * index), textcoords="offset points", fontsize=8)
+        late = step > (steps[0] + steps[-1]) / 2  # a name stays over the lines
+        place, side = (-3 if late else 3, 6 + 9 * index), "right" if late else "left"
+        lines.annotate(name, (step, 1.0), xytext=place, ha=side, textcoords="offset points", fontsize=8)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     edges = _edges(steps)
     mesh = heat.pcolormesh(edges, np.arange(len(heads) + 1), drops, cmap="magma_r", vmin=0, vmax=1)
