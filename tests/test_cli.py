@@ -134,9 +134,9 @@ def test_a_resume_is_exact_with_several_threads(
     monkeypatch.setattr("lit_backdoor.functional.last_position.BLOCK_ROWS", 200)
     try:
         for steps, more in (
-            (60, ()),
             (30, ()),
-            (60, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt")),
+            (15, ()),
+            (30, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt")),
         ):
             options = ("--trainer.max_steps", steps, "--model.last_position", last_position)
             assert cli("fit", "--config", debug_config, *options, *more, *QUIET) == 0
