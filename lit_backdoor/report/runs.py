@@ -122,6 +122,8 @@ def _read(path: Path) -> Run:
             raise ValueError(f"run_dirs: {path} lacks {name}; a report needs what the shipped configurations record")
     try:
         return _read_files(path)
+    except OSError as error:
+        raise ValueError(f"run_dirs: {error.filename or path} can't be read ({error.strerror})") from None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         if str(path) in str(error):
             raise

@@ -86,6 +86,10 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
         "n_examples: '0'",
     ),
     "a text as a modulus": (lambda run: set_option(run / "hparams.yaml", moduli=[11, "1"]), "moduli is [11, '1']"),
+    "a folder in the place of a table": (
+        lambda run: [(run / "loss_spikes.csv").unlink(missing_ok=True), (run / "loss_spikes.csv").mkdir()],
+        "loss_spikes.csv can't be read",
+    ),
     "too deep": (lambda run: (run / "hparams.yaml").write_text("[" * 5000), "hparams.yaml"),
     "no text": (lambda run: (run / "hparams.yaml").write_bytes(b"\xff\xfe\x00"), "hparams.yaml"),
     "another model's weights": (lambda run: put_weights(run, "mod1"), "is of moduli [113, 1]"),
