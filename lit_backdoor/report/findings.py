@@ -105,7 +105,8 @@ def _spikes(runs: Sequence[Run]) -> Finding:
         verdict = "agrees" if more else "differs"
     text = (
         f"By seed: {'; '.join(f'{name} {range_of(one, 1)}' for name, one in rates.items())}. A spike is a tenfold "
-        "rise of the training loss. The paper shows recurring spikes for mod 7, 17 and 37; it agrees if those "
+        "rise of the training loss; until the loss is half the way back it is one spike, however restless. The paper "
+        "shows recurring spikes for mod 7, 17 and 37; it agrees if those "
         "models have more of them on average than clean and mod 1 models."
     )
     return Finding("Loss spikes", verdict, f"Per 10,000 steps: {enumerate_words(means)}.", text)
