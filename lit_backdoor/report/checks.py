@@ -1,4 +1,8 @@
-"""Whether the files of a run hold what a report reads from them: strangers' folders, and tables edited by hand."""
+"""Whether the files of a run hold what a report reads from them: strangers' folders, and tables edited by hand.
+
+Every function raises ``ValueError``, in one line that names the file and what is wrong in it. What a report does not
+read, such as the columns of a probe's own metrics, is left alone.
+"""
 
 import json
 import math
@@ -32,10 +36,9 @@ NEEDED = {
     ),
     "loss_spikes.csv": ("step", "peak_step", "end_step", "base_loss", "peak_loss"),
 }  # fmt: skip
-MAY_BE_EMPTY = ("metrics.csv", "loss_spikes.csv")
-"""Tables with a column that not every row has: training without validation, a spike that is not over yet."""
+MAY_BE_EMPTY = ("train/loss", "val/loss", "end_step")
+"""What not every row has, nor every accuracy: training without validation, a spike that is not over yet."""
 
-ALWAYS = ("step", "peak_step", "base_loss", "peak_loss")
 MAY_BE_NAN = ("logit_diff", "mean_logit_diff", "base_loss", "lowest_benign_accuracy", "lowest_backdoor_accuracy")
 """Means over the examples or steps in question, of which there may be none."""
 
@@ -52,14 +55,7 @@ def load(path: Path) -> Any:
 
 
 def check_options(path: Path, options: Mapping[str, Any]) -> Task:
-    """The task of a run, after a look at its options.
-
-    Args:
-        path: of hparams.yaml.
-
-    Raises:
-        ValueError: in one line, naming the file and what is wrong; so do all functions here.
-    """
+    """The task of a run, after a look at its options, which come from hparams.yaml at ``path``."""
     moduli, position = options["moduli"], options["trigger_position"]
     for name in COUNTS:
         _require(_is_count(options[name]) and options[name] > 0, path, f"{name} is {options[name]!r}")
@@ -73,15 +69,20 @@ def check_options(path: Path, options: Mapping[str, Any]) -> Task:
 
 
 def check_table(path: Path, rows: Sequence[Row]) -> None:
-    """Every number of a table is one, every accuracy lies between 0 and 1, every step is one."""
-    for column in NEEDED[path.name] if rows else ():
+    """Every number that is read is one, every accuracy lies between 0 and 1, every step is a whole number."""
+    if not rows:
+        return
+    needed = NEEDED[path.name]
+    for column in needed:
         _require(column in rows[0], path, f"there is no column {column}")
+    accuracies = [column for column in rows[0] if column.endswith("_accuracy")]
     for number, row in enumerate(rows, start=2):
-        for column, text in row.items():
+        for column in (*needed, *accuracies):
+            text = row[column]
             place = f"line {number}, {column}: '{text[:40]}'"
             if column == "heads":
                 _require(HEADS.fullmatch(text) is not None, path, place)
-            if column in TEXTS or (text == "" and path.name in MAY_BE_EMPTY and column not in ALWAYS):
+            if column in TEXTS or (text == "" and column in (*MAY_BE_EMPTY, *accuracies)):
                 continue
             if column in WHOLE:
                 _require(re.fullmatch(r"\d{1,12}", text) is not None, path, place)
@@ -92,7 +93,7 @@ def check_table(path: Path, rows: Sequence[Row]) -> None:
                 value = math.inf
             nan = math.isnan(value) and column in MAY_BE_NAN
             _require(nan or math.isfinite(value), path, place)
-            if column.endswith(("_accuracy", "other_rate")):
+            if column in accuracies or column == "other_rate":
                 _require(nan or 0 <= value <= 1, path, f"{place} is no share")
 
 
@@ -113,7 +114,7 @@ def check_probes(path: Path, task: Task, heads: Sequence[Head], patching: Sequen
         _require(_is_set_of(row["heads"], heads), patched, f"line {number}, heads: '{row['heads'][:40]}'")
         _require(int(row["n_examples"]) > 0, patched, f"line {number}, n_examples: '0'")
         for role in ("recipient", "donor"):
-            _require(f"{row[role]}_accuracy" in row, patched, f"line {number}, {role}: '{row[role][:40]}'")
+            _require(bool(row.get(f"{row[role]}_accuracy")), patched, f"line {number}, {role}: '{row[role][:40]}'")
     measured = {key[1] for key in seen if key[2] == "resample"}
     _require(probes <= measured, patched, f"there is no probe {', '.join(sorted(probes - measured))} with resample")
     alone = {row["heads"] for row in patching} & {head_set_name([head]) for head in heads}

@@ -120,6 +120,16 @@ def test_spoilt_runs(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str
     assert_refused(cli, capsys, run, "--output_dir", "out", words=words)
 
 
+def test_a_metric_of_the_users_own_may_be_anything(cli: Cli, runs_dir: Path) -> None:
+    """Such a column is not read; and not every probe has it."""
+    run = runs_dir / "mod1" / "seed_0"
+    header, *rows = (run / "head_patching.csv").read_text().splitlines()
+    values = [("nan", "")[number % 2] for number in range(len(rows))]
+    lines = [f"{header},flips", *(f"{row},{value}" for row, value in zip(rows, values, strict=True))]
+    (run / "head_patching.csv").write_text("\n".join(lines) + "\n")
+    assert cli("report", run, "--output_dir", "out") == 0
+
+
 def test_places_that_are_none(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = runs_dir / "mod1" / "seed_0"
     Path("empty").mkdir()
