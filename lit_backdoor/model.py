@@ -2,9 +2,11 @@
 
 import warnings
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from lit_backdoor.task import N_CTX
 
@@ -81,8 +83,18 @@ def build_model(
         # transformer-lens 3.9 announces that 4.0 removes HookedTransformer; see the bounds in pyproject.toml.
         warnings.filterwarnings("ignore", message=r"HookedTransformer.*", category=DeprecationWarning)
         model = HookedTransformer(config)
+    model.embed.register_forward_hook(_look_up)
     if not train_biases:
         for name, parameter in model.named_parameters():
             if name.rsplit(".", 1)[-1].startswith("b_"):
                 parameter.requires_grad_(False)
     return model
+
+
+def _look_up(embed: Any, args: tuple[Tensor], _: Tensor) -> Tensor:
+    """The same embeddings, [batch, pos, d_model], whose gradients are summed in one order.
+
+    TransformerLens indexes ``W_E`` with the tokens, and the gradient of that is summed by several threads in whichever
+    order they come. Before ``hook_embed``, so that hooks there have their say.
+    """
+    return F.embedding(args[0], embed.W_E)

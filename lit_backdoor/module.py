@@ -135,9 +135,7 @@ class BackdoorModule(LightningModule):
                 self._layout = (batch.tokens, layout)
             loss, logits = last_position_loss(self.model, self._layout[1], batch.answers)
         else:
-            # TransformerLens indexes W_E, whose gradient several threads would sum in whichever order they come.
-            in_order = ("hook_embed", lambda embed, hook: F.embedding(batch.tokens, self.model.W_E))
-            logits = self.model.run_with_hooks(batch.tokens, fwd_hooks=[in_order])[:, -1]
+            logits = self.model(batch.tokens)[:, -1]
             wide = logits.double()
             wide.register_hook(lambda grad: F.hardshrink(grad, SMALLEST_GRADIENT))
             loss = F.cross_entropy(wide, batch.answers)

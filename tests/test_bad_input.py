@@ -202,7 +202,11 @@ COMMANDS = [
     ((*SWEEP, "--seeds", "0..4294967295"), "seeds: '0..4294967295'", "10000 at most"),
     ((*SWEEP, "--seeds", "9" * 5000), "seeds: ", "0..9"),
     ((*SWEEP, "--set", "trainer.max_steps=-1"), "trainer.max_steps: -1", "1 or more"),
-    ((*SWEEP, "--set", "trainer.max_epochs=3"), "trainer.max_epochs: 3", "-1 or null"),
+    (
+        (*SWEEP, "--set", "trainer.max_epochs=2", "--set", "data.steps_per_epoch=400"),
+        "trainer.max_epochs: 2",
+        "-1, null, 3 or more",
+    ),
     ((*SWEEP, "--set", "trainer.max_time=00:00:01:00"), "trainer.max_time: 00:00:01:00", "null"),
     ((*SWEEP, "--set", "trainer.fast_dev_run=true"), "trainer.fast_dev_run: True", "false"),
     ((*SWEEP, "--set", "trainer={logger: false}"), "set: trainer", "single options"),

@@ -1,6 +1,7 @@
 """Which runs a sweep consists of, and where each of them lives."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def plan_runs(config: Path, seeds: Sequence[int], settings: dict[str, list[Any]]
         for option, value in chosen.items():
             common += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
         checked = checked_fit_options(["fit", *common])
-        _require_end_by_steps(checked.trainer)
+        _require_end_by_steps(checked.trainer, checked.data.steps_per_epoch)
         for seed in seeds:
             name = f"{group}/seed_{seed}"
             if name in runs:
@@ -175,14 +176,20 @@ def require_same_options(runs: Sequence[PlannedRun]) -> None:
                 )
 
 
-def _require_end_by_steps(trainer: Any) -> None:
+def _require_end_by_steps(trainer: Any, steps_per_epoch: int) -> None:
     if trainer.max_steps < 1:
         raise ValueError(f"trainer.max_steps: {trainer.max_steps} never ends; a sweep needs 1 or more")
-    for option, none in (("max_epochs", (-1, None)), ("max_time", (None,)), ("fast_dev_run", (False, 0))):
-        if trainer[option] not in none:
+    epochs = math.ceil(trainer.max_steps / steps_per_epoch)
+    fits = {
+        "max_epochs": (trainer.max_epochs in (-1, None) or trainer.max_epochs >= epochs, f"-1, null, {epochs} or more"),
+        "max_time": (trainer.max_time is None, "null"),
+        "fast_dev_run": (not trainer.fast_dev_run, "false"),
+    }
+    for option, (fit, allowed) in fits.items():
+        if not fit:
             raise ValueError(
                 f"trainer.{option}: {trainer[option]} would end runs before trainer.max_steps, which tells a sweep "
-                f"that they are done; allowed: {' or '.join(json.dumps(one) for one in none)}"
+                f"that they are done; allowed: {allowed}"
             )
 
 

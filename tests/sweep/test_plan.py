@@ -58,6 +58,15 @@ def test_every_combination_has_a_folder_and_finished_ones_are_seen(cli: Callable
     assert "--ckpt_path" in first.arguments() and "--ckpt_path" not in runs[1].arguments()
 
 
+@pytest.mark.parametrize("epochs", [-1, "null", 3, 4])
+def test_epochs_that_do_not_end_a_run_early_are_fine(
+    cli: Callable[..., int], debug_config: Path, epochs: int | str
+) -> None:
+    settings = parse_settings([f"trainer.max_epochs={epochs}", "data.steps_per_epoch=400"])
+    (run,) = plan_runs(debug_config, [0], settings, Path("out"))
+    assert run.max_steps == 1000
+
+
 def test_a_folder_with_other_runs_is_refused(
     cli: Callable[..., int], debug_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
