@@ -43,7 +43,7 @@ def accuracy_floor(probe: Probe) -> float:
     With all pairs, the backdoor as recipient and the benign run as donor, it is what is left of the backdoor's accuracy
     when the backdoor is gone: 0.88, 0.22, 1.20 and 5.51% for mod 1, 7, 17 and 37 over 113.
     """
-    return 1 - metrics.mean(probe.answers_differ).value
+    return metrics.mean(~probe.answers_differ).value
 
 
 def cost_above_floor(unpatched: float, patched: float, floor: float) -> float:
