@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_backdoor.cli import main
+from lit_backdoor.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

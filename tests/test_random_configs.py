@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from lit_backdoor.cli import main
+from lit_backdoor.cli.main import main
 from tests.conftest import CONFIGS
 
 sizes = st.sampled_from([-1, 0, 1, 2, 3, 8])

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from lit_backdoor.cli import main
+from lit_backdoor.cli.main import main
 from tests.conftest import CONFIGS
 from tests.test_bad_input import Burglar, assert_refused
 

@@ -27,7 +27,7 @@ class FitJob:
 
     def __call__(self) -> None:
         """Raises ``RuntimeError`` unless ``fit`` ends well."""
-        from lit_backdoor.cli import main
+        from lit_backdoor.cli.main import main
 
         if self.own_signals:  # SIGTERM is fit's: it saves; submitit would pass over it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

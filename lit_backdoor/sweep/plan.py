@@ -123,7 +123,7 @@ def plan_runs(config: Path, seeds: Sequence[int], settings: dict[str, list[Any]]
             folder, or a run would not end by its optimizer steps alone.
         SystemExit: with 2, after one line on stderr, if ``fit`` would refuse an option.
     """
-    from lit_backdoor.backdoor_cli import checked_fit_options
+    from lit_backdoor.cli.fit import checked_fit_options
 
     if not config.is_file():
         raise ValueError(f"config: {config} is not a file; give a configuration, such as configs/mod1.yaml")

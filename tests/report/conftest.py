@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_backdoor.cli import main
+from lit_backdoor.cli.main import main
 from lit_backdoor.report.runs import Run, read_runs
 from tests.conftest import CONFIGS
 

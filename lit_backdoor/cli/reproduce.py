@@ -6,11 +6,11 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from lit_backdoor.commands.engine_options import add_engine_options, make_engine
-from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
-from lit_backdoor.commands.report import report_on
-from lit_backdoor.commands.sweep import carry_out
-from lit_backdoor.configs import shipped_config
+from lit_backdoor.cli.engine_options import add_engine_options, make_engine
+from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli.report import report_on
+from lit_backdoor.cli.shipped_configs import shipped_config
+from lit_backdoor.cli.sweep import carry_out
 from lit_backdoor.sweep import PlannedRun, parse_seeds, plan_runs
 
 HELP = "Reproduce the paper: train all its models, and report on them beside the published numbers."

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.commands.engine_options import add_engine_options, make_engine
-from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli.engine_options import add_engine_options, make_engine
+from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.run_directory import held
 from lit_backdoor.sweep import (
     Engine,

@@ -5,7 +5,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lit_backdoor.analysis import analyze
 from lit_backdoor.analysis_output import check_output_dir, summary, write
 from lit_backdoor.checkpoints import load_model
-from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.pretrained import open_pretrained, pretrained_names
 
 HELP = "Take one model apart: attribution, patching of all sets of heads, Shapley values, attention."
