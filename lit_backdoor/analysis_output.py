@@ -7,25 +7,14 @@ from lit_backdoor import tables
 from lit_backdoor.analysis import TOLERANCE, Analysis, rule_heads
 from lit_backdoor.functional import head_name, head_set_name
 from lit_backdoor.records import Table, Value, attribution_rows, patching_rows
-from lit_backdoor.run_directory import require_writable
-
-
-def check_output_dir(output_dir: Path) -> None:
-    """Make sure that nothing would be overwritten, and that the folder can be made.
-
-    Raises:
-        ValueError: if there is something at ``output_dir`` already, or it can't be written to.
-    """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"output_dir: {output_dir} exists and is not empty; nothing is overwritten, choose another")
-    require_writable(output_dir)
+from lit_backdoor.run_directory import require_new_or_empty
 
 
 def write(analysis: Analysis, output_dir: Path) -> None:
     """Write the tables and figures into an empty or new directory; ``ValueError`` if something is in it already."""
     from lit_backdoor import plotting
 
-    check_output_dir(output_dir)
+    require_new_or_empty(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     step = analysis.step
     attribution = [row for name, heads in analysis.attribution.items() for row in attribution_rows(step, name, heads)]

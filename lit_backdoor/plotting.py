@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -11,10 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult, head_name, head_set_name
-
-if TYPE_CHECKING:
-    from lit_backdoor.analysis import RuleHeads
+from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult, RuleHeads, head_name, head_set_name
 
 HEAD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
 """Okabe and Ito's colours, told apart by colour-blind readers too."""
@@ -122,7 +118,7 @@ def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
     return figure
 
 
-def rules_figure(rules: "Mapping[str, RuleHeads]") -> Figure:
+def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
     """Which head serves which rule: Shapley values of each rule's accuracy, what it needs and what suffices for it."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)

@@ -67,6 +67,17 @@ def require_writable(output_dir: Path) -> None:
         raise ValueError(f"output_dir: {output_dir} can't be written, {there} is no folder to write into")
 
 
+def require_new_or_empty(output_dir: Path) -> None:
+    """Make sure that nothing would be overwritten, and that the folder can be made.
+
+    Raises:
+        ValueError: if there is something at ``output_dir`` already, or it can't be written to.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"output_dir: {output_dir} exists and is not empty; nothing is overwritten, choose another")
+    require_writable(output_dir)
+
+
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
     """Make ``directory``, and keep every other process that asks out of it meanwhile.

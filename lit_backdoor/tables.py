@@ -2,20 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from lit_backdoor.functional import (
     HeadAttribution,
     HeadSet,
     PatchingResult,
+    RuleHeads,
     ShapleyResult,
     head_name,
     head_set_name,
     overlap,
 )
-
-if TYPE_CHECKING:
-    from lit_backdoor.analysis import RuleHeads
 
 
 def paper_name(heads: HeadSet, n_heads: int) -> str:
@@ -91,7 +88,7 @@ def shapley_table(named: dict[str, ShapleyResult]) -> str:
     return markdown(["head", *named], rows)
 
 
-def rules_table(rules: "Mapping[str, RuleHeads]") -> str:
+def rules_table(rules: Mapping[str, RuleHeads]) -> str:
     """Which head serves which rule: Shapley values side by side, in percentage points of accuracy."""
     results = {f"{rule} needs": one.needs for rule, one in rules.items()}
     results |= {f"{rule} suffices": one.suffices for rule, one in rules.items()}
@@ -101,7 +98,7 @@ def rules_table(rules: "Mapping[str, RuleHeads]") -> str:
     return markdown(["head", *results], rows)
 
 
-def overlap_table(rules: "Mapping[str, RuleHeads]") -> str:
+def overlap_table(rules: Mapping[str, RuleHeads]) -> str:
     """How far each two rules rest on the same heads."""
     rows = []
     for (rule, one), (other_rule, other) in combinations(rules.items(), 2):

@@ -3,10 +3,11 @@
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_backdoor.analysis import analyze
-from lit_backdoor.analysis_output import check_output_dir, summary, write
+from lit_backdoor.analysis_output import summary, write
 from lit_backdoor.checkpoints import load_model
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.pretrained import open_pretrained, pretrained_names
+from lit_backdoor.run_directory import require_new_or_empty
 
 HELP = "Take one model apart: attribution, patching of all sets of heads, Shapley values, attention."
 
@@ -27,7 +28,7 @@ def run(options: Namespace) -> int:
         output_dir = given_path("output_dir", options.output_dir)
         if (options.ckpt_path is None) == (options.pretrained is None):
             raise ValueError("ckpt_path, pretrained: give one of the two")
-        check_output_dir(output_dir)
+        require_new_or_empty(output_dir)
         if options.pretrained is not None:
             shipped = open_pretrained(options.pretrained)
             model, task, step = shipped.model, shipped.task, shipped.step
