@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from lit_backdoor.plotting import emergence_figure, save_figure, training_figure
-from lit_backdoor.records import history, read_table
+from lit_backdoor.runs.tables import history, read_table
 
 
 def main() -> None:

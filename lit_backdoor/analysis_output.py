@@ -6,8 +6,8 @@ from pathlib import Path
 from lit_backdoor import tables
 from lit_backdoor.analysis import TOLERANCE, Analysis, rule_heads
 from lit_backdoor.functional import head_name, head_set_name
-from lit_backdoor.records import Table, Value, attribution_rows, patching_rows
-from lit_backdoor.run_directory import require_new_or_empty
+from lit_backdoor.runs.directory import require_new_or_empty
+from lit_backdoor.runs.tables import Table, Value, attribution_rows, patching_rows
 
 
 def write(analysis: Analysis, output_dir: Path) -> None:

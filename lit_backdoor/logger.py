@@ -11,8 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_backdoor.records import Table
-from lit_backdoor.run_directory import require_plain_name
+from lit_backdoor.runs.directory import require_plain_name
+from lit_backdoor.runs.tables import Table
 
 METRICS_FILE = "metrics.csv"
 EVENTS = "events.out.tfevents."

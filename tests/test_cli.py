@@ -15,7 +15,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_backdoor.checkpoints import read_checkpoint
+from lit_backdoor.runs.checkpoints import read_checkpoint
 from tests.conftest import CONFIGS, ROOT
 
 Cli = Callable[..., int]

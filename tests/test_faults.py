@@ -13,10 +13,10 @@ import pytest
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_backdoor.checkpoints import read_checkpoint
 from lit_backdoor.logger import RunLogger
-from lit_backdoor.records import read_table
-from lit_backdoor.run_directory import held
+from lit_backdoor.runs.checkpoints import read_checkpoint
+from lit_backdoor.runs.directory import held
+from lit_backdoor.runs.tables import read_table
 from tests.test_cli import assert_same_weights, rows, scalars
 
 Cli = Callable[..., int]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from lit_backdoor.environment import environment
+from lit_backdoor.runs.environment import environment
 from tests.test_cli import assert_same_weights, scalars
 
 Cli = Callable[..., int]

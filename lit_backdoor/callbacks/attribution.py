@@ -6,7 +6,7 @@ from lit_backdoor.callbacks.charts import Charts, curves
 from lit_backdoor.callbacks.probing import ProbeCallback
 from lit_backdoor.callbacks.run import tensorboards
 from lit_backdoor.functional import HeadAttribution, HookedModel, Probe, attribute_heads, cache_probes, head_name
-from lit_backdoor.records import Value, attribution_rows
+from lit_backdoor.runs.tables import Value, attribution_rows
 
 
 class HeadAttributionMonitor(ProbeCallback):

@@ -22,7 +22,7 @@ from lit_backdoor.functional import (
     parse_head_set,
     patch_heads,
 )
-from lit_backdoor.records import Value, patching_rows
+from lit_backdoor.runs.tables import Value, patching_rows
 
 
 class HeadPatchingMonitor(ProbeCallback):

@@ -4,10 +4,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lit_backdoor.analysis import analyze
 from lit_backdoor.analysis_output import summary, write
-from lit_backdoor.checkpoints import load_model
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.pretrained import open_pretrained, pretrained_names
-from lit_backdoor.run_directory import require_new_or_empty
+from lit_backdoor.runs.checkpoints import load_model
+from lit_backdoor.runs.directory import require_new_or_empty
 
 HELP = "Take one model apart: attribution, patching of all sets of heads, Shapley values, attention."
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_backdoor.cli.parser import OneLineParser
-from lit_backdoor.environment import environment
+from lit_backdoor.runs.environment import environment
 
 HELP = "Print what a bug report needs: versions, device, threads, git commit. A run keeps it in environment.json."
 

@@ -22,17 +22,17 @@ from lit_backdoor.analysis import analyze
 from lit_backdoor.analysis_output import summary
 from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
-from lit_backdoor.checkpoints import check_training_state, check_weights, read_checkpoint, require_same
 from lit_backdoor.cli import subcommands
 from lit_backdoor.cli.option_checks import check_trainer_options, refuse_nulls, refuse_nulls_of_classes
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.datamodule import BackdoorDataModule
-from lit_backdoor.environment import keep_environment
 from lit_backdoor.logger import RunLogger, let_new_events_sort_last
 from lit_backdoor.module import BackdoorModule
-from lit_backdoor.records import copy_tables, read_table
-from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST, PREVIOUS, held, results_in
+from lit_backdoor.runs.checkpoints import check_training_state, check_weights, read_checkpoint, require_same
+from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST, PREVIOUS, held, results_in
+from lit_backdoor.runs.environment import keep_environment
+from lit_backdoor.runs.tables import copy_tables, read_table
 
 IGNORED_ON_RESUME = frozenset({"last_position"})
 IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "train_biases", "steps_per_epoch"}

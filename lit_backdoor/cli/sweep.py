@@ -12,7 +12,7 @@ from lit_backdoor.cli.engine_options import add_engine_options, make_engine
 from lit_backdoor.cli.fit import checked_fit_options
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
-from lit_backdoor.run_directory import held
+from lit_backdoor.runs.directory import held
 from lit_backdoor.sweep import (
     Engine,
     PlannedRun,

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_backdoor.run_directory import require_new_or_empty, require_writable
+from lit_backdoor.runs.directory import require_new_or_empty, require_writable
 
 MANIFEST = "report.json"
 """Lists every file of the report with its SHA-256, so that the next one knows which files are its own."""

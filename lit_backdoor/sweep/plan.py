@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST, require_plain_name
+from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST, require_plain_name
 
 JOBS_DIR = "jobs"
 """The folder of a sweep in which its jobs leave their output."""

@@ -15,10 +15,10 @@ from lit_backdoor.callbacks import (
     HeadPatchingMonitor,
     LossSpikeMonitor,
 )
-from lit_backdoor.checkpoints import load_model, read_checkpoint
 from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import attribute_heads, default_head_sets, head_set_name, patch_heads
 from lit_backdoor.module import BackdoorModule
+from lit_backdoor.runs.checkpoints import load_model, read_checkpoint
 from tests.conftest import CONFIGS
 
 Cli = Callable[..., int]

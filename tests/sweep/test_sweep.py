@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_backdoor.checkpoints import read_checkpoint
+from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.sweep.progress import read_progress
 from tests.conftest import ROOT
 

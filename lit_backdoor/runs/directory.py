@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lit_backdoor.records import read_table
+from lit_backdoor.runs.tables import read_table
 
 CHECKPOINT_DIR = "checkpoints"
 LAST = "last.ckpt"
