@@ -63,7 +63,7 @@ class HeadAttributionMonitor(ProbeCallback):
         return [row for name, heads in results.items() for row in attribution_rows(step, name, heads)]
 
     def _draw(self, trainer: Trainer, results: dict[str, list[HeadAttribution]], step: int) -> None:
-        from lit_backdoor.plotting import attribution_figure
+        from lit_backdoor.show.figures import attribution_figure
 
         for board in tensorboards(trainer):
             board.add_figure(f"figures/{self.file_stem}", attribution_figure(results), step)

@@ -2,8 +2,8 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.analysis import analyze
-from lit_backdoor.analysis_output import summary, write
+from lit_backdoor.analysis.measure import analyze
+from lit_backdoor.analysis.output import analysis_summary, write_analysis
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.pretrained import open_pretrained, pretrained_names
 from lit_backdoor.runs.checkpoints import load_model
@@ -23,7 +23,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> int:
-    """Analyze one model, write the tables and figures, print what matters."""
+    """Analyze one model, write_analysis the tables and figures, print what matters."""
     with checking_options():
         output_dir = given_path("output_dir", options.output_dir)
         if (options.ckpt_path is None) == (options.pretrained is None):
@@ -35,6 +35,6 @@ def run(options: Namespace) -> int:
         else:
             model, task, step = load_model(given_path("ckpt_path", options.ckpt_path))
     analysis = analyze(model, task, step)
-    write(analysis, output_dir)
-    print(summary(analysis, output_dir))
+    write_analysis(analysis, output_dir)
+    print(analysis_summary(analysis, output_dir))
     return 0

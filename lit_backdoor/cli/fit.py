@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_backdoor.analysis import analyze
-from lit_backdoor.analysis_output import summary
+from lit_backdoor.analysis.measure import analyze
+from lit_backdoor.analysis.output import analysis_summary
 from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
 from lit_backdoor.cli import subcommands
@@ -244,7 +244,7 @@ class BackdoorCLI(LightningCLI):
     def after_test(self) -> None:
         """The same analysis as ``analyze``, printed."""
         step = self._checkpoint["global_step"] if self._checkpoint else 0
-        print(summary(analyze(self.model.model, self.datamodule.task, step), None))
+        print(analysis_summary(analyze(self.model.model, self.datamodule.task, step), None))
 
     def after_fit(self) -> None:
         if self.trainer.log_dir is not None and self.trainer.is_global_zero and not _is_trial(self.trainer):

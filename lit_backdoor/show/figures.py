@@ -1,8 +1,7 @@
-"""Results as matplotlib figures. Nothing here shows or saves."""
+"""Results as matplotlib figures. Nothing here opens a window or writes a file."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -175,12 +174,6 @@ def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> 
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``path`` with .png and .svg."""
-    for kind, content in figure_bytes(figure).items():
-        path.with_suffix(f".{kind}").write_bytes(content)
 
 
 def figure_bytes(figure: Figure) -> dict[str, bytes]:
