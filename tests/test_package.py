@@ -1,8 +1,11 @@
 """What the repository promises about itself."""
 
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from tests.conftest import CONFIGS, ROOT
 
@@ -20,10 +23,53 @@ def test_the_task_and_the_functions_need_no_lightning() -> None:
     assert run(code.replace("{names}", "('lightning', 'transformer_lens', 'matplotlib')")).strip() == "[]"
 
 
-def test_callbacks_know_neither_the_module_nor_the_datamodule() -> None:
-    for path in (ROOT / "lit_backdoor" / "callbacks").glob("*.py"):
-        imported = re.findall(r"^from lit_backdoor\.(\w+)", path.read_text(), re.MULTILINE)
-        assert not {"module", "datamodule", "task", "model", "cli"} & set(imported), path
+FLOORS = (
+    {"functional", "task"},
+    {"show", "model", "datamodule"},
+    {"runs", "module"},
+    {"analysis", "callbacks", "logger", "pretrained"},
+    {"report", "sweep"},
+    {"cli"},
+)
+"""The rooms of the package, from the ground up: each imports only from floors below its own."""
+
+ON_TOP = {"__init__", "__main__"}
+"""What may import anything: the package itself and ``python -m``."""
+
+
+def imports_of_rooms() -> Iterator[tuple[Path, str, str]]:
+    """(file, its room, the room that it imports), for every import, those inside functions too."""
+    package = ROOT / "lit_backdoor"
+    for path in sorted(package.rglob("*.py")):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: write imports in full"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            for parts in (name.split(".") for name in names):
+                if parts[0] == "lit_backdoor" and len(parts) > 1 and parts[1] != room:
+                    yield path, room, parts[1]
+
+
+def test_nothing_imports_upwards() -> None:
+    floor = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+    there = {path.stem for path in (ROOT / "lit_backdoor").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert there - ON_TOP - {"__pycache__", "py"} == floor.keys()
+    upward = [
+        f"{path.relative_to(ROOT)} imports {imported}"
+        for path, room, imported in imports_of_rooms()
+        if room not in ON_TOP and imported in floor and floor[imported] >= floor[room]
+    ]
+    assert upward == []
+
+
+def test_callbacks_know_neither_the_module_nor_the_task() -> None:
+    known = {imported for _, room, imported in imports_of_rooms() if room == "callbacks"}
+    assert not known & {"module", "datamodule", "task", "model"}
 
 
 def test_what_the_readme_names_exists() -> None:

@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_backdoor.logger import METRICS_FILE
 from lit_backdoor.runs.checkpoints import read_checkpoint
+from lit_backdoor.runs.file_names import METRICS
 from lit_backdoor.sweep.plan import PlannedRun
 
 TAIL_BYTES = 64 * 1024
@@ -34,11 +34,11 @@ def read_progress(run_dir: Path) -> Progress:
         ValueError: if it is no table of a run.
     """
     try:
-        return _read_tail(run_dir / METRICS_FILE)
+        return _read_tail(run_dir / METRICS)
     except OSError:
         return Progress()
     except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ValueError(f"{run_dir / METRICS_FILE} is damaged ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{run_dir / METRICS} is damaged ({type(error).__name__}: {error})") from None
 
 
 def _read_tail(path: Path) -> Progress:
