@@ -31,6 +31,7 @@ class LossSpikeMonitor(AccuracyHistory):
         self.rise = rise
         self.window = window
         self._losses: list[float] = []
+        self._seen_step = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The losses of all steps so far, and the accuracies."""
@@ -49,6 +50,7 @@ class LossSpikeMonitor(AccuracyHistory):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that nothing is overwritten."""
         super().on_train_start(trainer, pl_module)
+        self._seen_step = trainer.global_step
         refuse_existing(trainer, run_dir(trainer) / LOSS_SPIKES)
 
     def on_train_batch_end(
@@ -56,8 +58,9 @@ class LossSpikeMonitor(AccuracyHistory):
     ) -> None:
         """Note the loss: it was measured on the weights before this optimizer step."""
         step = trainer.global_step - 1
-        if step < 0 or trainer.fit_loop._should_accumulate():
+        if trainer.global_step == self._seen_step:
             return  # one of several batches that make a step; the last one speaks for them
+        self._seen_step = trainer.global_step
         del self._losses[step:]
         loss: Any = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         self._losses += [float("nan")] * (step - len(self._losses))

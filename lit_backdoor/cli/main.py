@@ -10,9 +10,10 @@ from pathlib import Path
 
 from lit_backdoor.callbacks import ContractError, TrainingInterrupted
 from lit_backdoor.cli import subcommands
-from lit_backdoor.cli.fit import SRUN_HINT, BackdoorCLI, StorageFailed, shown
+from lit_backdoor.cli.fit import SRUN_HINT, BackdoorCLI, StorageFailed
 from lit_backdoor.cli.parser import OptionError
 from lit_backdoor.module import TrainingDiverged
+from lit_backdoor.runs.directory import as_typed
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -73,7 +74,7 @@ def _is_worth_a_line(record: logging.LogRecord) -> bool:
 def _continue_command(args: Sequence[str], checkpoint: Path | None) -> str:
     """What to type to continue from a checkpoint; without one, to start again."""
     command = ["python", "-m", "lit_backdoor", *_without_option(args, "--ckpt_path")]
-    return shlex.join(command + (["--ckpt_path", shown(checkpoint)] if checkpoint is not None else []))
+    return shlex.join(command + (["--ckpt_path", as_typed(checkpoint)] if checkpoint is not None else []))
 
 
 def _without_option(args: Sequence[str], option: str) -> list[str]:

@@ -70,18 +70,27 @@ class Table:
         self._columns = list(columns) or None
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a whole text file at once; a kill or a full disk leaves the old one or the new one, nothing between.
+def replace_file(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a whole file at once; a kill or a full disk leaves the old one or the new one, nothing between.
 
     The directory must be there: if somebody removed it under a running run, the run has to end.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if not isinstance(content, str):  # a table comes back from what was written last; a checkpoint does not
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_with_copy(path: Path, source: Path) -> None:
+    """Make ``path`` a copy of ``source``, at once."""
+    replace_file(path, source.read_bytes())
 
 
 def _csv_text(rows: Sequence[Mapping[str, Value]], columns: Sequence[str], header: bool) -> str:
