@@ -5,7 +5,7 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 """
 
 from lit_backdoor.functional.attention import mean_attention
-from lit_backdoor.functional.attribution import HeadAttribution, LogitParts, attribute_heads, logit_parts
+from lit_backdoor.functional.attribution import LogitParts, attribute_heads, logit_parts
 from lit_backdoor.functional.emergence import (
     Emergence,
     HeadScores,
@@ -36,13 +36,12 @@ from lit_backdoor.functional.metrics import (
 )
 from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, no_shortcut
 from lit_backdoor.functional.patching import (
-    Ablation,
-    PatchingResult,
     default_head_sets,
     patch_heads,
     patched_logits,
 )
 from lit_backdoor.functional.probe import Metric, Probe
+from lit_backdoor.functional.results import Ablation, HeadAttribution, PatchingResult
 from lit_backdoor.functional.rule_heads import RuleHeads
 from lit_backdoor.functional.shapley import ShapleyResult, overlap, shapley, shares, smallest_sufficient_set
 
