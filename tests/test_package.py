@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from tests.conftest import CONFIGS, ROOT
+from tests.helpers import CONFIGS, ROOT
 
 
 def run(code: str) -> str:

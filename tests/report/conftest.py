@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from lit_backdoor.cli import main
 from lit_backdoor.report.runs import Run, read_runs
-from tests.conftest import CONFIGS
+from tests.helpers.configs import load_config, save_config
 
 STEPS = 60
 RUNS = (("mod1", [11, 1], 0), ("mod1", [11, 1], 1), ("mod5", [11, 5], 0), ("clean", [11], 0))
@@ -17,7 +16,7 @@ RUNS = (("mod1", [11, 1], 0), ("mod1", [11, 1], 1), ("mod5", [11, 5], 0), ("clea
 
 def small_config(moduli: list[int]) -> dict[str, Any]:
     """The debug configuration on a task that takes a second, probed every 20 steps, all sets every 40."""
-    config = yaml.safe_load((CONFIGS / "debug.yaml").read_text())
+    config = load_config()
     config["data"] |= {"moduli": moduli}
     config["model"] |= {"d_model": 32, "d_mlp": 64}
     config["trainer"] |= {"max_steps": STEPS, "val_check_interval": 20, "enable_progress_bar": False}
@@ -37,8 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs; tests that change something take a copy, see ``runs_dir``."""
     folder = tmp_path_factory.mktemp("made")
     for name, moduli, seed in RUNS:
-        config = folder / f"{name}.yaml"
-        config.write_text(yaml.safe_dump(small_config(moduli)))
+        config = save_config(small_config(moduli), folder / f"{name}.yaml")
         place = {"save_dir": folder / "runs", "name": name, "version": f"seed_{seed}"}
         options = [f"--trainer.logger.init_args.{key}={value}" for key, value in place.items()]
         assert main(["fit", "--config", str(config), "--seed_everything", str(seed), *options]) == 0

@@ -1,15 +1,12 @@
 """``reproduce`` through the command line, in a small modulus, and what it refuses."""
 
-import csv
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lit_backdoor.commands.reproduce import paper_runs
 from lit_backdoor.configs import shipped_config
-
-Cli = Callable[..., int]
+from tests.helpers.runs import Cli, read_rows, times
 
 
 def test_everything_from_one_command_and_nothing_twice(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
@@ -17,13 +14,12 @@ def test_everything_from_one_command_and_nothing_twice(cli: Cli, capfd: pytest.C
     assert cli(*args) == 0, capfd.readouterr().err
     told = capfd.readouterr()
     assert "6 of 6 runs are done" in told.out and "Mod 1: one head carries the backdoor" in told.out
-    with Path("out/report/table2.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(Path("out/report/table2.csv"))
     assert {(row["p1"], row["seed"]) for row in rows} == {("1", "0"), ("1", "1"), ("7", "0"), ("17", "0"), ("37", "0")}
     assert "mod 37" in Path("out/report/index.html").read_text()
-    runs = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()}
+    runs = times(Path("out/runs"))
     assert cli(*args) == 0
-    assert {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()} == runs
+    assert times(Path("out/runs")) == runs
     assert "running" not in capfd.readouterr().err
     # the checkpoints of finished runs may be thrown away
     for path in Path("out/runs").rglob("*.ckpt"):

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from lit_backdoor.cli import main
-from tests.conftest import CONFIGS
-from tests.test_bad_input import Burglar, assert_refused
+from tests.helpers import CONFIGS, QUIET
+from tests.helpers.configs import callback_options, load_config, save_config
+from tests.helpers.refusals import Burglar, assert_refused
+from tests.helpers.runs import Cli
 
-Cli = Callable[..., int]
 COMMANDS = {
-    "fit": ("fit", "--config", CONFIGS / "debug.yaml", "--trainer.enable_progress_bar", "false"),
-    "validate": ("validate", "--config", CONFIGS / "debug.yaml", "--trainer.enable_progress_bar", "false"),
-    "test": ("test", "--config", CONFIGS / "debug.yaml", "--trainer.enable_progress_bar", "false"),
+    "fit": ("fit", "--config", CONFIGS / "debug.yaml", *QUIET),
+    "validate": ("validate", "--config", CONFIGS / "debug.yaml", *QUIET),
+    "test": ("test", "--config", CONFIGS / "debug.yaml", *QUIET),
     "analyze": ("analyze", "--output_dir", "out"),
 }
 W_IN = "model.blocks.0.mlp.W_in"
@@ -138,15 +138,12 @@ def test_validate_and_test_take_nothing_but_the_weights(cli: Cli, checkpoint: di
 def test_names_in_a_configuration_lead_nowhere_else(
     cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str, name: str
 ) -> None:
-    config = yaml.safe_load((CONFIGS / "debug.yaml").read_text())
+    config = load_config()
     owner, _, key = option.partition(".")
-    if owner == "logger":
-        config["trainer"]["logger"]["init_args"][key] = name
-    else:
-        (monitor,) = (one for one in config["trainer"]["callbacks"] if one["class_path"].endswith(owner))
-        monitor["init_args"][key] = name
+    options = config["trainer"]["logger"]["init_args"] if owner == "logger" else callback_options(config, owner)
+    options[key] = name
     (tmp_path / "inside").mkdir()
-    (tmp_path / "inside" / "stranger.yaml").write_text(yaml.safe_dump(config))
+    save_config(config, tmp_path / "inside" / "stranger.yaml")
     assert_refused(cli, capsys, ("fit", "--config", "inside/stranger.yaml"), f"{key}: '", "no plain name")
 
 
