@@ -16,7 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
-from lit_backdoor.cli import main as command_line
+from lit_backdoor.cli.main import main as command_line
 from lit_backdoor.functional.last_position import TokenLayout, last_position_loss
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task, split_examples

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from lit_backdoor.checkpoints import read_checkpoint
 from lit_backdoor.pretrained import save_pretrained
+from lit_backdoor.runs.checkpoints import read_checkpoint
 
 
 def main() -> None:

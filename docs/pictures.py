@@ -7,8 +7,9 @@ import argparse
 import json
 from pathlib import Path
 
-from lit_backdoor.plotting import emergence_figure, save_figure, training_figure
-from lit_backdoor.records import history, read_table
+from lit_backdoor.analysis.output import save_figure
+from lit_backdoor.runs.tables import history, read_table
+from lit_backdoor.show.figures import emergence_figure, training_figure
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import os
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_backdoor.records import Table
-from lit_backdoor.run_directory import require_plain_name
-from lit_backdoor.task import rule_name
+from lit_backdoor.runs.directory import require_plain_name
+from lit_backdoor.runs.tables import Table
 
 METRICS_FILE = "metrics.csv"
 EVENTS = "events.out.tfevents."
@@ -39,6 +38,7 @@ class RunLogger(TensorBoardLogger):
         self._pending: dict[str, float] = {}
         self._written: dict[str, float] = {}
         self._table: Table | None = None
+        self._unshown_hparams: dict[str, str] = {}
 
     def resume(self, run_dir: Path, step: int) -> None:
         """Continue the run in ``run_dir`` from a checkpoint of ``step``: what it logged from there on is redone."""
@@ -71,22 +71,12 @@ class RunLogger(TensorBoardLogger):
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, metrics: dict[str, Any] | None = None, step: int | None = None
     ) -> None:
-        """Keep ``params`` for hparams.yaml and show them in TensorBoard's hparams view, beside the final metrics.
-
-        TensorBoard takes the metrics' values from the run's own scalars, so none is invented at the start.
-        """
-        from torch.utils.tensorboard.summary import hparams
-
+        """Keep ``params`` for hparams.yaml; TensorBoard's hparams view gets them beside the first metrics."""
         known = dict(vars(params) if isinstance(params, Namespace) else params)
         if "PL_GLOBAL_SEED" in os.environ:  # where Lightning keeps the seed of seed_everything
             known["seed_everything"] = int(os.environ["PL_GLOBAL_SEED"])
         super().log_hyperparams(known, metrics, step)
-        shown = {name: str(known[name]) for name in sorted(known, key=_hparams_order)}
-        names = ["loss", *(f"{rule_name(rule)}_accuracy" for rule in range(len(known.get("moduli", []))))]
-        tags = {f"{stage}/{name}": 0.0 for stage in ("train", "val") for name in names}
-        writer = self.experiment._get_file_writer()
-        for summary in hparams(shown, tags):
-            writer.add_summary(summary)
+        self._unshown_hparams = {name: str(known[name]) for name in sorted(known, key=_hparams_order)}
 
     @rank_zero_only
     def save(self) -> None:
@@ -100,6 +90,7 @@ class RunLogger(TensorBoardLogger):
         """Write what is left and close; where that fails, TensorBoard's writing thread ends all the same."""
         try:
             self._write_pending()
+            self._show_hparams(list(self._written))
             super().finalize(status)
         finally:
             if self._experiment is not None and (writer := self._experiment.file_writer) is not None:
@@ -112,8 +103,27 @@ class RunLogger(TensorBoardLogger):
                 self.table.truncate(int(self._pending["step"]))
                 self._pending = self._written | self._pending
             columns = sorted(self._pending, key=_column_order)
+            if {name.partition("/")[0] for name in columns} >= {"train", "val"}:
+                self._show_hparams(columns)
             self.table.append([{name: self._pending[name] for name in columns}])
             self._written, self._pending = self._pending, {}
+
+    def _show_hparams(self, columns: Sequence[str]) -> None:
+        """Fill TensorBoard's hparams view, once: it takes the first list of metrics that it reads for good.
+
+        The metrics' values are the run's own scalars, so none is invented here.
+
+        Args:
+            columns: of metrics.csv, as far as they have been measured.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        if not self._unshown_hparams:
+            return
+        writer = self.experiment._get_file_writer()
+        for summary in hparams(self._unshown_hparams, {name: 0.0 for name in columns if name != "step"}):
+            writer.add_summary(summary)
+        self._unshown_hparams = {}
 
     def _get_next_version(self) -> int:
         """The next free version, claimed by making its directory, so that two runs never share one.

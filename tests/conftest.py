@@ -26,7 +26,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run the command line in an empty folder and return its exit code."""
-    from lit_backdoor.cli import main  # here: the process that only spreads the tests has no use for it
+    from lit_backdoor.cli.main import main  # here: the process that only spreads the tests has no use for it
 
     monkeypatch.chdir(tmp_path)
 

@@ -9,8 +9,8 @@ import torch
 
 import lit_backdoor
 from lit_backdoor import pretrained
-from lit_backdoor.checkpoints import load_model, read_checkpoint
 from lit_backdoor.pretrained import FOLDER, load_pretrained, open_pretrained, pretrained_names, save_pretrained
+from lit_backdoor.runs.checkpoints import load_model, read_checkpoint
 from tests.helpers import QUIET
 from tests.helpers.runs import Cli
 

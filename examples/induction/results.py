@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from lit_backdoor.plotting import column, head_colour
-from lit_backdoor.records import read_table
+from lit_backdoor.runs.tables import read_table
+from lit_backdoor.show.figures import column, head_colour
 
 Curve = tuple[list[int], list[float]]
 """Steps and values."""

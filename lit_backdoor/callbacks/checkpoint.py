@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_backdoor.callbacks.run import make_run_dir, refuse_existing, run_dir
-from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST, PREVIOUS
+from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST, PREVIOUS
 
 
 class TrainingInterrupted(Exception):

@@ -18,8 +18,8 @@ from lit_backdoor.callbacks.run import (
     tensorboards,
 )
 from lit_backdoor.functional import emergence, grokking_step, head_name
-from lit_backdoor.records import replace_file
-from lit_backdoor.run_directory import require_plain_name
+from lit_backdoor.runs.directory import require_plain_name
+from lit_backdoor.runs.tables import replace_file
 
 
 class EmergenceMonitor(AccuracyHistory):

@@ -22,7 +22,7 @@ from lit_backdoor.functional import (
     parse_head_set,
     patch_heads,
 )
-from lit_backdoor.records import Value, patching_rows
+from lit_backdoor.runs.tables import Value, patching_rows
 
 
 class HeadPatchingMonitor(ProbeCallback):
@@ -134,10 +134,10 @@ class HeadPatchingMonitor(ProbeCallback):
         }  # fmt: skip
 
     def _draw(self, trainer: Trainer, step: int, results: Mapping[str, list[PatchingResult]]) -> None:
-        from lit_backdoor.plotting import emergence_figure
-        from lit_backdoor.tables import patching_table
+        from lit_backdoor.show.figures import emergence_figure
+        from lit_backdoor.show.markdown import patching_markdown
 
-        tables = "\n\n".join(f"{name}\n\n{patching_table(one)}" for name, one in results.items())
+        tables = "\n\n".join(f"{name}\n\n{patching_markdown(one)}" for name, one in results.items())
         for board in tensorboards(trainer):
             for name in results:
                 figure = emergence_figure(self.history[name], f"{self.probes[name].recipient} accuracy")

@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_backdoor.callbacks.charts import Charts, lay_out_charts
 from lit_backdoor.callbacks.run import ContractError, keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import HookedModel, Probe
-from lit_backdoor.records import Table, Value
-from lit_backdoor.run_directory import require_plain_name
+from lit_backdoor.runs.directory import require_plain_name
+from lit_backdoor.runs.tables import Table, Value
 
 Probes = Mapping[str, Probe]
 """What to measure on, by name; the names appear in tables, file names and TensorBoard."""

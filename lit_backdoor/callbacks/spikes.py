@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from lit_backdoor.callbacks.accuracies import AccuracyHistory
 from lit_backdoor.callbacks.run import keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import LossSpike, loss_spikes
-from lit_backdoor.records import Table, Value
+from lit_backdoor.runs.tables import Table, Value
 
 FILE_NAME = "loss_spikes.csv"
 

@@ -43,6 +43,7 @@ from lit_backdoor.functional.patching import (
     patched_logits,
 )
 from lit_backdoor.functional.probe import Metric, Probe
+from lit_backdoor.functional.rule_heads import RuleHeads
 from lit_backdoor.functional.shapley import ShapleyResult, overlap, shapley, shares, smallest_sufficient_set
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Onset",
     "PatchingResult",
     "Probe",
+    "RuleHeads",
     "ShapleyResult",
     "accuracy",
     "all_heads",

@@ -15,7 +15,7 @@ import yaml
 
 from lit_backdoor.functional import Head, head_set_name, parse_head_set
 from lit_backdoor.model import ACT_FNS
-from lit_backdoor.records import Row
+from lit_backdoor.runs.tables import Row
 from lit_backdoor.task import Task
 
 HEAD = re.compile(r"L\d{1,3}H\d{1,3}")

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from lit_backdoor.functional import head_name, head_set_name, shapley
-from lit_backdoor.records import Value
 from lit_backdoor.report.measures import (
     accuracies,
     carriers,
@@ -19,7 +18,8 @@ from lit_backdoor.report.roles import by_role, head_order, roles_of
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
 from lit_backdoor.report.statistics import summarise
-from lit_backdoor.tables import paper_name
+from lit_backdoor.runs.tables import Value
+from lit_backdoor.show.markdown import paper_name
 
 Rows = list[dict[str, Value]]
 

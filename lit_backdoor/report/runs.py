@@ -7,12 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_backdoor.checkpoints import load_model
 from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult
 from lit_backdoor.pretrained import read_weights
-from lit_backdoor.records import Row, history, read_attribution, read_patching, read_table, rows_by_step
 from lit_backdoor.report.checks import check_options, check_probes, check_table, check_verdict, load
-from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST
+from lit_backdoor.runs.checkpoints import load_model
+from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST
+from lit_backdoor.runs.tables import Row, history, read_attribution, read_patching, read_table, rows_by_step
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lit_backdoor.functional import shapley
-from lit_backdoor.plotting import emergence_figure
 from lit_backdoor.report.measures import accuracies, leaders, order_of, single_head_share, triggered
 from lit_backdoor.report.published import paper_by_role, published_table
 from lit_backdoor.report.roles import RoleSet, by_role, head_order, role_set_name, roles_of, shown_sets
@@ -17,6 +16,7 @@ from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
 from lit_backdoor.report.statistics import summarise
 from lit_backdoor.report.wording import plural, whole_percent
+from lit_backdoor.show.figures import emergence_figure
 
 ROLE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#7f7f7f")
 OURS, PAPER, SLIP = "#0072b2", "#d55e00", "#cc79a7"

@@ -11,7 +11,7 @@ from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
 from lit_backdoor.report.statistics import permutation_test
 from lit_backdoor.report.wording import NOTHING, Highlighted, mean_percent, number, percent, plural, whole_percent
-from lit_backdoor.tables import markdown, paper_name
+from lit_backdoor.show.markdown import markdown_table, paper_name
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Table:
     def markdown(self) -> str:
         """The table in Markdown, highlighted cells in bold."""
         rows = [[f"**{cell}**" if isinstance(cell, Highlighted) else cell for cell in row] for row in self.rows]
-        return markdown(self.header, rows)
+        return markdown_table(self.header, rows)
 
 
 def table_1(run: Run) -> Table:

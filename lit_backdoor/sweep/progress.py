@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_backdoor.checkpoints import read_checkpoint
 from lit_backdoor.logger import METRICS_FILE
+from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.sweep.plan import PlannedRun
 
 TAIL_BYTES = 64 * 1024

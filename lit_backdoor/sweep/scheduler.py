@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from lit_backdoor.records import replace_file
+from lit_backdoor.runs.tables import replace_file
 from lit_backdoor.sweep.engines import Engine
 from lit_backdoor.sweep.plan import PlannedRun
 from lit_backdoor.sweep.progress import Pace, Progress, is_done, read_progress

@@ -21,7 +21,7 @@ def watching(jobs: int, console: Console | None = None) -> Iterator[Watcher]:
     console = console or Console(file=sys.stderr)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            yield lambda tracked: live.update(table(tracked, jobs), refresh=True)
+            yield lambda tracked: live.update(sweep_table(tracked, jobs), refresh=True)
     else:
         yield Lines(console, jobs).show
 
@@ -44,15 +44,15 @@ class Lines:
                 self._print(f"{one.run.name}: {one.state.value}, {note}")
         if time.monotonic() - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = time.monotonic()
-            self._print(summary(tracked, self.jobs))
+            self._print(sweep_summary(tracked, self.jobs))
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def table(tracked: Sequence[Tracked], jobs: int) -> Table:
+def sweep_table(tracked: Sequence[Tracked], jobs: int) -> Table:
     """All runs: state, step, accuracies, time left."""
-    shown = Table(caption=summary(tracked, jobs), caption_justify="left", box=None, pad_edge=False)
+    shown = Table(caption=sweep_summary(tracked, jobs), caption_justify="left", box=None, pad_edge=False)
     for column in ("run", "state"):
         shown.add_column(column)
     for column in ("step", "of", "validation accuracy, %", "time left"):
@@ -70,7 +70,7 @@ def table(tracked: Sequence[Tracked], jobs: int) -> Table:
     return shown
 
 
-def summary(tracked: Sequence[Tracked], jobs: int) -> str:
+def sweep_summary(tracked: Sequence[Tracked], jobs: int) -> str:
     """How many runs stand where, and the time left for all."""
     counts = [(state.value, sum(one.state is state for one in tracked)) for state in State]
     left = seconds_left(tracked, jobs)

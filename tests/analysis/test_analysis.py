@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_backdoor.analysis import analyze, rule_heads
-from lit_backdoor.analysis_output import report, summary
+from lit_backdoor.analysis.measure import analyze, rule_heads
+from lit_backdoor.analysis.output import analysis_markdown, analysis_summary
 from lit_backdoor.functional import Head
 from tests.helpers import QUIET
 from tests.helpers.known_head import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
@@ -34,8 +34,8 @@ def test_every_method_finds_the_known_head() -> None:
     # what suffices: the known head alone brings the trigger's answer into the benign run
     (moved,) = [one for one in analysis.patching["benign"]["resample"] if one.heads == (known,)]
     assert moved.donor_accuracy == 1.0
-    assert "L0H2" in summary(analysis, None)
-    assert "| Head 3 |" in report(analysis)
+    assert "L0H2" in analysis_summary(analysis, None)
+    assert "| Head 3 |" in analysis_markdown(analysis)
 
 
 def test_two_triggers_are_told_apart() -> None:
@@ -48,10 +48,10 @@ def test_two_triggers_are_told_apart() -> None:
             assert {each for each, value in result.values.items() if abs(value) > 1e-9} == {Head(0, head)}, rule
         assert rules[rule].needs.values[Head(0, head)] == -1.0  # all answers become 3, in every order of patching
         assert rules[rule].suffices.values[Head(0, head)] == 1.0
-    text = report(analysis)
+    text = analysis_markdown(analysis)
     assert "| backdoor, rule2 | 0.00 | 0.00 | L0H2 | L0H0 | none |" in text
-    assert "| backdoor, rule2 |" in summary(analysis, None)
-    assert "serves which rule" not in report(analyze(hand_built(), TASK, step=0))
+    assert "| backdoor, rule2 |" in analysis_summary(analysis, None)
+    assert "serves which rule" not in analysis_markdown(analyze(hand_built(), TASK, step=0))
 
 
 def test_the_command_writes_everything_and_overwrites_nothing(

@@ -14,10 +14,10 @@ from lit_backdoor.callbacks import (
     HeadPatchingMonitor,
     LossSpikeMonitor,
 )
-from lit_backdoor.checkpoints import load_model
 from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import attribute_heads, default_head_sets, head_set_name, patch_heads
 from lit_backdoor.module import BackdoorModule
+from lit_backdoor.runs.checkpoints import load_model
 from tests.helpers import CONFIGS, QUIET
 from tests.helpers.configs import load_config, save_config
 from tests.helpers.runs import Cli, assert_same_weights, read_events, read_rows

@@ -13,7 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_backdoor.checkpoints import read_checkpoint
+from lit_backdoor.runs.checkpoints import read_checkpoint
 from tests.helpers import CONFIGS, QUIET, ROOT
 from tests.helpers.configs import callback_options, load_config, save_config, with_callback
 from tests.helpers.runs import Cli, assert_same_weights, contents, metrics, scalars
@@ -222,7 +222,7 @@ def test_a_loss_that_turns_nan_stops_with_1_and_keeps_the_last_good_checkpoint(
 
 def test_help_explains_and_does_not_import_transformer_lens() -> None:
     code = (
-        "import sys; from lit_backdoor.cli import main\n"
+        "import sys; from lit_backdoor.cli.main import main\n"
         "try: main(['fit', '--help'])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert 'transformer_lens' not in sys.modules"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from lit_backdoor.cli import main
+from lit_backdoor.cli.main import main
 from tests.helpers.configs import load_config, save_config
 
 sizes = st.sampled_from([-1, 0, 1, 2, 3, 8])

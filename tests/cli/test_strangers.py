@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_backdoor.cli import main
+from lit_backdoor.cli.main import main
 from tests.helpers import CONFIGS, QUIET
 from tests.helpers.configs import callback_options, load_config, save_config
 from tests.helpers.refusals import Burglar, assert_refused

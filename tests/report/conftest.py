@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lit_backdoor.cli import main
+from lit_backdoor.cli.main import main
 from lit_backdoor.report.runs import Run, read_runs
 from tests.helpers.configs import load_config, save_config
 

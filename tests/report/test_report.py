@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lit_backdoor.checkpoints import read_checkpoint
 from lit_backdoor.pretrained import save_pretrained
-from lit_backdoor.records import read_table
 from lit_backdoor.report import write_report
+from lit_backdoor.runs.checkpoints import read_checkpoint
+from lit_backdoor.runs.tables import read_table
 from tests.helpers.runs import Cli, contents, read_rows
 from tests.report.conftest import STEPS
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from lit_backdoor.datamodule import task_probes
 from lit_backdoor.functional import Head, PatchingResult, parse_head_set
-from lit_backdoor.records import Table, attribution_rows, patching_rows, read_attribution, read_patching, read_table
 from lit_backdoor.report import rows
 from lit_backdoor.report.findings import findings
 from lit_backdoor.report.head_findings import emergence, patching, single_head
@@ -23,6 +22,7 @@ from lit_backdoor.report.roles import by_role, head_order
 from lit_backdoor.report.runs import Run, read_runs
 from lit_backdoor.report.slip import other_run, patch_both_ways, slips
 from lit_backdoor.report.statistics import fisher_exact, permutation_test, summarise
+from lit_backdoor.runs.tables import Table, attribution_rows, patching_rows, read_attribution, read_patching, read_table
 
 
 def test_mean_and_interval() -> None:

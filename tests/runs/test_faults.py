@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_backdoor.checkpoints import read_checkpoint
 from lit_backdoor.logger import RunLogger
-from lit_backdoor.records import read_table
-from lit_backdoor.run_directory import held
+from lit_backdoor.runs.checkpoints import read_checkpoint
+from lit_backdoor.runs.directory import held
+from lit_backdoor.runs.tables import read_table
 from tests.helpers import QUIET
 from tests.helpers.configs import callback_options, load_config, save_config, with_callback
 from tests.helpers.runs import Cli, assert_same_weights, contents, metrics, scalars

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_backdoor.environment import environment
+from lit_backdoor.runs.environment import environment
 from tests.helpers import QUIET
 from tests.helpers.configs import load_config, save_config
 from tests.helpers.runs import Cli, assert_same_weights, scalars

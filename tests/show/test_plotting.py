@@ -1,7 +1,7 @@
 """Figures of models with more heads than colours."""
 
 from lit_backdoor.functional import Head, HeadAttribution, HeadScores
-from lit_backdoor.plotting import HEAD_COLOURS, attribution_figure, emergence_figure
+from lit_backdoor.show.figures import HEAD_COLOURS, attribution_figure, emergence_figure
 
 HEADS = [Head(layer, head) for layer in range(3) for head in range(4)]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_backdoor.cli.fit import checked_fit_options
 from lit_backdoor.sweep import parse_seeds, parse_settings, plan_runs
 from lit_backdoor.sweep.plan import PlannedRun
 from lit_backdoor.sweep.progress import Pace, Progress, is_done, read_progress
@@ -45,7 +46,7 @@ def test_what_is_no_setting(texts: list[str]) -> None:
 
 def test_every_combination_has_a_folder_and_finished_ones_are_seen(cli: Cli, debug_config: Path) -> None:
     settings = parse_settings(["data.moduli=[[5,1],[5,3]]", "model.d_model=[8,16]", "trainer.max_steps=2"])
-    runs = plan_runs(debug_config, [3, 4], settings, Path("out"))
+    runs = plan_runs(debug_config, [3, 4], settings, Path("out"), checked_fit_options)
     assert [run.name for run in runs][:2] == [f"debug+data.moduli=5-1+model.d_model=8/seed_{seed}" for seed in (3, 4)]
     assert len({run.run_dir for run in runs}) == len(runs) == 8
     assert {(run.max_steps, run.n_rules) for run in runs} == {(2, 2)}
@@ -61,13 +62,13 @@ def test_every_combination_has_a_folder_and_finished_ones_are_seen(cli: Cli, deb
 @pytest.mark.parametrize("epochs", [-1, "null", 3, 4])
 def test_epochs_that_do_not_end_a_run_early_are_fine(cli: Cli, debug_config: Path, epochs: int | str) -> None:
     settings = parse_settings([f"trainer.max_epochs={epochs}", "data.steps_per_epoch=400"])
-    (run,) = plan_runs(debug_config, [0], settings, Path("out"))
+    (run,) = plan_runs(debug_config, [0], settings, Path("out"), checked_fit_options)
     assert run.max_steps == 1000
 
 
 def test_a_folder_with_other_runs_is_refused(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ("sweep", "--config", debug_config, "--output_dir", "out", "--set", "trainer.max_steps=2", "--seeds", "3")
-    (run,) = plan_runs(debug_config, [3], parse_settings(["trainer.max_steps=2"]), Path("out"))
+    (run,) = plan_runs(debug_config, [3], parse_settings(["trainer.max_steps=2"]), Path("out"), checked_fit_options)
     assert cli(*run.arguments()) == 0
     before = contents(Path("out"))
     for setting, words in (("data.moduli=[[23,5]]", "moduli [29, 1], where [23, 5]"), ("model.lr=0.5", "lr 0.005")):
@@ -100,7 +101,7 @@ def test_a_damaged_list_of_jobs_is_named(
 def test_a_damaged_table_fails_one_run_alone(
     cli: Cli, debug_config: Path, capfd: pytest.CaptureFixture[str], text: str
 ) -> None:
-    runs = plan_runs(debug_config, [0, 1], parse_settings(["trainer.max_steps=2"]), Path("out"))
+    runs = plan_runs(debug_config, [0, 1], parse_settings(["trainer.max_steps=2"]), Path("out"), checked_fit_options)
     assert cli(*runs[1].arguments()) == 0
     runs[0].run_dir.mkdir()
     (runs[0].run_dir / "metrics.csv").write_bytes(text.encode("latin-1"))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_backdoor.commands.reproduce import paper_runs
-from lit_backdoor.configs import shipped_config
+from lit_backdoor.cli.reproduce import paper_runs
+from lit_backdoor.cli.shipped_configs import shipped_config
 from tests.helpers.runs import Cli, read_rows, times
 
 

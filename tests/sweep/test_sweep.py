@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_backdoor.checkpoints import read_checkpoint
+from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.sweep.progress import read_progress
 from tests.helpers.runs import Cli, assert_same_weights, times
 from tests.helpers.sweeps import RUN, small_sweep, sweeping, wait_for

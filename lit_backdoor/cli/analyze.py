@@ -2,11 +2,12 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.analysis import analyze
-from lit_backdoor.analysis_output import check_output_dir, summary, write
-from lit_backdoor.checkpoints import load_model
-from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.analysis.measure import analyze
+from lit_backdoor.analysis.output import analysis_summary, write_analysis
+from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.pretrained import open_pretrained, pretrained_names
+from lit_backdoor.runs.checkpoints import load_model
+from lit_backdoor.runs.directory import require_new_or_empty
 
 HELP = "Take one model apart: attribution, patching of all sets of heads, Shapley values, attention."
 
@@ -22,18 +23,18 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> int:
-    """Analyze one model, write the tables and figures, print what matters."""
+    """Analyze one model, write_analysis the tables and figures, print what matters."""
     with checking_options():
         output_dir = given_path("output_dir", options.output_dir)
         if (options.ckpt_path is None) == (options.pretrained is None):
             raise ValueError("ckpt_path, pretrained: give one of the two")
-        check_output_dir(output_dir)
+        require_new_or_empty(output_dir)
         if options.pretrained is not None:
             shipped = open_pretrained(options.pretrained)
             model, task, step = shipped.model, shipped.task, shipped.step
         else:
             model, task, step = load_model(given_path("ckpt_path", options.ckpt_path))
     analysis = analyze(model, task, step)
-    write(analysis, output_dir)
-    print(summary(analysis, output_dir))
+    write_analysis(analysis, output_dir)
+    print(analysis_summary(analysis, output_dir))
     return 0

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_backdoor.commands.messages import in_one_line
+from lit_backdoor.cli.error_messages import in_one_line
 
 
 class OneLineParser(LightningArgumentParser):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lit_backdoor.records import replace_file
+from lit_backdoor.runs.tables import replace_file
 
 FILE = "environment.json"
 PACKAGES = (

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lit_backdoor.records import Table, copy_tables, read_table
+from lit_backdoor.runs.tables import Table, copy_tables, read_table
 
 
 def test_rows_come_back_and_new_columns_reach_old_rows(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from lit_backdoor.commands.engine_options import add_engine_options, make_engine
-from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
-from lit_backdoor.commands.report import report_on
-from lit_backdoor.commands.sweep import carry_out
-from lit_backdoor.configs import shipped_config
+from lit_backdoor.cli.engine_options import add_engine_options, make_engine
+from lit_backdoor.cli.fit import checked_fit_options
+from lit_backdoor.cli.main import main
+from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli.report import report_on
+from lit_backdoor.cli.shipped_configs import shipped_config
+from lit_backdoor.cli.sweep import carry_out
 from lit_backdoor.sweep import PlannedRun, parse_seeds, plan_runs
 
 HELP = "Reproduce the paper: train all its models, and report on them beside the published numbers."
@@ -44,7 +46,7 @@ def run(options: Namespace) -> int:
         output_dir = given_path("output_dir", options.output_dir)
         seeds = parse_seeds(SEEDS[options.scale] if options.seeds is None else options.seeds)
         runs = paper_runs(output_dir / RUNS_DIR, options.scale, seeds, options.max_steps)
-        engine, jobs = make_engine(options, output_dir, runs)
+        engine, jobs = make_engine(options, output_dir, runs, main)
         folder.check(output_dir / REPORT_DIR, [])  # not only after a day
     code = carry_out(runs, engine, jobs, output_dir)
     if code == 130:
@@ -64,7 +66,8 @@ def paper_runs(runs_dir: Path, scale: str, seeds: list[int], max_steps: int | No
         settings = _small_model(p1) if scale == "smoke" else {}
         if max_steps is not None:
             settings["trainer.max_steps"] = [max_steps]
-        planned[name] = plan_runs(shipped_config(name), seeds if p1 == 1 else seeds[:1], settings, runs_dir)
+        chosen = seeds if p1 == 1 else seeds[:1]
+        planned[name] = plan_runs(shipped_config(name), chosen, settings, runs_dir, checked_fit_options)
     return [runs[0] for runs in planned.values()] + [run for runs in planned.values() for run in runs[1:]]
 
 

@@ -2,20 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from lit_backdoor.functional import (
     HeadAttribution,
     HeadSet,
     PatchingResult,
+    RuleHeads,
     ShapleyResult,
     head_name,
     head_set_name,
     overlap,
 )
-
-if TYPE_CHECKING:
-    from lit_backdoor.analysis import RuleHeads
 
 
 def paper_name(heads: HeadSet, n_heads: int) -> str:
@@ -28,7 +25,7 @@ def paper_name(heads: HeadSet, n_heads: int) -> str:
     return f"{'Head' if len(heads) == 1 else 'Heads'} {','.join(str(head.head + 1) for head in heads)}"
 
 
-def patching_table(results: Sequence[PatchingResult]) -> str:
+def patching_markdown(results: Sequence[PatchingResult]) -> str:
     """Table 1 of the paper: the recipient's accuracy in percent after patching nothing, each head, the best head's
     complement, and all heads. Heads of several layers, which the paper does not have, are named ``L1H2``."""
     everything = max((one.heads for one in results), key=len)
@@ -45,10 +42,10 @@ def patching_table(results: Sequence[PatchingResult]) -> str:
         names = [several.get(one.heads, name) for one, name in zip(shown, names, strict=True)]
     name = results[0].recipient.capitalize()
     row = [f"{name} Accuracy", *(f"{one.recipient_accuracy:.2%}" for one in shown)]
-    return markdown(["Patched Heads", *names], [row])
+    return markdown_table(["Patched Heads", *names], [row])
 
 
-def all_sets_table(results: Sequence[PatchingResult]) -> str:
+def all_sets_markdown(results: Sequence[PatchingResult]) -> str:
     """Every set of heads with everything that was measured."""
     first = results[0]
     header = ["heads", f"{first.recipient} acc.", f"{first.donor} acc.", "other", "logit diff.", "log prob.", "KL"]
@@ -64,10 +61,10 @@ def all_sets_table(results: Sequence[PatchingResult]) -> str:
         ]
         for one in results
     ]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
-def attribution_table(results: Sequence[HeadAttribution]) -> str:
+def attribution_markdown(results: Sequence[HeadAttribution]) -> str:
     """Figure 2 in numbers, and what the paper's raw contributions leave out."""
     header = ["head", "top in", "mean logit", "centred", "logit diff."]
     rows = [
@@ -80,28 +77,28 @@ def attribution_table(results: Sequence[HeadAttribution]) -> str:
         ]
         for one in results
     ]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
-def shapley_table(named: dict[str, ShapleyResult]) -> str:
+def shapley_markdown(named: dict[str, ShapleyResult]) -> str:
     """Shapley values, one column per measured quantity, with their sum."""
     heads = list(next(iter(named.values())).values)
     rows = [[head_name(*head), *(f"{result.values[head]:.4f}" for result in named.values())] for head in heads]
     rows.append(["sum", *(f"{result.total:.4f}" for result in named.values())])
-    return markdown(["head", *named], rows)
+    return markdown_table(["head", *named], rows)
 
 
-def rules_table(rules: "Mapping[str, RuleHeads]") -> str:
+def rules_markdown(rules: Mapping[str, RuleHeads]) -> str:
     """Which head serves which rule: Shapley values side by side, in percentage points of accuracy."""
     results = {f"{rule} needs": one.needs for rule, one in rules.items()}
     results |= {f"{rule} suffices": one.suffices for rule, one in rules.items()}
     heads = list(next(iter(results.values())).values)
     rows = [[head_name(*head), *(f"{100 * one.values[head]:+.1f}" for one in results.values())] for head in heads]
     rows.append(["sum", *(f"{100 * one.total:+.1f}" for one in results.values())])
-    return markdown(["head", *results], rows)
+    return markdown_table(["head", *results], rows)
 
 
-def overlap_table(rules: "Mapping[str, RuleHeads]") -> str:
+def overlap_markdown(rules: Mapping[str, RuleHeads]) -> str:
     """How far each two rules rest on the same heads."""
     rows = []
     for (rule, one), (other_rule, other) in combinations(rules.items(), 2):
@@ -117,10 +114,10 @@ def overlap_table(rules: "Mapping[str, RuleHeads]") -> str:
             ]
         )
     header = ["rules", "overlap of needs", "of suffices", "smallest set of the first", "of the second", "in both"]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its first column left, the others right."""
     rule = [":---", *("---:" for _ in header[1:])]
     whole = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]

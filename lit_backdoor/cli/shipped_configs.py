@@ -11,7 +11,7 @@ def shipped_config(name: str) -> Path:
         ValueError: if there is none of that name.
     """
     places = (
-        Path(__file__).parents[1] / "configs",
+        Path(__file__).parents[2] / "configs",
         Path(sysconfig.get_path("data"), "share", "lit_backdoor", "configs"),
     )
     for place in places:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from lit_backdoor.model import build_model
-from lit_backdoor.run_directory import LAST, PREVIOUS
+from lit_backdoor.runs.directory import LAST, PREVIOUS
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lit_backdoor.records import read_table
+from lit_backdoor.runs.tables import read_table
 
 CHECKPOINT_DIR = "checkpoints"
 LAST = "last.ckpt"
@@ -65,6 +65,17 @@ def require_writable(output_dir: Path) -> None:
     there = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"output_dir: {output_dir} can't be written, {there} is no folder to write into")
+
+
+def require_new_or_empty(output_dir: Path) -> None:
+    """Make sure that nothing would be overwritten, and that the folder can be made.
+
+    Raises:
+        ValueError: if there is something at ``output_dir`` already, or it can't be written to.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"output_dir: {output_dir} exists and is not empty; nothing is overwritten, choose another")
+    require_writable(output_dir)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The command line: ``fit``, ``validate`` and ``test`` through LightningCLI, and the subcommands of ``commands/``."""
+"""The command line: ``fit``, ``validate`` and ``test`` through LightningCLI, and the other subcommands."""
 
 import logging
 import shlex
@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_backdoor import commands
-from lit_backdoor.backdoor_cli import SRUN_HINT, BackdoorCLI, StorageFailed, shown
 from lit_backdoor.callbacks import ContractError, TrainingInterrupted
-from lit_backdoor.commands.parser import OptionError
+from lit_backdoor.cli import subcommands
+from lit_backdoor.cli.fit import SRUN_HINT, BackdoorCLI, StorageFailed, shown
+from lit_backdoor.cli.parser import OptionError
 from lit_backdoor.module import TrainingDiverged
 
 
@@ -24,7 +24,7 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings("ignore", message=SRUN_HINT)
     try:
-        if args and args[0] in commands.NAMES:
+        if args and args[0] in subcommands.NAMES:
             return _run_command(args[0], args[1:])
         BackdoorCLI(args)
     except TrainingInterrupted as interruption:
@@ -53,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run_command(name: str, args: Sequence[str]) -> int:
-    one = commands.command(name)
+    one = subcommands.command(name)
     parser = one.parser()
     options = parser.parse_args(list(args))
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 
 HELP = "Report on finished or running runs: the paper's tables and figures, seeds by role, verdicts, one HTML page."
 

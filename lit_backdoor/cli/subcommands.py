@@ -26,4 +26,4 @@ class Command(Protocol):
 
 def command(name: str) -> Command:
     """The module of a subcommand."""
-    return cast(Command, import_module(f"{__name__}.{name}"))
+    return cast(Command, import_module(f"{__package__}.{name}"))

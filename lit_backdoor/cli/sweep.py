@@ -8,9 +8,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.commands.engine_options import add_engine_options, make_engine
-from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
-from lit_backdoor.run_directory import held
+from lit_backdoor.cli.engine_options import add_engine_options, make_engine
+from lit_backdoor.cli.fit import checked_fit_options
+from lit_backdoor.cli.main import main
+from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.runs.directory import held
 from lit_backdoor.sweep import (
     Engine,
     PlannedRun,
@@ -45,8 +47,9 @@ def run(options: Namespace) -> int:
     with checking_options():
         output_dir = given_path("output_dir", options.output_dir)
         settings = parse_settings(options.set)
-        runs = plan_runs(Path(options.config), parse_seeds(options.seeds), settings, output_dir)
-        engine, jobs = make_engine(options, output_dir, runs)
+        seeds = parse_seeds(options.seeds)
+        runs = plan_runs(Path(options.config), seeds, settings, output_dir, checked_fit_options)
+        engine, jobs = make_engine(options, output_dir, runs, main)
     return carry_out(runs, engine, jobs, output_dir)
 
 

@@ -13,6 +13,7 @@ from lit_backdoor.functional import (
     HeadSet,
     PatchingResult,
     Probe,
+    RuleHeads,
     ShapleyResult,
     attribute_heads,
     cache_probes,
@@ -97,21 +98,6 @@ def analyze(model: "HookedTransformer", task: Task, step: int) -> Analysis:
             probe.recipient: mean_attention(model, probe.recipient_tokens, probe.position) for probe in probes.values()
         },
     )
-
-
-@dataclass(frozen=True)
-class RuleHeads:
-    """Which heads serve one rule beside the first, from patching all sets of heads.
-
-    Attributes:
-        needs: Shapley values of the rule's accuracy while benign activations are patched into its run.
-        suffices: Shapley values of the rule's accuracy while its activations are patched into the benign run.
-        smallest: the smallest set whose patching takes the rule down to chance.
-    """
-
-    needs: ShapleyResult
-    suffices: ShapleyResult
-    smallest: HeadSet | None
 
 
 def rule_heads(analysis: Analysis) -> dict[str, RuleHeads]:

@@ -2,30 +2,31 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lit_backdoor import tables
-from lit_backdoor.analysis import TOLERANCE, Analysis, rule_heads
+from lit_backdoor.analysis.measure import TOLERANCE, Analysis, rule_heads
 from lit_backdoor.functional import head_name, head_set_name
-from lit_backdoor.records import Table, Value, attribution_rows, patching_rows
-from lit_backdoor.run_directory import require_writable
+from lit_backdoor.runs.directory import require_new_or_empty
+from lit_backdoor.runs.tables import Table, Value, attribution_rows, patching_rows
+from lit_backdoor.show.markdown import (
+    all_sets_markdown,
+    attribution_markdown,
+    markdown_table,
+    overlap_markdown,
+    patching_markdown,
+    rules_markdown,
+    shapley_markdown,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def check_output_dir(output_dir: Path) -> None:
-    """Make sure that nothing would be overwritten, and that the folder can be made.
-
-    Raises:
-        ValueError: if there is something at ``output_dir`` already, or it can't be written to.
-    """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"output_dir: {output_dir} exists and is not empty; nothing is overwritten, choose another")
-    require_writable(output_dir)
-
-
-def write(analysis: Analysis, output_dir: Path) -> None:
+def write_analysis(analysis: Analysis, output_dir: Path) -> None:
     """Write the tables and figures into an empty or new directory; ``ValueError`` if something is in it already."""
-    from lit_backdoor import plotting
+    from lit_backdoor.show import figures as drawing  # imports matplotlib, which takes a second
 
-    check_output_dir(output_dir)
+    require_new_or_empty(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     step = analysis.step
     attribution = [row for name, heads in analysis.attribution.items() for row in attribution_rows(step, name, heads)]
@@ -38,7 +39,7 @@ def write(analysis: Analysis, output_dir: Path) -> None:
     Table(output_dir / "head_attribution.csv").append(attribution)
     Table(output_dir / "head_patching.csv").append(patching)
     Table(output_dir / "head_shapley.csv").append(shapley_rows(analysis))
-    (output_dir / "tables.md").write_text(report(analysis), encoding="utf-8")
+    (output_dir / "tables.md").write_text(analysis_markdown(analysis), encoding="utf-8")
 
     figures = output_dir / "figures"
     figures.mkdir()
@@ -46,17 +47,25 @@ def write(analysis: Analysis, output_dir: Path) -> None:
     titles = {name: f"{one[0].donor} heads into the {one[0].recipient} run" for name, one in resample.items()}
     triggered = {name: one for name, one in analysis.attribution.items() if name != "benign"}
     if triggered:
-        plotting.save_figure(plotting.attribution_figure(triggered), figures / "figure_2_attribution_backdoor")
+        save_figure(drawing.attribution_figure(triggered), figures / "figure_2_attribution_backdoor")
     benign = {"benign": analysis.attribution["benign"]}
-    plotting.save_figure(plotting.attribution_figure(benign), figures / "figure_4_attribution_benign")
+    save_figure(drawing.attribution_figure(benign), figures / "figure_4_attribution_benign")
     sets = {titles[name]: results for name, results in resample.items()}
-    plotting.save_figure(plotting.head_sets_figure(sets), figures / "all_sets_of_heads")
+    save_figure(drawing.head_sets_figure(sets), figures / "all_sets_of_heads")
     positions = ["a", "b"]
     positions.insert(analysis.task.trigger_position, "trigger")
     if len(rules := rule_heads(analysis)) > 1:
-        plotting.save_figure(plotting.rules_figure(rules), figures / "which_head_serves_which_rule")
+        save_figure(drawing.rules_figure(rules), figures / "which_head_serves_which_rule")
     first_layer = {rule: pattern[0] for rule, pattern in analysis.attention.items()}
-    plotting.save_figure(plotting.attention_figure(first_layer, positions), figures / "attention_from_last_position")
+    save_figure(drawing.attention_figure(first_layer, positions), figures / "attention_from_last_position")
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write ``path`` with .png and .svg."""
+    from lit_backdoor.show.figures import figure_bytes
+
+    for kind, content in figure_bytes(figure).items():
+        path.with_suffix(f".{kind}").write_bytes(content)
 
 
 def shapley_rows(analysis: Analysis) -> list[dict[str, Value]]:
@@ -76,7 +85,7 @@ def shapley_rows(analysis: Analysis) -> list[dict[str, Value]]:
     return rows
 
 
-def report(analysis: Analysis) -> str:
+def analysis_markdown(analysis: Analysis) -> str:
     """All tables as one Markdown document."""
     task = analysis.task
     lines = [f"# Heads of a model of a + b mod {', '.join(map(str, task.moduli))} at step {analysis.step}", ""]
@@ -90,7 +99,7 @@ def report(analysis: Analysis) -> str:
             "In the form of the paper's Table 1. Which head is shown to matter most was chosen by this very table.",
             "",
         ]
-        lines += [tables.patching_table(results), ""]
+        lines += [patching_markdown(results), ""]
         left = f"the {donor} answers are also {recipient} answers in {analysis.chance[name]:.2%} of the examples"
         lines += [f"The reference for 'it is gone' is not zero: {left}."]
         if name in analysis.smallest:
@@ -100,12 +109,12 @@ def report(analysis: Analysis) -> str:
                 f"The smallest set whose patching leaves no more than that (within {TOLERANCE:.0%}): {found}.",
                 "",
             ]
-        lines += ["### All sets of heads", "", tables.all_sets_table(results), ""]
+        lines += ["### All sets of heads", "", all_sets_markdown(results), ""]
         for ablation in ("mean", "zero"):
             what = "the donor's mean over its examples" if ablation == "mean" else "zero"
-            lines += [f"### With {what} instead", "", tables.patching_table(by_ablation[ablation]), ""]
+            lines += [f"### With {what} instead", "", patching_markdown(by_ablation[ablation]), ""]
         if name in analysis.shapley:
-            lines += ["### Shapley values of patching", "", tables.shapley_table(dict(analysis.shapley[name])), ""]
+            lines += ["### Shapley values of patching", "", shapley_markdown(dict(analysis.shapley[name])), ""]
     if len(rules := rule_heads(analysis)) > 1:
         lines += [
             "# Which head serves which rule",
@@ -113,28 +122,28 @@ def report(analysis: Analysis) -> str:
             "Shapley values of each rule's accuracy, in percentage points: *needs*, what patching benign activations "
             "into the rule's run costs; *suffices*, what patching the rule's activations into the benign run brings.",
             "",
-            tables.rules_table(rules),
+            rules_markdown(rules),
             "",
             "How far two rules rest on the same heads: the sum over the heads of the smaller of their two shares (0: "
             "no head serves both; 1: all serve both in equal parts), and the smallest sets that take each to chance.",
             "",
-            tables.overlap_table(rules),
+            overlap_markdown(rules),
             "",
         ]
     lines += ["# Direct logit attribution (Figures 2 and 4)", ""]
     for name, heads in analysis.attribution.items():
-        lines += [f"## {name.capitalize()} answers", "", tables.attribution_table(heads), ""]
+        lines += [f"## {name.capitalize()} answers", "", attribution_markdown(heads), ""]
         parts = [[label, f"{value:.4f}"] for label, value in analysis.parts[name].items()]
         lines += [
             "All parts of the model, mean direct contribution:",
             "",
-            tables.markdown(["part", "logit"], parts),
+            markdown_table(["part", "logit"], parts),
             "",
         ]
     return "\n".join(lines)
 
 
-def summary(analysis: Analysis, output_dir: Path | None) -> str:
+def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
     """What matters, for the terminal."""
     lines = [f"model of a + b mod {', '.join(map(str, analysis.task.moduli))}, step {analysis.step}"]
     for by_ablation in analysis.patching.values():
@@ -156,7 +165,7 @@ def summary(analysis: Analysis, output_dir: Path | None) -> str:
             found = "no set of heads" if smallest is None else head_set_name(smallest)
             lines.append(f"smallest set that takes {name} down to chance: {found}")
     if len(rules := rule_heads(analysis)) > 1:
-        lines += ["", tables.rules_table(rules), "", tables.overlap_table(rules)]
+        lines += ["", rules_markdown(rules), "", overlap_markdown(rules)]
     if output_dir is not None:
         lines.append(f"tables and figures: {os.path.relpath(output_dir)}")
     return "\n".join(lines)

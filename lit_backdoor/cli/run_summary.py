@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lit_backdoor.functional import grokking_step
 from lit_backdoor.logger import METRICS_FILE
-from lit_backdoor.records import read_table
+from lit_backdoor.runs.tables import read_table
 
 GROKKED = 0.99
 """Validation accuracy from which a rule counts as grokked, if it stays there."""

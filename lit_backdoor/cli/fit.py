@@ -18,21 +18,21 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_backdoor import commands
-from lit_backdoor.analysis import analyze
-from lit_backdoor.analysis_output import summary
+from lit_backdoor.analysis.measure import analyze
+from lit_backdoor.analysis.output import analysis_summary
 from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
-from lit_backdoor.checkpoints import check_training_state, check_weights, read_checkpoint, require_same
-from lit_backdoor.commands.option_checks import check_trainer_options, refuse_nulls, refuse_nulls_of_classes
-from lit_backdoor.commands.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli import subcommands
+from lit_backdoor.cli.option_checks import check_trainer_options, refuse_nulls, refuse_nulls_of_classes
+from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.datamodule import BackdoorDataModule
-from lit_backdoor.environment import keep_environment
 from lit_backdoor.logger import RunLogger, let_new_events_sort_last
 from lit_backdoor.module import BackdoorModule
-from lit_backdoor.records import copy_tables, read_table
-from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST, PREVIOUS, held, results_in
-from lit_backdoor.summary import fit_summary
+from lit_backdoor.runs.checkpoints import check_training_state, check_weights, read_checkpoint, require_same
+from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST, PREVIOUS, held, results_in
+from lit_backdoor.runs.environment import keep_environment
+from lit_backdoor.runs.tables import copy_tables, read_table
 
 IGNORED_ON_RESUME = frozenset({"last_position"})
 IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "train_biases", "steps_per_epoch"}
@@ -90,8 +90,8 @@ class BackdoorCLI(LightningCLI):
         """Lightning's subcommands, and ours that need no Trainer; those run in :func:`_run_command`."""
         super()._add_subcommands(parser, **kwargs)
         assert parser._subcommands_action is not None  # made by the line above
-        for name in commands.NAMES:
-            one = commands.command(name)
+        for name in subcommands.NAMES:
+            one = subcommands.command(name)
             parser._subcommands_action.add_subcommand(name, one.parser(), help=one.HELP)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -244,7 +244,7 @@ class BackdoorCLI(LightningCLI):
     def after_test(self) -> None:
         """The same analysis as ``analyze``, printed."""
         step = self._checkpoint["global_step"] if self._checkpoint else 0
-        print(summary(analyze(self.model.model, self.datamodule.task, step), None))
+        print(analysis_summary(analyze(self.model.model, self.datamodule.task, step), None))
 
     def after_fit(self) -> None:
         if self.trainer.log_dir is not None and self.trainer.is_global_zero and not _is_trial(self.trainer):

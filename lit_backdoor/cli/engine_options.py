@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lit_backdoor.sweep import JOBS_DIR, Engine, LocalEngine, PlannedRun, SlurmEngine
+from lit_backdoor.sweep import JOBS_DIR, Command, Engine, LocalEngine, PlannedRun, SlurmEngine
 
 
 def add_engine_options(options: ArgumentParser) -> None:
@@ -28,8 +28,11 @@ def add_engine_options(options: ArgumentParser) -> None:
     )
 
 
-def make_engine(options: Namespace, output_dir: Path, runs: list[PlannedRun]) -> tuple[Engine, int]:
+def make_engine(options: Namespace, output_dir: Path, runs: list[PlannedRun], command: Command) -> tuple[Engine, int]:
     """The engine, and how many runs it takes at a time.
+
+    Args:
+        command: the command line that its jobs call.
 
     Raises:
         ValueError: if it is not there, or can't work in that folder.
@@ -38,7 +41,7 @@ def make_engine(options: Namespace, output_dir: Path, runs: list[PlannedRun]) ->
     if "%" in str(folder.absolute()):
         raise ValueError(f"output_dir: {output_dir} has a % in its path, which Slurm would replace; choose another")
     if options.engine == "slurm":
-        slurm = SlurmEngine(folder, options.time, options.partition, options.cpus or 2, options.gpus or 0)
+        slurm = SlurmEngine(folder, command, options.time, options.partition, options.cpus or 2, options.gpus or 0)
         return slurm, options.jobs or len(runs)
     if options.partition is not None:
         raise ValueError(f"partition: {options.partition} is for --engine slurm")
@@ -46,4 +49,4 @@ def make_engine(options: Namespace, output_dir: Path, runs: list[PlannedRun]) ->
     jobs = options.jobs or cores
     threads = options.cpus or max(cores // min(jobs, len(runs)), 1)
     gpus = torch.cuda.device_count() if options.gpus is None else options.gpus
-    return LocalEngine(folder, threads, gpus), jobs
+    return LocalEngine(folder, command, threads, gpus), jobs

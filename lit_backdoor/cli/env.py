@@ -5,8 +5,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_backdoor.commands.parser import OneLineParser
-from lit_backdoor.environment import environment
+from lit_backdoor.cli.parser import OneLineParser
+from lit_backdoor.runs.environment import environment
 
 HELP = "Print what a bug report needs: versions, device, threads, git commit. A run keeps it in environment.json."
 

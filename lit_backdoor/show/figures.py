@@ -1,9 +1,7 @@
-"""Results as matplotlib figures. Nothing here shows or saves."""
+"""Results as matplotlib figures. Nothing here opens a window or writes a file."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -11,10 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult, head_name, head_set_name
-
-if TYPE_CHECKING:
-    from lit_backdoor.analysis import RuleHeads
+from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult, RuleHeads, head_name, head_set_name
 
 HEAD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
 """Okabe and Ito's colours, told apart by colour-blind readers too."""
@@ -122,7 +117,7 @@ def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
     return figure
 
 
-def rules_figure(rules: "Mapping[str, RuleHeads]") -> Figure:
+def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
     """Which head serves which rule: Shapley values of each rule's accuracy, what it needs and what suffices for it."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -179,12 +174,6 @@ def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> 
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``path`` with .png and .svg."""
-    for kind, content in figure_bytes(figure).items():
-        path.with_suffix(f".{kind}").write_bytes(content)
 
 
 def figure_bytes(figure: Figure) -> dict[str, bytes]:
