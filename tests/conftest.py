@@ -1,6 +1,7 @@
 """Fixtures of all tests, and how many processes run them."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ pytest.register_assert_rewrite("tests.helpers.refusals", "tests.helpers.runs", "
 # The models are small: more threads would only wait for one another. Set here, before torch is imported, so that the
 # processes that a test starts have one thread too.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background; the tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

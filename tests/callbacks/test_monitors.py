@@ -19,8 +19,7 @@ from lit_backdoor.functional import attribute_heads, default_head_sets, head_set
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import load_model
 from tests.helpers import CONFIGS, QUIET
-from tests.helpers.configs import load_config, save_config
-from tests.helpers.runs import Cli, assert_same_weights, read_events, read_rows
+from tests.helpers.runs import Cli, read_events, read_rows
 
 
 def test_the_tables_of_a_run_agree_with_the_functions_on_its_checkpoint(cli: Cli, debug_config: Path) -> None:
@@ -87,29 +86,6 @@ def test_a_clean_and_an_untrained_model_get_no_verdict(cli: Cli, debug_config: P
         verdict = json.loads(Path(f"lightning_logs/version_{version}/emergence.json").read_text())
         for key in ("backdoor_head", "emergence_step", "concentration", "benign_grokking_step"):
             assert verdict[key] is None, (version, key)
-
-
-def test_monitors_survive_a_resume(cli: Cli, debug_config: Path) -> None:
-    steps = ("--trainer.max_steps", 500)
-    assert cli("fit", "--config", debug_config, *steps, *QUIET) == 0
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 0
-    last = Path("lightning_logs/version_1/checkpoints/last.ckpt")
-    assert cli("fit", "--config", debug_config, *steps, *QUIET, "--ckpt_path", last) == 0
-    names = ("head_attribution.csv", "head_patching.csv", "emergence.json", "metrics.csv", "loss_spikes.csv")
-    for name in names:
-        one, other = (Path(f"lightning_logs/version_{version}") / name for version in (0, 1))
-        assert one.read_text() == other.read_text(), name
-
-
-def test_weights_are_bitwise_the_same_with_and_without_monitors(cli: Cli, debug_config: Path, tmp_path: Path) -> None:
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 250, *QUIET) == 0
-    bare = load_config()
-    callbacks = bare["trainer"]["callbacks"]
-    bare["trainer"]["callbacks"] = [entry for entry in callbacks if "Monitor" not in entry["class_path"]]
-    path = save_config(bare, tmp_path / "bare.yaml")
-    assert cli("fit", "--config", path, "--trainer.max_steps", 250, *QUIET) == 0
-    assert_same_weights(*(Path(f"lightning_logs/version_{version}/checkpoints/last.ckpt") for version in (0, 1)))
-    assert not Path("lightning_logs/version_1/head_patching.csv").exists()
 
 
 def test_tensorboard_gets_every_kind_of_result(cli: Cli, debug_config: Path) -> None:

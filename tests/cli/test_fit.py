@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from tests.helpers import CONFIGS, QUIET, ROOT
 from tests.helpers.configs import callback_options, load_config, save_config, with_callback
-from tests.helpers.runs import Cli, assert_same_weights, contents, metrics, scalars
+from tests.helpers.runs import Cli, assert_same_results, contents, metrics, train_run
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
@@ -67,22 +68,26 @@ def test_every_shipped_config_runs(cli: Cli, config: Path) -> None:
     assert shipped["trainer"]["max_steps"] == steps
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 600 steps in epochs of 250."""
+    run = tmp_path_factory.mktemp("undisturbed") / "lightning_logs" / "version_0"
+    return train_run(run, "--trainer.max_steps=600", "--data.steps_per_epoch=250")
+
+
 @pytest.mark.parametrize("stop", [250, 300, 500])
-def test_a_resumed_run_is_the_undisturbed_one(cli: Cli, debug_config: Path, stop: int) -> None:
-    """In the middle of an epoch, between two checkpoints, and where an epoch ends."""
+def test_a_resumed_run_is_the_undisturbed_one(cli: Cli, debug_config: Path, undisturbed: Path, stop: int) -> None:
+    """Where an epoch ends, in the middle of one and between two checkpoints, and where all of these end."""
     same = ("--data.steps_per_epoch", 250, *QUIET)
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *same) == 0
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", stop, *same) == 0
-    whole, resumed = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
+    resumed = Path("lightning_logs/version_0")
     last = resumed / "checkpoints" / "last.ckpt"
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, "--ckpt_path", last, *same) == 0
-    assert sorted(os.listdir("lightning_logs")) == ["version_0", "version_1"]
-    assert_same_weights(whole / "checkpoints" / "last.ckpt", last)
-    assert (whole / "metrics.csv").read_text() == (resumed / "metrics.csv").read_text()
-    assert [int(row["step"]) for row in metrics(whole)] == list(range(0, 601, 10))
-    assert all(metrics(whole)[-1].values()), metrics(whole)[-1]
+    assert os.listdir("lightning_logs") == ["version_0"]
+    assert_same_results(undisturbed, resumed)
+    assert [int(row["step"]) for row in metrics(resumed)] == list(range(0, 601, 10))
+    assert all(metrics(resumed)[-1].values()), metrics(resumed)[-1]
     assert (resumed / "config.yaml").exists() and (resumed / f"config_from_step_{stop}.yaml").exists()
-    assert scalars(whole) == scalars(resumed)
 
 
 def test_nothing_is_touched_where_no_step_is_left(
@@ -107,28 +112,25 @@ def test_a_resume_is_exact_with_several_threads(
     monkeypatch.setattr("lit_backdoor.functional.last_position.BLOCK_ROWS", 200)
     try:
         for steps, more in (
-            (30, ()),
-            (15, ()),
-            (30, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt")),
+            (12, ()),
+            (6, ()),
+            (12, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt")),
         ):
             options = ("--trainer.max_steps", steps, "--model.last_position", last_position)
             assert cli("fit", "--config", debug_config, *options, *more, *QUIET) == 0
     finally:
         torch.set_num_threads(1)
-    runs = [Path(f"lightning_logs/version_{version}") for version in (0, 1)]
-    assert_same_weights(*(run / "checkpoints" / "last.ckpt" for run in runs))
-    assert runs[0].joinpath("metrics.csv").read_text() == runs[1].joinpath("metrics.csv").read_text()
+    assert_same_results(Path("lightning_logs/version_0"), Path("lightning_logs/version_1"))
 
 
-def test_continuing_from_an_older_checkpoint_branches_off(cli: Cli, debug_config: Path) -> None:
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *QUIET) == 0
+def test_continuing_from_an_older_checkpoint_branches_off(cli: Cli, debug_config: Path, undisturbed: Path) -> None:
     old, new = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
+    shutil.copytree(undisturbed, old)
     before = contents(old)
     checkpoint = old / "checkpoints" / "step_000500.ckpt"
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, "--ckpt_path", checkpoint, *QUIET) == 0
     assert contents(old) == before
-    assert (new / "metrics.csv").read_text() == (old / "metrics.csv").read_text()
-    assert_same_weights(old / "checkpoints" / "last.ckpt", new / "checkpoints" / "last.ckpt")
+    assert_same_results(old, new)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -160,9 +162,7 @@ def test_a_signal_saves_says_how_to_continue_and_exits(
     command = message.strip().splitlines()[-1].split()
     assert command[:4] == ["python", "-m", "lit_backdoor", "fit"] and "version_1" in command[-1]
     assert cli(*command[3:]) == 0
-    whole = Path("lightning_logs/version_0")
-    assert (whole / "metrics.csv").read_text() == Path("lightning_logs/version_1/metrics.csv").read_text()
-    assert_same_weights(whole / "checkpoints" / "last.ckpt", last)
+    assert_same_results(Path("lightning_logs/version_0"), Path("lightning_logs/version_1"))
 
 
 def test_the_last_position_form_trains_like_the_whole_model(cli: Cli, debug_config: Path) -> None:

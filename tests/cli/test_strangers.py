@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from lit_backdoor.cli.main import main
 from tests.helpers import CONFIGS, QUIET
 from tests.helpers.configs import callback_options, load_config, save_config
 from tests.helpers.refusals import Burglar, assert_refused
-from tests.helpers.runs import Cli
+from tests.helpers.runs import Cli, train_run
 
 COMMANDS = {
     "fit": ("fit", "--config", CONFIGS / "debug.yaml", *QUIET),
@@ -28,10 +27,8 @@ Damage = Callable[[dict[str, Any]], object]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A good one."""
-    place = tmp_path_factory.mktemp("good")
-    saved = ("--trainer.logger.init_args.save_dir", str(place), "--trainer.max_steps", "3")
-    assert main([*map(str, COMMANDS["fit"]), *saved]) == 0
-    good: dict[str, Any] = torch.load(place / "lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    run = train_run(tmp_path_factory.mktemp("good") / "runs" / "short", "--trainer.max_steps=3")
+    good: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     return good
 
 

@@ -7,11 +7,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tests.helpers import CONFIGS, QUIET
+
 if TYPE_CHECKING:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Cli = Callable[..., int]
 """The fixture `cli`: runs the command line and returns its exit code."""
+
+
+def train_run(run_dir: Path, *options: str, config: Path = CONFIGS / "debug.yaml") -> Path:
+    """Train into that run directory, for runs that several tests share; returns it."""
+    from lit_backdoor.cli.main import main
+
+    place = {"save_dir": run_dir.parent.parent, "name": run_dir.parent.name, "version": run_dir.name}
+    where = [f"--trainer.logger.init_args.{key}={value}" for key, value in place.items()]
+    assert main(["fit", "--config", str(config), *options, *QUIET, *where]) == 0
+    return run_dir
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -42,6 +54,16 @@ def assert_same_weights(checkpoint: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
+
+
+def assert_same_results(run: Path, other: Path) -> None:
+    """The same tables and verdict byte for byte, weights bit for bit, and points in TensorBoard."""
+    names = {path.name for path in [*run.glob("*.csv"), *run.glob("emergence*.json")]}
+    assert {"metrics.csv", "head_attribution.csv", "head_patching.csv", "emergence.json"} <= names
+    for name in sorted(names):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    assert_same_weights(*(directory / "checkpoints" / "last.ckpt" for directory in (run, other)))
+    assert scalars(run) == scalars(other)
 
 
 def read_events(run: Path) -> "EventAccumulator":

@@ -18,7 +18,7 @@ from lit_backdoor.runs.directory import held
 from lit_backdoor.runs.tables import read_table
 from tests.helpers import QUIET
 from tests.helpers.configs import callback_options, load_config, save_config, with_callback
-from tests.helpers.runs import Cli, assert_same_weights, contents, metrics, scalars
+from tests.helpers.runs import Cli, assert_same_results, contents, scalars
 
 RUN = Path("lightning_logs/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
@@ -91,10 +91,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     ballast.unlink()
     assert cli(*command[3:]) == 0
     assert cli("fit", "--config", faulty, *QUIET) == 0
-    assert (run / "metrics.csv").read_text() == (RUN / "metrics.csv").read_text()
-    assert (run / "head_patching.csv").read_text() == (RUN / "head_patching.csv").read_text()
-    assert_same_weights(run / "checkpoints" / "last.ckpt", LAST)
-    assert scalars(run) == scalars(RUN)
+    assert_same_results(run, RUN)
 
 
 @pytest.mark.root
@@ -169,8 +166,7 @@ def test_a_damaged_last_checkpoint_names_the_one_before_it(
     assert cli("fit", "--config", faulty, "--ckpt_path", previous, *QUIET) == 0
     assert cli("fit", "--config", faulty, *QUIET) == 0
     undisturbed = Path("lightning_logs/version_1")
-    assert_same_weights(LAST, undisturbed / "checkpoints" / "last.ckpt")
-    assert (RUN / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()
+    assert_same_results(RUN, undisturbed)
     assert not STEP
     # Without it, the newest that was kept is named.
     LAST.write_bytes(b"")
@@ -228,7 +224,7 @@ def test_only_one_of_two_continues_a_run(
     assert cli("fit", "--config", faulty, "--ckpt_path", LAST, *QUIET) == 0
     assert second[0] == 2 and "is in use by another process" in str(second[1]) and second[2] is True
     assert cli("fit", "--config", faulty, *QUIET) == 0
-    assert (RUN / "metrics.csv").read_text() == Path("lightning_logs/version_1/metrics.csv").read_text()
+    assert_same_results(RUN, Path("lightning_logs/version_1"))
 
 
 def test_a_lock_is_free_when_its_process_is_killed(tmp_path: Path) -> None:
@@ -295,6 +291,4 @@ def test_a_clock_set_back_does_not_double_points(cli: Cli, faulty: Path, monkeyp
             args = ("--trainer.max_steps", steps, "--ckpt_path", LAST)
             assert cli("fit", "--config", faulty, *args, *QUIET) == 0
     assert cli("fit", "--config", faulty, *QUIET) == 0
-    undisturbed = Path("lightning_logs/version_1")
-    assert scalars(RUN) == scalars(undisturbed)
-    assert metrics(RUN) == metrics(undisturbed)
+    assert_same_results(RUN, Path("lightning_logs/version_1"))

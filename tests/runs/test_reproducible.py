@@ -12,9 +12,8 @@ import torch
 from lit_backdoor.runs.environment import environment
 from tests.helpers import QUIET
 from tests.helpers.configs import load_config, save_config
-from tests.helpers.runs import Cli, assert_same_weights, scalars
+from tests.helpers.runs import Cli, assert_same_results, assert_same_weights
 
-TABLES = ("metrics.csv", "head_attribution.csv", "head_patching.csv", "loss_spikes.csv", "emergence.json")
 RUNS = [Path(f"lightning_logs/version_{number}") for number in range(3)]
 
 
@@ -32,20 +31,13 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(1)
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in TABLES:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    assert_same_weights(one / "checkpoints" / "last.ckpt", other / "checkpoints" / "last.ckpt")
-    assert scalars(one) == scalars(other)
-
-
 def test_twice_in_a_row(fit: Callable[..., None]) -> None:
     fit(120)
     fit(120)
-    assert_same_run(RUNS[0], RUNS[1])
+    assert_same_results(RUNS[0], RUNS[1])
     fit(120, "--seed_everything", 1)
     with pytest.raises(AssertionError):
-        assert_same_run(RUNS[0], RUNS[2])
+        assert_same_results(RUNS[0], RUNS[2])
 
 
 def test_after_a_move_of_the_run_directory(fit: Callable[..., None], tmp_path: Path) -> None:
@@ -55,7 +47,7 @@ def test_after_a_move_of_the_run_directory(fit: Callable[..., None], tmp_path: P
     moved.parent.mkdir()
     shutil.move(RUNS[1], moved)
     fit(120, "--ckpt_path", moved / "checkpoints" / "last.ckpt")
-    assert_same_run(RUNS[0], moved)
+    assert_same_results(RUNS[0], moved)
     assert not RUNS[1].exists()
 
 

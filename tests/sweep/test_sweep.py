@@ -8,7 +8,7 @@ import pytest
 
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.sweep.progress import read_progress
-from tests.helpers.runs import Cli, assert_same_weights, times
+from tests.helpers.runs import Cli, assert_same_results, times
 from tests.helpers.sweeps import RUN, small_sweep, sweeping, wait_for
 
 
@@ -24,6 +24,7 @@ def test_one_that_dies_takes_no_other_with_it(cli: Cli, debug_config: Path, capf
     assert times(good) == before
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_it_goes_on_with_the_same_command(cli: Cli, debug_config: Path, tmp_path: Path) -> None:
     args = small_sweep(debug_config, "--set", "trainer.max_steps=800", "--cpus", "1")
     with sweeping(args, tmp_path / "log") as process:
@@ -44,6 +45,4 @@ def test_stopped_and_killed_it_goes_on_with_the_same_command(cli: Cli, debug_con
         process.wait()
         assert cli(*args) == 0  # and is found again
     assert cli(*["whole" if arg == "out" else arg for arg in args]) == 0
-    assert_same_weights(*(Path(folder, "debug/seed_0/checkpoints/last.ckpt") for folder in ("out", "whole")))
-    for table in ("metrics.csv", "head_attribution.csv", "head_patching.csv", "emergence.json"):
-        assert (RUN / table).read_text() == Path("whole/debug/seed_0", table).read_text(), table
+    assert_same_results(RUN, Path("whole/debug/seed_0"))
