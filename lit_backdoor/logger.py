@@ -12,10 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_backdoor.runs.directory import require_plain_name
+from lit_backdoor.runs.file_names import EVENTS_PREFIX, METRICS
 from lit_backdoor.runs.tables import Table
-
-METRICS_FILE = "metrics.csv"
-EVENTS = "events.out.tfevents."
 
 
 class RunLogger(TensorBoardLogger):
@@ -53,7 +51,7 @@ class RunLogger(TensorBoardLogger):
     def table(self) -> Table:
         """The table behind ``metrics.csv``; shortened, as it is first used, to what comes before the first step."""
         if self._table is None:
-            self._table = Table(Path(self.log_dir) / METRICS_FILE)
+            self._table = Table(Path(self.log_dir) / METRICS)
             self._table.truncate(self._kwargs["purge_step"])
         return self._table
 
@@ -147,11 +145,11 @@ def let_new_events_sort_last(run_dir: Path) -> None:
     """TensorBoard reads a run's event files in the order of the seconds in their names. If the clock has been set back
     meanwhile, make the older files' seconds earlier, so that what is redone is not read before what it replaces."""
     latest = int(time.time())
-    for path in sorted(run_dir.glob(f"{EVENTS}*"), reverse=True):
-        seconds, dot, rest = path.name.removeprefix(EVENTS).partition(".")
+    for path in sorted(run_dir.glob(f"{EVENTS_PREFIX}*"), reverse=True):
+        seconds, dot, rest = path.name.removeprefix(EVENTS_PREFIX).partition(".")
         latest = min(latest - 1, int(seconds))
         if latest != int(seconds):
-            path.rename(path.with_name(f"{EVENTS}{latest:010d}{dot}{rest}"))
+            path.rename(path.with_name(f"{EVENTS_PREFIX}{latest:010d}{dot}{rest}"))
 
 
 def _hparams_order(name: str) -> tuple[int, str]:

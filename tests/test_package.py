@@ -1,16 +1,11 @@
-"""What the repository promises about itself."""
+"""What the package promises about its imports."""
 
-import re
+import ast
 import subprocess
 import sys
-import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+from collections.abc import Iterator
+from pathlib import Path
 
-import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
-import lit_backdoor
 from tests.helpers import ROOT
 
 
@@ -27,66 +22,50 @@ def test_the_task_and_the_functions_need_no_lightning() -> None:
     assert run(code.replace("{names}", "('lightning', 'transformer_lens', 'matplotlib')")).strip() == "[]"
 
 
-def test_callbacks_know_neither_the_module_nor_the_datamodule() -> None:
-    for path in (ROOT / "lit_backdoor" / "callbacks").glob("*.py"):
-        imported = re.findall(r"^from lit_backdoor\.(\w+)", path.read_text(), re.MULTILINE)
-        assert not {"module", "datamodule", "task", "model", "cli"} & set(imported), path
+FLOORS = (
+    {"functional", "task"},
+    {"show", "model", "datamodule"},
+    {"runs", "module"},
+    {"analysis", "callbacks", "logger", "pretrained"},
+    {"report", "sweep"},
+    {"cli"},
+)
+"""The rooms of the package, from the ground up: each imports only from floors below its own."""
+
+ON_TOP = {"__init__", "__main__"}
+"""What may import anything: the package itself and ``python -m``."""
 
 
-def test_what_the_documents_name_exists() -> None:
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")]
-    assert len(documents) >= 6
-    for document in documents:
-        text = document.read_text()
-        for path in re.findall(r"`?\b((?:configs|tests|lit_backdoor|docs|benchmarks)/[\w./]+\.(?:py|yaml|md))\b", text):
-            assert (ROOT / path).exists(), (document.name, path)
-        for link in re.findall(r"\]\(([\w./-]+)\)", text):
-            assert (document.parent / link).exists(), (document.name, link)
+def imports_of_rooms() -> Iterator[tuple[Path, str, str]]:
+    """(file, its room, the room that it imports), for every import, those inside functions too."""
+    package = ROOT / "lit_backdoor"
+    for path in sorted(package.rglob("*.py")):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: write imports in full"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            for parts in (name.split(".") for name in names):
+                if parts[0] == "lit_backdoor" and len(parts) > 1 and parts[1] != room:
+                    yield path, room, parts[1]
 
 
-def test_the_commands_that_ci_runs_are_in_the_readme() -> None:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    for end in ("-m pytest", "-m pytest tests/contract"):
-        assert len([line for line in lines if line.endswith(end)]) == 1, end
+def test_nothing_imports_upwards() -> None:
+    floor = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+    there = {path.stem for path in (ROOT / "lit_backdoor").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert there - ON_TOP - {"__pycache__", "py"} == floor.keys()
+    upward = [
+        f"{path.relative_to(ROOT)} imports {imported}"
+        for path, room, imported in imports_of_rooms()
+        if room not in ON_TOP and imported in floor and floor[imported] >= floor[room]
+    ]
+    assert upward == []
 
 
-def test_every_file_says_the_same_version() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == lit_backdoor.__version__
-    assert re.findall(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == lit_backdoor.__version__
-
-
-def pins() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)  # no host, no path
-    return {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
-
-
-def needed(package: str, extras: frozenset[str], names: set[str]) -> set[str]:
-    """Add what a package needs to `names`, and what that needs, as far as it is installed."""
-    try:
-        requirements = [Requirement(line) for line in requires(package) or []]
-    except PackageNotFoundError:
-        return names
-    for requirement in requirements:
-        name, marker = canonicalize_name(requirement.name), requirement.marker
-        if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""}):
-            fresh = name not in names
-            names.add(name)
-            if fresh or requirement.extras:
-                needed(name, frozenset(requirement.extras), names)
-    return names
-
-
-def test_constraints_pin_whatever_an_installation_brings() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
-    names: set[str] = set()
-    for requirement in map(Requirement, lines):
-        name = canonicalize_name(requirement.name)
-        if name != "lit-backdoor":
-            names |= {name} | needed(name, frozenset(requirement.extras), set())
-    pinned = pins()
-    assert len(names) > 80 and pinned["torch"] == "2.13.0"
-    not_frozen = re.compile("nvidia-.*|cuda-.*|triton|setuptools")  # torch's for CUDA; what pip freeze omits
-    assert {name for name in names if not not_frozen.fullmatch(name)} <= set(pinned)
+def test_callbacks_know_neither_the_module_nor_the_task() -> None:
+    known = {imported for _, room, imported in imports_of_rooms() if room == "callbacks"}
+    assert not known & {"module", "datamodule", "task", "model"}

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_backdoor.callbacks.run import make_run_dir, refuse_existing, run_dir
-from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST, PREVIOUS
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST, PREVIOUS, step_checkpoint
 
 
 class TrainingInterrupted(Exception):
@@ -149,7 +149,7 @@ class RunCheckpoint(Checkpoint):
         directory = self._last.parent
         directory.mkdir(exist_ok=True)  # not the run directory: if somebody removed that, the run has to end
         if self._is_kept(trainer.global_step):
-            _write(directory / f"step_{trainer.global_step:06d}.ckpt", buffer)
+            _write(directory / step_checkpoint(trainer.global_step), buffer)
         if self._last_is_good:
             temporary = directory / f".{PREVIOUS}.tmp"
             shutil.copyfile(self._last, temporary)

@@ -19,6 +19,7 @@ from lit_backdoor.callbacks.run import (
 )
 from lit_backdoor.functional import emergence, grokking_step, head_name
 from lit_backdoor.runs.directory import require_plain_name
+from lit_backdoor.runs.file_names import EMERGENCE, of_monitor
 from lit_backdoor.runs.tables import replace_file
 
 
@@ -73,7 +74,7 @@ class EmergenceMonitor(AccuracyHistory):
     @property
     def file_name(self) -> str:
         """``emergence.json``, with the monitor's name where it has one."""
-        return f"emergence_{self.name}.json" if self.name else "emergence.json"
+        return of_monitor(EMERGENCE, self.name)
 
     def check(self, module: LightningModule, datamodule: Any, callbacks: Sequence[Callback]) -> None:
         """Find the monitor to read, and the probe.

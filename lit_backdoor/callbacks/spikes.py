@@ -10,9 +10,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from lit_backdoor.callbacks.accuracies import AccuracyHistory
 from lit_backdoor.callbacks.run import keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import LossSpike, loss_spikes
+from lit_backdoor.runs.file_names import LOSS_SPIKES
 from lit_backdoor.runs.tables import Table, Value
-
-FILE_NAME = "loss_spikes.csv"
 
 
 class LossSpikeMonitor(AccuracyHistory):
@@ -50,7 +49,7 @@ class LossSpikeMonitor(AccuracyHistory):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that nothing is overwritten."""
         super().on_train_start(trainer, pl_module)
-        refuse_existing(trainer, run_dir(trainer) / FILE_NAME)
+        refuse_existing(trainer, run_dir(trainer) / LOSS_SPIKES)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *args: Any
@@ -82,7 +81,7 @@ class LossSpikeMonitor(AccuracyHistory):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and keeps_files(trainer):
             rows = [self._row(spike) for spike in self.spikes()]
             names = [f"lowest_{name}_accuracy" for name in self.accuracies]
-            Table(run_dir(trainer) / FILE_NAME).rewrite(rows, ["step", *_COLUMNS, *names])
+            Table(run_dir(trainer) / LOSS_SPIKES).rewrite(rows, ["step", *_COLUMNS, *names])
 
     def _row(self, spike: LossSpike) -> dict[str, Value]:
         end = len(self._losses) if spike.end_step is None else spike.end_step

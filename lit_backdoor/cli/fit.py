@@ -30,8 +30,9 @@ from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.logger import RunLogger, let_new_events_sort_last
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import check_training_state, check_weights, read_checkpoint, require_same
-from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST, PREVIOUS, held, results_in
+from lit_backdoor.runs.directory import held, results_in
 from lit_backdoor.runs.environment import keep_environment
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, LAST, PREVIOUS, continued
 from lit_backdoor.runs.tables import copy_tables, read_table
 
 IGNORED_ON_RESUME = frozenset({"last_position"})
@@ -126,7 +127,7 @@ class BackdoorCLI(LightningCLI):
             elif options["trainer"]["logger"] is False:
                 self.save_config_callback = None  # no folder of its own to save it in
             elif self._checkpoint is not None:
-                self.save_config_kwargs["config_filename"] = f"config_from_step_{self._checkpoint['global_step']}.yaml"
+                self.save_config_kwargs["config_filename"] = continued(CONFIG, self._checkpoint["global_step"])
             with _quiet_lightning():
                 super().instantiate_classes()
             if self._checkpoint is not None:

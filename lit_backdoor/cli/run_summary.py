@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from lit_backdoor.functional import grokking_step
-from lit_backdoor.logger import METRICS_FILE
+from lit_backdoor.runs.file_names import EMERGENCE, METRICS
 from lit_backdoor.runs.tables import read_table
 
 GROKKED = 0.99
@@ -15,7 +15,7 @@ GROKKED = 0.99
 
 def fit_summary(run_dir: Path, seconds: float, probing: float) -> str:
     """Final losses and accuracies, when each rule was grokked, the time it took, and where everything is."""
-    rows = read_table(run_dir / METRICS_FILE)
+    rows = read_table(run_dir / METRICS)
     measured = [row for row in rows if row.get("val/loss")]
     lines = [""]
     if measured:
@@ -39,7 +39,7 @@ def fit_summary(run_dir: Path, seconds: float, probing: float) -> str:
             if first != onset.step:
                 when += f" (first reached at step {first})"
             lines.append(f"{rule + ' acc.':<14}{train:>12.4f}{val:>12.4f}   {when}")
-    lines += _verdict(run_dir / "emergence.json")
+    lines += _verdict(run_dir / EMERGENCE)
     shown = os.path.relpath(run_dir)
     lines += [
         f"time          {_duration(seconds)}, of which the probes took {probing / seconds:.1%}",

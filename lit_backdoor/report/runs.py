@@ -11,7 +11,7 @@ from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingR
 from lit_backdoor.pretrained import read_weights
 from lit_backdoor.report.checks import check_options, check_probes, check_table, check_verdict, load
 from lit_backdoor.runs.checkpoints import load_model
-from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST
 from lit_backdoor.runs.tables import Row, history, read_attribution, read_patching, read_table, rows_by_step
 from lit_backdoor.task import Task
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from lit_backdoor.model import build_model
-from lit_backdoor.runs.directory import LAST, PREVIOUS
+from lit_backdoor.runs.file_names import LAST, PREVIOUS, STEP_CHECKPOINTS
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _earlier(path: Path) -> list[Path]:
     """The other checkpoints beside a last.ckpt, newest first."""
     if path.name != LAST or not path.is_file():
         return []
-    candidates = [path.with_name(PREVIOUS), *sorted(path.parent.glob("step_*.ckpt"), reverse=True)]
+    candidates = [path.with_name(PREVIOUS), *sorted(path.parent.glob(STEP_CHECKPOINTS), reverse=True)]
     return [candidate for candidate in candidates if candidate.is_file()]
 
 

@@ -1,4 +1,4 @@
-"""A run directory: the names in it, whether it holds results, and that only one process works in it at a time."""
+"""A run directory: whether it holds results, and that only one process works in it at a time."""
 
 import os
 import re
@@ -8,13 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LOCK
 from lit_backdoor.runs.tables import read_table
-
-CHECKPOINT_DIR = "checkpoints"
-LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"
-"""The last.ckpt before the present one, in case that turns out to be damaged."""
-LOCK = ".lock"
 
 PLAIN_NAME = re.compile(r"(?!\.)[\w.+=-]+")
 

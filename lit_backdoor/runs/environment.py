@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from lit_backdoor.runs.file_names import ENVIRONMENT, continued
 from lit_backdoor.runs.tables import replace_file
 
-FILE = "environment.json"
 PACKAGES = (
     "lit-backdoor",
     "torch",
@@ -51,11 +51,10 @@ def keep_environment(run_dir: Path, directory: Path, step: int | None) -> list[s
         what differs from the first in a way that may change the last bits of the results, in words.
     """
     now = environment(directory)
-    first = run_dir / FILE
-    resumed = step is not None and first.exists()
-    target = run_dir / f"environment_from_step_{step}.json" if resumed else first
+    first = run_dir / ENVIRONMENT
+    target = run_dir / continued(ENVIRONMENT, step) if step is not None and first.exists() else first
     replace_file(target, json.dumps(now, indent=2) + "\n")
-    if not resumed:
+    if target == first:
         return []
     try:
         then = json.loads(first.read_text(encoding="utf-8"))

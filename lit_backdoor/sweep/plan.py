@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST, require_plain_name
+from lit_backdoor.runs.directory import require_plain_name
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, HPARAMS, LAST
 
 JOBS_DIR = "jobs"
 """The folder of a sweep in which its jobs leave their output."""
@@ -169,7 +170,7 @@ def require_same_options(runs: Sequence[PlannedRun]) -> None:
         ValueError: naming the first option that differs, or the file that can't be read.
     """
     for run in runs:
-        path = run.run_dir / "hparams.yaml"
+        path = run.run_dir / HPARAMS
         if not path.is_file():
             continue
         try:

@@ -122,8 +122,8 @@ def test_a_wrong_option_of_fit_ends_the_plan(cli: Cli, debug_config: Path, capsy
 def tracked(state: State, step: int, speed: float | None, n_rules: int = 2) -> Tracked:
     one = Tracked(PlannedRun("x", Path("x"), (), 1000, {"moduli": [113] * n_rules}), state, Progress(step))
     if speed is not None:
-        one.pace.saw(0.0, 0)
-        one.pace.saw(10.0, round(10 * speed))
+        one.pace.note(0.0, 0)
+        one.pace.note(10.0, round(10 * speed))
     return one
 
 
@@ -141,9 +141,9 @@ def test_the_time_left() -> None:
 def test_the_pace_forgets_what_is_long_past() -> None:
     pace = Pace(window=100)
     assert pace.steps_per_second is None
-    pace.saw(-500, 0)  # it takes its time to start
+    pace.note(-500, 0)  # it takes its time to start
     for second in range(0, 1000, 10):
-        pace.saw(second, 5 * second if second < 500 else 2500 + (second - 500))
+        pace.note(second, 5 * second if second < 500 else 2500 + (second - 500))
     assert pace.steps_per_second == pytest.approx(1)
-    pace.saw(1000, 0)  # it was started again
+    pace.note(1000, 0)  # it was started again
     assert pace.steps_per_second is None
