@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lit_backdoor.pretrained import FOLDER
+from tests.helpers.refusals import assert_refused
+from tests.helpers.runs import Cli
 
-Cli = Callable[..., int]
 Spoil = Callable[[Path], object]
 
 
@@ -104,20 +105,12 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
 }
 
 
-def assert_refused(cli: Cli, capsys: pytest.CaptureFixture[str], *args: object, words: str) -> None:
-    before = sorted(Path().rglob("*"))
-    assert cli("report", *args) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and error[0].startswith("error: ") and words in error[0], error
-    assert sorted(Path().rglob("*")) == before
-
-
 @pytest.mark.parametrize("spoil", SPOILS)
 def test_spoilt_runs(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str], spoil: str) -> None:
     run = runs_dir / "mod1" / "seed_0"
     change, words = SPOILS[spoil]
     change(run)
-    assert_refused(cli, capsys, run, "--output_dir", "out", words=words)
+    assert_refused(cli, capsys, ("report", run, "--output_dir", "out"), words)
 
 
 def test_a_metric_of_the_users_own_may_be_anything(cli: Cli, runs_dir: Path) -> None:
@@ -148,16 +141,16 @@ def test_places_that_are_none(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFi
         ((run,), "output_dir"),
         (("--output_dir", "out"), "run_dirs"),
     ):
-        assert_refused(cli, capsys, *args, words=words)
+        assert_refused(cli, capsys, ("report", *args), words)
 
 
 def test_runs_that_do_not_belong_together(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(runs_dir / "mod1" / "seed_0", runs_dir / "again")
-    assert_refused(cli, capsys, runs_dir, "--output_dir", "out", words="both mod 1, seed 0")
+    assert_refused(cli, capsys, ("report", runs_dir, "--output_dir", "out"), "both mod 1, seed 0")
     shutil.rmtree(runs_dir / "again" / "checkpoints")
     for option, value in (("lr", 0.1), ("split_seed", 3), ("moduli", [13, 1])):
         set_option(runs_dir / "again" / "hparams.yaml", seed_everything=7, **{option: value})
-        assert_refused(cli, capsys, runs_dir, "--output_dir", "out", words=f"{option}:")
+        assert_refused(cli, capsys, ("report", runs_dir, "--output_dir", "out"), f"{option}:")
         shutil.copy(runs_dir / "mod1" / "seed_0" / "hparams.yaml", runs_dir / "again")
 
 
