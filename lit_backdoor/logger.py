@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_backdoor.runs.directory import claim_next_version, require_plain_name
 from lit_backdoor.runs.file_names import METRICS
-from lit_backdoor.runs.tables import Table
+from lit_backdoor.runs.tables import CsvTable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,7 +42,7 @@ class RunLogger(TensorBoardLogger):
         self._writer: SummaryWriter | None = None
         self._pending: dict[str, float] = {}
         self._written: dict[str, float] = {}
-        self._table: Table | None = None
+        self._table: CsvTable | None = None
         self._unshown_hparams: dict[str, str] = {}
 
     def resume(self, run_dir: Path, step: int) -> None:
@@ -95,10 +95,10 @@ class RunLogger(TensorBoardLogger):
         return self._writer
 
     @property
-    def table(self) -> Table:
+    def table(self) -> CsvTable:
         """The table behind ``metrics.csv``; shortened, as it is first used, to what comes before the first step."""
         if self._table is None:
-            self._table = Table(Path(self.log_dir) / METRICS)
+            self._table = CsvTable(Path(self.log_dir) / METRICS)
             self._table.truncate(self._first_step)
         return self._table
 
