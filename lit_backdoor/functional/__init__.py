@@ -6,15 +6,7 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 
 from lit_backdoor.functional.attention import mean_attention
 from lit_backdoor.functional.attribution import LogitParts, attribute_heads, logit_parts
-from lit_backdoor.functional.emergence import (
-    Emergence,
-    HeadScores,
-    LossSpike,
-    Onset,
-    emergence,
-    grokking_step,
-    loss_spikes,
-)
+from lit_backdoor.functional.emergence import HeadEmergence, HeadScores, costly_heads, head_emergence
 from lit_backdoor.functional.hooked import (
     Head,
     HeadSet,
@@ -24,6 +16,7 @@ from lit_backdoor.functional.hooked import (
     head_set_name,
     parse_head_set,
 )
+from lit_backdoor.functional.loss_spikes import PROMINENCES, LossSpike, find_loss_spikes
 from lit_backdoor.functional.metrics import (
     Mean,
     accuracy,
@@ -34,6 +27,7 @@ from lit_backdoor.functional.metrics import (
     mean,
     predictions,
 )
+from lit_backdoor.functional.moments import Moment
 from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, no_shortcut
 from lit_backdoor.functional.patching import (
     default_head_sets,
@@ -43,14 +37,23 @@ from lit_backdoor.functional.patching import (
 from lit_backdoor.functional.probe import Metric, Probe
 from lit_backdoor.functional.results import Ablation, HeadAttribution, PatchingResult
 from lit_backdoor.functional.rule_heads import RuleHeads
-from lit_backdoor.functional.shapley import ShapleyResult, overlap, shapley, shares, smallest_sufficient_set
+from lit_backdoor.functional.run_state import RunState, judge_run, lowest_training_accuracy, stuck_since
+from lit_backdoor.functional.shapley import (
+    ShapleyResult,
+    effective_heads,
+    overlap,
+    shapley_values,
+    shares,
+    smallest_knockout_set,
+)
 
 __all__ = [
+    "PROMINENCES",
     "Ablation",
-    "Emergence",
     "Head",
     "HeadAttribution",
     "HeadCache",
+    "HeadEmergence",
     "HeadScores",
     "HeadSet",
     "HookedModel",
@@ -58,27 +61,31 @@ __all__ = [
     "LossSpike",
     "Mean",
     "Metric",
-    "Onset",
+    "Moment",
     "PatchingResult",
     "Probe",
     "RuleHeads",
+    "RunState",
     "ShapleyResult",
     "accuracy",
     "all_heads",
     "attribute_heads",
     "cache_heads",
     "cache_probes",
+    "costly_heads",
     "default_head_sets",
-    "emergence",
-    "grokking_step",
+    "effective_heads",
+    "find_loss_spikes",
+    "head_emergence",
     "head_name",
     "head_set_name",
+    "judge_run",
     "kl_divergence",
     "log_probabilities",
     "log_probability",
     "logit_difference",
     "logit_parts",
-    "loss_spikes",
+    "lowest_training_accuracy",
     "mean",
     "mean_attention",
     "no_shortcut",
@@ -87,7 +94,8 @@ __all__ = [
     "patch_heads",
     "patched_logits",
     "predictions",
-    "shapley",
+    "shapley_values",
     "shares",
-    "smallest_sufficient_set",
+    "smallest_knockout_set",
+    "stuck_since",
 ]
