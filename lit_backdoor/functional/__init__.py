@@ -8,11 +8,14 @@ from lit_backdoor.functional.attention import HeadAttention, compare_attention, 
 from lit_backdoor.functional.attribution import LogitParts, attribute_heads, logit_parts
 from lit_backdoor.functional.emergence import (
     Emergence,
+    HeadEmergence,
     HeadScores,
     LossSpike,
     Onset,
+    costly_heads,
     emergence,
     grokking_step,
+    head_emergence,
     loss_spikes,
 )
 from lit_backdoor.functional.fourier import ProgressMeasures, progress_measures
@@ -26,6 +29,7 @@ from lit_backdoor.functional.hooked import (
     head_set_name,
     parse_head_set,
 )
+from lit_backdoor.functional.loss_spikes import PROMINENCES, LossSpike, find_loss_spikes
 from lit_backdoor.functional.metrics import (
     Mean,
     accuracy,
@@ -36,6 +40,7 @@ from lit_backdoor.functional.metrics import (
     mean,
     predictions,
 )
+from lit_backdoor.functional.moments import Moment
 from lit_backdoor.functional.neurons import NeuronCurve, NeuronResult, patch_neurons
 from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, no_shortcut
 from lit_backdoor.functional.patching import (
@@ -46,7 +51,17 @@ from lit_backdoor.functional.patching import (
 from lit_backdoor.functional.probe import Metric, Probe
 from lit_backdoor.functional.results import Ablation, HeadAttribution, PatchingResult
 from lit_backdoor.functional.rule_heads import RuleHeads
-from lit_backdoor.functional.shapley import ShapleyResult, overlap, shapley, shares, smallest_sufficient_set
+from lit_backdoor.functional.run_state import RunState, judge_run, lowest_training_accuracy, stuck_since
+from lit_backdoor.functional.shapley import (
+    ShapleyResult,
+    effective_heads,
+    overlap,
+    shapley,
+    shapley_values,
+    shares,
+    smallest_knockout_set,
+    smallest_sufficient_set,
+)
 from lit_backdoor.functional.specificity import (
     HeadSpecificity,
     accuracy_floor,
@@ -57,12 +72,13 @@ from lit_backdoor.functional.specificity import (
 from lit_backdoor.functional.weights import TriggerWeights, WeightNorms, trigger_weights, weight_norms
 
 __all__ = [
+    "PROMINENCES",
     "Ablation",
-    "Emergence",
     "Head",
     "HeadAttention",
     "HeadAttribution",
     "HeadCache",
+    "HeadEmergence",
     "HeadGradient",
     "HeadScores",
     "HeadSet",
@@ -72,6 +88,7 @@ __all__ = [
     "LossSpike",
     "Mean",
     "Metric",
+    "Moment",
     "NeuronCurve",
     "NeuronResult",
     "Onset",
@@ -79,6 +96,7 @@ __all__ = [
     "Probe",
     "ProgressMeasures",
     "RuleHeads",
+    "RunState",
     "ShapleyResult",
     "TriggerWeights",
     "WeightNorms",
@@ -90,19 +108,24 @@ __all__ = [
     "cache_probes",
     "compare_attention",
     "cost_above_floor",
+    "costly_heads",
     "default_head_sets",
+    "effective_heads",
     "emergence",
+    "find_loss_spikes",
     "grokking_step",
+    "head_emergence",
     "head_gradients",
     "head_name",
     "head_set_name",
     "head_specificity",
+    "judge_run",
     "kl_divergence",
     "log_probabilities",
     "log_probability",
     "logit_difference",
     "logit_parts",
-    "loss_spikes",
+    "lowest_training_accuracy",
     "mean",
     "mean_attention",
     "no_shortcut",
@@ -115,8 +138,11 @@ __all__ = [
     "progress_measures",
     "selectivity",
     "shapley",
+    "shapley_values",
     "shares",
+    "smallest_knockout_set",
     "smallest_sufficient_set",
+    "stuck_since",
     "trigger_weights",
     "weight_norms",
 ]

@@ -107,6 +107,12 @@ def copy_tables(source: Path, destination: Path, before_step: int) -> None:
         CsvTable(destination / path.name).append([row for row in read_table(path) if int(row["step"]) < before_step])
 
 
+def curves(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[int, float]]:
+    """The columns of metrics.csv, each by step, as :func:`lit_backdoor.functional.judge_run` reads them."""
+    names = [name for name in (rows[0] if rows else ()) if name != "step"]
+    return {name: {int(row["step"]): float(row[name]) for row in rows if row[name]} for name in names}
+
+
 def rows_by_step(rows: Sequence[Row], probe: str, ablation: str = "resample") -> dict[int, list[Row]]:
     """The rows of head_patching.csv that belong to one probe and ablation, by step.
 
