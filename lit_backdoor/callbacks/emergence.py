@@ -18,6 +18,7 @@ from lit_backdoor.callbacks.run import (
     tensorboards,
 )
 from lit_backdoor.functional import emergence, grokking_step, head_name
+from lit_backdoor.limits import Share, within_limits
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.file_names import EMERGENCE, of_monitor
 from lit_backdoor.runs.tables import replace_file
@@ -42,19 +43,17 @@ class EmergenceMonitor(AccuracyHistory):
         name: Tells monitors apart that watch several probes: the file is then emergence_NAME.json.
     """
 
+    @within_limits
     def __init__(
         self,
         probe: str | None,
-        threshold: float = 0.5,
-        min_accuracy: float = 0.5,
-        grokked: float = 0.99,
+        threshold: Share = 0.5,
+        min_accuracy: Share = 0.5,
+        grokked: Share = 0.99,
         patching: str = "",
         name: str = "",
     ) -> None:
         super().__init__()
-        for share, value in (("threshold", threshold), ("min_accuracy", min_accuracy), ("grokked", grokked)):
-            if not 0 < value <= 1:
-                raise ValueError(f"EmergenceMonitor.{share}: {value} is no share; above 0, at most 1")
         self.probe = probe
         self.threshold = threshold
         self.min_accuracy = min_accuracy

@@ -22,6 +22,7 @@ from lit_backdoor.functional import (
     parse_head_set,
     patch_heads,
 )
+from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.runs.tables import Value, patching_rows
 
 
@@ -45,18 +46,17 @@ class HeadPatchingMonitor(ProbeCallback):
 
     table_name = "head_patching"
 
+    @within_limits
     def __init__(
         self,
-        every_n_steps: int = 100,
-        full_every_n_steps: int = 1000,
+        every_n_steps: PositiveInt = 100,
+        full_every_n_steps: PositiveInt = 1000,
         ablations: Sequence[Ablation] = ("resample",),
         probes: Probes | Callable[[], Probes] | None = None,
         model_attr: str = "model",
         name: str = "",
     ) -> None:
         super().__init__(every_n_steps, probes, model_attr, name)
-        if full_every_n_steps < 1:
-            raise ValueError(f"HeadPatchingMonitor.full_every_n_steps: {full_every_n_steps} is too small; 1 or more")
         if not ablations:
             raise ValueError("HeadPatchingMonitor.ablations: none given; one or more of resample, mean, zero")
         self.full_every_n_steps = full_every_n_steps

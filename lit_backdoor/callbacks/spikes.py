@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from lit_backdoor.callbacks.accuracies import AccuracyHistory
 from lit_backdoor.callbacks.run import keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import LossSpike, loss_spikes
+from lit_backdoor.limits import PositiveInt, PositiveNumber, within_limits
 from lit_backdoor.runs.file_names import LOSS_SPIKES
 from lit_backdoor.runs.tables import Table, Value
 
@@ -23,11 +24,9 @@ class LossSpikeMonitor(AccuracyHistory):
         window: How far back that minimum is looked for, in optimizer steps.
     """
 
-    def __init__(self, rise: float = 1.0, window: int = 1000) -> None:
+    @within_limits
+    def __init__(self, rise: PositiveNumber = 1.0, window: PositiveInt = 1000) -> None:
         super().__init__()
-        for name, value in (("rise", rise), ("window", window)):
-            if not value > 0:
-                raise ValueError(f"LossSpikeMonitor.{name}: {value} is too small; above 0")
         self.rise = rise
         self.window = window
         self._losses: list[float] = []
