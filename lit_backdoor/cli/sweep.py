@@ -66,13 +66,13 @@ def carry_out(runs: Sequence[PlannedRun], engine: Engine, jobs: int, output_dir:
             print("\nstopped; the same command goes on from here", file=sys.stderr)
             return 130
     print(outcome(tracked, output_dir))
-    return int(any(one.state is State.FAILED for one in tracked))
+    return int(any(run.state is State.FAILED for run in tracked))
 
 
 def outcome(tracked: Sequence[Tracked], output_dir: Path) -> str:
     """How it ended, for the terminal."""
-    failed = [one for one in tracked if one.state is State.FAILED]
-    lines = [f"{one.run.name} failed: {one.message}" for one in failed]
+    failed = [run for run in tracked if run.state is State.FAILED]
+    lines = [f"{run.plan.name} failed: {run.message}" for run in failed]
     done = len(tracked) - len(failed)
     lines.append(f"{done} of {len(tracked)} runs are done, in {os.path.relpath(output_dir)}")
     if failed:
