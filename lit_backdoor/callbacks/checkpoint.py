@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lit_backdoor.callbacks.run import make_run_dir, refuse_existing, run_dir
+from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST, PREVIOUS, step_checkpoint
 from lit_backdoor.runs.tables import replace_file, replace_with_copy
 
@@ -62,10 +63,8 @@ class RunCheckpoint(Checkpoint):
         keep_every_n_steps: Optimizer steps between two checkpoints that are kept, as step_000000.ckpt; null for none.
     """
 
-    def __init__(self, every_n_steps: int = 250, keep_every_n_steps: int | None = 5000) -> None:
-        for name, steps in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
-            if steps is not None and steps < 1:
-                raise ValueError(f"RunCheckpoint.{name}: {steps} is too small; 1 or more")
+    @within_limits
+    def __init__(self, every_n_steps: PositiveInt = 250, keep_every_n_steps: PositiveInt | None = 5000) -> None:
         self.every_n_steps = every_n_steps
         self.keep_every_n_steps = keep_every_n_steps
         self._rng_state: dict[str, Any] | None = None

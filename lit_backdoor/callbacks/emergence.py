@@ -21,6 +21,7 @@ from lit_backdoor.callbacks.run import (
 )
 from lit_backdoor.functional import lowest_training_accuracy, stuck_since
 from lit_backdoor.functional.verdict import verdict_record
+from lit_backdoor.limits import Share, within_limits
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.file_names import EMERGENCE, of_monitor
 from lit_backdoor.runs.tables import replace_file
@@ -47,18 +48,16 @@ class EmergenceMonitor(AccuracyHistory):
 
     noted = re.compile(r"(train|val)/.+_accuracy|val/(.+_)?loss")
 
+    @within_limits
     def __init__(
         self,
         probe: str | None,
-        threshold: float = 0.5,
-        min_accuracy: float = 0.5,
+        threshold: Share = 0.5,
+        min_accuracy: Share = 0.5,
         patching: str = "",
         name: str = "",
     ) -> None:
         super().__init__()
-        for share, value in (("threshold", threshold), ("min_accuracy", min_accuracy)):
-            if not 0 < value <= 1:
-                raise ValueError(f"EmergenceMonitor.{share}: {value} is no share; above 0, at most 1")
         self.probe = probe
         self.threshold = threshold
         self.min_accuracy = min_accuracy

@@ -23,6 +23,7 @@ from lit_backdoor.functional import (
     patch_heads,
 )
 from lit_backdoor.functional.verdict import AllSets
+from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.runs.schema import Value, result_rows
 
 
@@ -46,18 +47,17 @@ class HeadPatchingMonitor(ProbeCallback):
 
     table_name = "head_patching"
 
+    @within_limits
     def __init__(
         self,
-        every_n_steps: int = 100,
-        full_every_n_steps: int = 1000,
+        every_n_steps: PositiveInt = 100,
+        full_every_n_steps: PositiveInt = 1000,
         ablations: Sequence[Ablation] = ("resample",),
         probes: Probes | Callable[[], Probes] | None = None,
         model_attr: str = "model",
         name: str = "",
     ) -> None:
         super().__init__(every_n_steps, probes, model_attr, name)
-        if full_every_n_steps < 1:
-            raise ValueError(f"HeadPatchingMonitor.full_every_n_steps: {full_every_n_steps} is too small; 1 or more")
         if not ablations:
             raise ValueError("HeadPatchingMonitor.ablations: none given; one or more of resample, mean, zero")
         self.full_every_n_steps = full_every_n_steps

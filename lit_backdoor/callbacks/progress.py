@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_backdoor.limits import NonNegativeInt, within_limits
+
 
 class StepProgressBar(TQDMProgressBar):
     """Shows optimizer steps out of ``max_steps``, the time left, the loss and the accuracies.
@@ -16,7 +18,8 @@ class StepProgressBar(TQDMProgressBar):
         refresh_rate: Optimizer steps between two updates.
     """
 
-    def __init__(self, refresh_rate: int = 10) -> None:
+    @within_limits
+    def __init__(self, refresh_rate: NonNegativeInt = 10) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=True)
 
     def init_train_tqdm(self) -> Tqdm:

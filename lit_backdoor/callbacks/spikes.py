@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from lit_backdoor.callbacks.accuracies import AccuracyHistory
 from lit_backdoor.callbacks.run import keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import LossSpike, find_loss_spikes
+from lit_backdoor.limits import PositiveNumber, within_limits
 from lit_backdoor.runs.file_names import LOSS_SPIKES
 from lit_backdoor.runs.schema import Value
 from lit_backdoor.runs.tables import CsvTable
@@ -26,10 +27,9 @@ class LossSpikeMonitor(AccuracyHistory):
         prominence: How far a peak must stand out, in powers of ten.
     """
 
-    def __init__(self, prominence: float = 0.5) -> None:
+    @within_limits
+    def __init__(self, prominence: PositiveNumber = 0.5) -> None:
         super().__init__()
-        if not prominence > 0:
-            raise ValueError(f"LossSpikeMonitor.prominence: {prominence} is too small; above 0")
         self.prominence = prominence
         self._losses: list[float] = []
         self._seen_step = 0

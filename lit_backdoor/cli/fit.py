@@ -17,12 +17,14 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import lit_backdoor
 from lit_backdoor.analysis.measure import analyze
 from lit_backdoor.analysis.output import analysis_summary
 from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
 from lit_backdoor.cli import subcommands
-from lit_backdoor.cli.option_checks import check_trainer_options, refuse_nulls, refuse_nulls_of_classes
+from lit_backdoor.cli.named_callbacks import add_named_callbacks, all_callbacks, refuse_nulls_of_named_callbacks
+from lit_backdoor.cli.option_checks import as_list, check_trainer_options, refuse_nulls, refuse_nulls_of_classes
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.datamodule import BackdoorDataModule
@@ -32,6 +34,11 @@ from lit_backdoor.runs.checkpoints import check_training_state, check_weights, r
 from lit_backdoor.runs.directory import RunStart, held
 from lit_backdoor.runs.environment import keep_environment
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, LAST, continued
+
+PROGRAM = "lit-backdoor"
+DESCRIPTION = "Train a small transformer with a backdoor, and watch the attention heads that carry it come into being."
+DEFAULTS = Path(lit_backdoor.__file__).with_name("defaults.yaml")
+"""What LightningCLI reads before any configuration."""
 
 IGNORED_ON_RESUME = frozenset({"last_position"})
 IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "train_biases", "steps_per_epoch"}
@@ -69,6 +76,7 @@ class BackdoorCLI(LightningCLI):
             BackdoorModule,
             BackdoorDataModule,
             parser_class=OneLineParser,
+            parser_kwargs={"prog": PROGRAM, "description": DESCRIPTION, **self._defaults_of_subcommands()},
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             load_from_checkpoint_support=False,
@@ -93,7 +101,11 @@ class BackdoorCLI(LightningCLI):
             one = subcommands.command(name)
             parser._subcommands_action.add_subcommand(name, one.parser(), help=one.HELP)
 
+    def _defaults_of_subcommands(self) -> dict[str, dict[str, Any]]:
+        return {name: {"default_config_files": [str(DEFAULTS)]} for name in self.subcommands()}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add_named_callbacks(parser)
         parser.link_arguments("data.moduli", "model.moduli")
 
     def _parse_ckpt_path(self) -> None:
@@ -118,6 +130,7 @@ class BackdoorCLI(LightningCLI):
             refuse_nulls("model", options["model"], BackdoorModule.__init__)
             refuse_nulls("trainer", options["trainer"], Trainer.__init__)
             refuse_nulls_of_classes(options["trainer"])
+            refuse_nulls_of_named_callbacks(options)
             check_trainer_options(options["trainer"])
             if self.subcommand != "fit":
                 options["trainer"]["logger"] = False  # nothing to keep: the result is printed
@@ -166,6 +179,7 @@ class BackdoorCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Switch off what the shipped configurations list, where a Trainer flag says so."""
         options = self._get(self.config_init, "trainer")
+        options["callbacks"] = all_callbacks(self.config_init[str(self.subcommand)], as_list(options["callbacks"]))
         if torch.backends.mps.is_available():
             if options["accelerator"] not in ("auto", "cpu"):
                 raise ValueError("trainer.accelerator: an Apple GPU has no float64, which the loss needs; use cpu")
@@ -174,7 +188,7 @@ class BackdoorCLI(LightningCLI):
             options["devices"] = 1  # all examples are one batch: more devices would only do the same once more
         for flag, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", Checkpoint)):
             if options[flag] is False:
-                options["callbacks"] = [one for one in options["callbacks"] or [] if not isinstance(one, kind)]
+                options["callbacks"] = [callback for callback in options["callbacks"] if not isinstance(callback, kind)]
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, **kwargs: Any) -> None:

@@ -11,7 +11,7 @@ from lit_backdoor.cli.fit import checked_fit_options
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.report import report_on
-from lit_backdoor.cli.shipped_configs import shipped_config
+from lit_backdoor.cli.shipped_configs import find_config
 from lit_backdoor.cli.sweep import carry_out
 from lit_backdoor.sweep import PlannedRun, parse_seeds, plan_runs
 
@@ -67,7 +67,7 @@ def paper_runs(runs_dir: Path, scale: str, seeds: list[int], max_steps: int | No
         if max_steps is not None:
             settings["trainer.max_steps"] = [max_steps]
         chosen = seeds if p1 == 1 else seeds[:1]
-        planned[name] = plan_runs(shipped_config(name), chosen, settings, runs_dir, checked_fit_options)
+        planned[name] = plan_runs(find_config(name), chosen, settings, runs_dir, checked_fit_options)
     return [runs[0] for runs in planned.values()] + [run for runs in planned.values() for run in runs[1:]]
 
 

@@ -6,18 +6,7 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 
 from lit_backdoor.functional.attention import HeadAttention, compare_attention, mean_attention
 from lit_backdoor.functional.attribution import LogitParts, attribute_heads, logit_parts
-from lit_backdoor.functional.emergence import (
-    Emergence,
-    HeadEmergence,
-    HeadScores,
-    LossSpike,
-    Onset,
-    costly_heads,
-    emergence,
-    grokking_step,
-    head_emergence,
-    loss_spikes,
-)
+from lit_backdoor.functional.emergence import HeadEmergence, HeadScores, costly_heads, head_emergence
 from lit_backdoor.functional.fourier import ProgressMeasures, progress_measures
 from lit_backdoor.functional.gradients import HeadGradient, head_gradients
 from lit_backdoor.functional.hooked import (
@@ -56,11 +45,9 @@ from lit_backdoor.functional.shapley import (
     ShapleyResult,
     effective_heads,
     overlap,
-    shapley,
     shapley_values,
     shares,
     smallest_knockout_set,
-    smallest_sufficient_set,
 )
 from lit_backdoor.functional.specificity import (
     HeadSpecificity,
@@ -91,7 +78,6 @@ __all__ = [
     "Moment",
     "NeuronCurve",
     "NeuronResult",
-    "Onset",
     "PatchingResult",
     "Probe",
     "ProgressMeasures",
@@ -111,9 +97,7 @@ __all__ = [
     "costly_heads",
     "default_head_sets",
     "effective_heads",
-    "emergence",
     "find_loss_spikes",
-    "grokking_step",
     "head_emergence",
     "head_gradients",
     "head_name",
@@ -137,11 +121,9 @@ __all__ = [
     "predictions",
     "progress_measures",
     "selectivity",
-    "shapley",
     "shapley_values",
     "shares",
     "smallest_knockout_set",
-    "smallest_sufficient_set",
     "stuck_since",
     "trigger_weights",
     "weight_norms",
