@@ -70,7 +70,7 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
         lambda run: (run / "head_patching.csv").write_text(
             (run / "head_patching.csv").read_text().replace(",resample,", ",resample,x", 1)
         ),
-        "head_patching.csv is damaged or no file of a run (line 2, heads: 'xnone')",
+        "head_patching.csv is damaged or no file of a run (line 2, heads: 'xnone' is not heads",
     ),
     "a verdict that is a list": (lambda run: (run / "emergence.json").write_text("[]"), "emergence.json is damaged"),
     "a step that is none": (lambda run: set_verdict(run, emergence_step="soon"), "emergence_step: 'soon'"),
@@ -85,7 +85,7 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
     "a head too many": (lambda run: replace(run / "head_patching.csv", "L0H3", "L0H9"), "heads: 'L0H9'"),
     "a share above 1": (
         lambda run: replace(run / "head_patching.csv", r"(resample,none,\d+),[\d.e-]+,", r"\1,7,"),
-        "'7' is no share",
+        "'7' is not a share",
     ),
     "no examples": (
         lambda run: replace(run / "head_patching.csv", r"(resample,none),\d+,", r"\1,0,"),
