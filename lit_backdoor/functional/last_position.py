@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_backdoor.functional.blocks import map_blocks
+from lit_backdoor.functional.row_threads import map_blocks
 
 BLOCK_ROWS = 1024
 """Rows that one thread of :func:`last_position_loss` works on at a time, so that their activations fit its cache."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.blocks import map_blocks
+from lit_backdoor.functional.row_threads import map_blocks
 from lit_backdoor.functional.hooked import (
     Head,
     HeadSet,

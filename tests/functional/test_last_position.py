@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from lit_backdoor.functional import blocks, last_position
+from lit_backdoor.functional import last_position, row_threads
 from lit_backdoor.functional.last_position import (
     TokenLayout,
     last_position_logits,
@@ -171,7 +171,7 @@ def test_a_forked_child_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPatch
 import os, signal, torch, warnings
 warnings.simplefilter("ignore")
 from lit_backdoor.functional import last_position as form
-from lit_backdoor.functional.blocks import map_blocks
+from lit_backdoor.functional.row_threads import map_blocks
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task, all_examples
 form.BLOCK_ROWS = 10
