@@ -42,4 +42,5 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, w = ctx.saved_tensors
         needs_x, needs_w = ctx.needs_input_grad
-        return product(grads[0], w.T) if needs_x else None, product(x.T, grads[0]) if needs_w else None
+        grad = grads[0].contiguous()  # the gradient of a sum is one number, expanded, which oneDNN takes ages with
+        return product(grad, w.T) if needs_x else None, product(x.T, grad) if needs_w else None

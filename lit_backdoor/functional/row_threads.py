@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import torch
 
+Block = TypeVar("Block")
 Result = TypeVar("Result")
 
 _threads = 0
@@ -78,10 +79,10 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def map_blocks(run: Callable[[slice], Result], blocks: Sequence[slice]) -> list[Result]:
+def map_blocks(run: Callable[[Block], Result], blocks: Sequence[Block]) -> list[Result]:
     """Call `run` on each block of rows, without gradients, on `row_threads` threads; the results in order."""
 
-    def run_alone(block: slice) -> Result:
+    def run_alone(block: Block) -> Result:
         with one_torch_thread(), torch.no_grad():  # threads start with gradients on
             return run(block)
 

@@ -15,10 +15,10 @@ from lit_backdoor.functional import last_position, row_threads
 from lit_backdoor.functional.last_position import (
     TokenLayout,
     last_position_logits,
-    last_position_loss,
     last_position_z,
     why_not_exact,
 )
+from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.model import ACT_FNS, build_model
 from lit_backdoor.task import Task, all_examples
 
@@ -71,13 +71,13 @@ def test_logits_loss_and_gradients_equal_the_hooked_transformer(
 
     old = last_position.BLOCK_ROWS
     last_position.BLOCK_ROWS = block
-    torch.set_num_threads(threads)
+    row_threads.set_row_threads(threads)
     try:
-        layout = TokenLayout.of(examples.tokens, p0, torch.float64)
+        layout = TokenLayout.of(examples.tokens, model)
         loss, logits = last_position_loss(model, layout, examples.answers)
     finally:
         last_position.BLOCK_ROWS = old
-        torch.set_num_threads(1)
+        row_threads.set_row_threads(None)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(logits, expected_logits)
     for found, expected in zip(torch.autograd.grad(loss, trained), expected_gradients, strict=True):
@@ -98,7 +98,7 @@ def test_extreme_logits_stay_finite() -> None:
     model = random_model(0, d_vocab=7)
     model.unembed.W_U.data *= 1e4
     examples = all_examples(Task((7, 1)))
-    loss, _ = last_position_loss(model, TokenLayout.of(examples.tokens, 7, torch.float64), examples.answers)
+    loss, _ = last_position_loss(model, TokenLayout.of(examples.tokens, model), examples.answers)
     torch.testing.assert_close(loss, F.cross_entropy(model(examples.tokens)[:, -1], examples.answers))
 
 
@@ -139,7 +139,7 @@ def test_the_number_of_threads_changes_nothing_and_stays_as_it_was(monkeypatch: 
     monkeypatch.setattr(last_position, "BLOCK_ROWS", 20)
     model = random_model(0, d_vocab=9, d_mlp=16, d_model=16, dtype=torch.float32)
     examples = all_examples(Task((9, 3)))
-    layout = TokenLayout.of(examples.tokens, 9, torch.float32)
+    layout = TokenLayout.of(examples.tokens, model)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -177,7 +177,7 @@ from lit_backdoor.task import Task, all_examples
 form.BLOCK_ROWS = 10
 torch.set_num_threads(2)
 model, examples = build_model(7, n_heads=2, d_model=8, d_mlp=8), all_examples(Task((7, 1)))
-layout = form.TokenLayout.of(examples.tokens, 7, torch.float32)
+layout = form.TokenLayout.of(examples.tokens, model)
 form.last_position_loss(model, layout, examples.answers)
 child = os.fork()
 if child == 0:
