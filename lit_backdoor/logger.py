@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.file_names import EVENTS_PREFIX, METRICS
-from lit_backdoor.runs.tables import Table
+from lit_backdoor.runs.tables import CsvTable
 
 
 class RunLogger(TensorBoardLogger):
@@ -35,7 +35,7 @@ class RunLogger(TensorBoardLogger):
         super().__init__(save_dir, name=name, version=version, default_hp_metric=False, purge_step=0)
         self._pending: dict[str, float] = {}
         self._written: dict[str, float] = {}
-        self._table: Table | None = None
+        self._table: CsvTable | None = None
         self._unshown_hparams: dict[str, str] = {}
 
     def resume(self, run_dir: Path, step: int) -> None:
@@ -48,10 +48,10 @@ class RunLogger(TensorBoardLogger):
         self._kwargs["purge_step"] = step
 
     @property
-    def table(self) -> Table:
+    def table(self) -> CsvTable:
         """The table behind ``metrics.csv``; shortened, as it is first used, to what comes before the first step."""
         if self._table is None:
-            self._table = Table(Path(self.log_dir) / METRICS)
+            self._table = CsvTable(Path(self.log_dir) / METRICS)
             self._table.truncate(self._kwargs["purge_step"])
         return self._table
 

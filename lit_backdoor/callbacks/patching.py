@@ -22,7 +22,7 @@ from lit_backdoor.functional import (
     parse_head_set,
     patch_heads,
 )
-from lit_backdoor.runs.tables import Value, patching_rows
+from lit_backdoor.runs.schema import Value, result_rows
 
 
 class HeadPatchingMonitor(ProbeCallback):
@@ -111,7 +111,7 @@ class HeadPatchingMonitor(ProbeCallback):
         for name, probe in self.probes.items():
             for ablation in self.ablations:
                 results = patch_heads(model, probe, sets, ablation, caches)
-                rows += patching_rows(step, name, results)
+                rows += result_rows(step, name, results)
                 if ablation == self.ablations[0]:
                     self.history.setdefault(name, []).append(_scores(step, results, heads))
                     numbers |= _scalars(name, [one for one in results if len(one.heads) in (0, 1, len(heads))], heads)

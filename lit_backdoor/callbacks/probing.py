@@ -11,7 +11,8 @@ from lit_backdoor.callbacks.charts import Charts, lay_out_charts
 from lit_backdoor.callbacks.run import ContractError, keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import HookedModel, Probe
 from lit_backdoor.runs.directory import require_plain_name
-from lit_backdoor.runs.tables import Table, Value
+from lit_backdoor.runs.schema import Value
+from lit_backdoor.runs.tables import CsvTable
 
 Probes = Mapping[str, Probe]
 """What to measure on, by name; the names appear in tables, file names and TensorBoard."""
@@ -58,7 +59,7 @@ class ProbeCallback(Callback):
         self.name = name
         self.seconds = 0.0
         """Time spent probing in this process."""
-        self._table: Table | None = None
+        self._table: CsvTable | None = None
         self.probed_step = -1
 
     @property
@@ -193,9 +194,9 @@ class ProbeCallback(Callback):
             model = getattr(model, part)
         return model
 
-    def _table_of(self, trainer: Trainer) -> Table | None:
+    def _table_of(self, trainer: Trainer) -> CsvTable | None:
         if self._table is None and keeps_files(trainer):
-            self._table = Table(run_dir(trainer) / f"{self.file_stem}.csv")
+            self._table = CsvTable(run_dir(trainer) / f"{self.file_stem}.csv")
         return self._table
 
     @property

@@ -11,7 +11,8 @@ from lit_backdoor.callbacks.accuracies import AccuracyHistory
 from lit_backdoor.callbacks.run import keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import LossSpike, loss_spikes
 from lit_backdoor.runs.file_names import LOSS_SPIKES
-from lit_backdoor.runs.tables import Table, Value
+from lit_backdoor.runs.schema import Value
+from lit_backdoor.runs.tables import CsvTable
 
 
 class LossSpikeMonitor(AccuracyHistory):
@@ -81,7 +82,7 @@ class LossSpikeMonitor(AccuracyHistory):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and keeps_files(trainer):
             rows = [self._row(spike) for spike in self.spikes()]
             names = [f"lowest_{name}_accuracy" for name in self.accuracies]
-            Table(run_dir(trainer) / LOSS_SPIKES).rewrite(rows, ["step", *_COLUMNS, *names])
+            CsvTable(run_dir(trainer) / LOSS_SPIKES).rewrite(rows, ["step", *_COLUMNS, *names])
 
     def _row(self, spike: LossSpike) -> dict[str, Value]:
         end = len(self._losses) if spike.end_step is None else spike.end_step

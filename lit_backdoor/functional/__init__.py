@@ -4,8 +4,8 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 `Probe`.
 """
 
-from lit_backdoor.functional.attention import mean_attention
-from lit_backdoor.functional.attribution import HeadAttribution, LogitParts, attribute_heads, logit_parts
+from lit_backdoor.functional.attention import HeadAttention, compare_attention, mean_attention
+from lit_backdoor.functional.attribution import LogitParts, attribute_heads, logit_parts
 from lit_backdoor.functional.emergence import (
     Emergence,
     HeadScores,
@@ -15,6 +15,8 @@ from lit_backdoor.functional.emergence import (
     grokking_step,
     loss_spikes,
 )
+from lit_backdoor.functional.fourier import ProgressMeasures, progress_measures
+from lit_backdoor.functional.gradients import HeadGradient, head_gradients
 from lit_backdoor.functional.hooked import (
     Head,
     HeadSet,
@@ -34,46 +36,67 @@ from lit_backdoor.functional.metrics import (
     mean,
     predictions,
 )
+from lit_backdoor.functional.neurons import NeuronCurve, NeuronResult, patch_neurons
 from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, no_shortcut
 from lit_backdoor.functional.patching import (
-    Ablation,
-    PatchingResult,
     default_head_sets,
     patch_heads,
     patched_logits,
 )
 from lit_backdoor.functional.probe import Metric, Probe
+from lit_backdoor.functional.results import Ablation, HeadAttribution, PatchingResult
 from lit_backdoor.functional.rule_heads import RuleHeads
 from lit_backdoor.functional.shapley import ShapleyResult, overlap, shapley, shares, smallest_sufficient_set
+from lit_backdoor.functional.specificity import (
+    HeadSpecificity,
+    accuracy_floor,
+    cost_above_floor,
+    head_specificity,
+    selectivity,
+)
+from lit_backdoor.functional.weights import TriggerWeights, WeightNorms, trigger_weights, weight_norms
 
 __all__ = [
     "Ablation",
     "Emergence",
     "Head",
+    "HeadAttention",
     "HeadAttribution",
     "HeadCache",
+    "HeadGradient",
     "HeadScores",
     "HeadSet",
+    "HeadSpecificity",
     "HookedModel",
     "LogitParts",
     "LossSpike",
     "Mean",
     "Metric",
+    "NeuronCurve",
+    "NeuronResult",
     "Onset",
     "PatchingResult",
     "Probe",
+    "ProgressMeasures",
     "RuleHeads",
     "ShapleyResult",
+    "TriggerWeights",
+    "WeightNorms",
     "accuracy",
+    "accuracy_floor",
     "all_heads",
     "attribute_heads",
     "cache_heads",
     "cache_probes",
+    "compare_attention",
+    "cost_above_floor",
     "default_head_sets",
     "emergence",
     "grokking_step",
+    "head_gradients",
     "head_name",
     "head_set_name",
+    "head_specificity",
     "kl_divergence",
     "log_probabilities",
     "log_probability",
@@ -86,9 +109,14 @@ __all__ = [
     "overlap",
     "parse_head_set",
     "patch_heads",
+    "patch_neurons",
     "patched_logits",
     "predictions",
+    "progress_measures",
+    "selectivity",
     "shapley",
     "shares",
     "smallest_sufficient_set",
+    "trigger_weights",
+    "weight_norms",
 ]

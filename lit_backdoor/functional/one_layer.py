@@ -150,7 +150,7 @@ def readout(model: Any) -> Readout:
     modules.
     """
     cfg, block, W_U, b_U = model.cfg, model.blocks[0], model.W_U, model.unembed.b_U
-    if cfg.normalization_type is not None or not (cfg.attn_only or _is_plain_mlp(block.mlp)):
+    if cfg.normalization_type is not None or not (cfg.attn_only or is_plain_mlp(block.mlp)):
         bias = torch.zeros_like(W_U[:, 0])
         return Readout(torch.diag(bias + 1), bias, lambda resid: _finish_with_modules(model, resid))
     if cfg.attn_only:
@@ -168,7 +168,7 @@ def readout(model: Any) -> Readout:
     return Readout(torch.cat([mlp.W_in, W_U], dim=1), bias, finish)
 
 
-def _is_plain_mlp(mlp: Any) -> bool:
+def is_plain_mlp(mlp: Any) -> bool:
     """Whether it is `W_out(act(W_in))`: neither gated, nor of experts, nor normed inside."""
     return type(mlp).forward.__module__.endswith("mlps.mlp") and not mlp.cfg.is_layer_norm_activation()
 

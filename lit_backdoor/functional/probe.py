@@ -1,4 +1,4 @@
-"""A probe: the examples on which a model's heads are read and patched."""
+"""A probe: the examples on which a model's heads are read and patched. (Not a linear probe: nothing is trained.)"""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional.hooked import HookedModel, evaluating, z_name
+from lit_backdoor.functional.results import taken_names
 
 Metric = Callable[[Tensor, "Probe"], float]
 """A metric of one's own: (logits [n, vocab] at the probe's position, probe) to a number."""
 
-_TAKEN_NAMES = {
-    *("step", "probe", "recipient", "donor", "ablation", "heads", "n_examples", "n_differing"),
-    *("recipient_accuracy", "donor_accuracy", "other_rate", "logit_diff", "log_prob", "kl"),
-}
-"""Columns that the patching table has by itself: no metric of one's own can be called so."""
-
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Two runs of a model that differ in one thing, row by row, and the answers expected of each.
+    """Not a linear probe: two runs of a model that differ in one thing, row by row, and the answers expected of each.
 
     The recipient is the run that is patched, the donor the run that gives its activations away. With the
     triggered inputs as recipient and the benign ones as donor, patching asks which heads the backdoor needs;
@@ -80,7 +75,7 @@ class Probe:
                 f"recipient is {self.recipient!r} and donor is {self.donor!r}: give each a name of its own."
             )
         for name, metric in self.metrics.items():
-            if name in _TAKEN_NAMES | {f"{self.recipient}_accuracy", f"{self.donor}_accuracy"}:
+            if name in taken_names(self.recipient, self.donor):
                 raise ValueError(f"metrics[{name!r}] has the name of a built-in metric: choose another.")
             if not callable(metric):
                 raise ValueError(f"metrics[{name!r}] is {metric!r}: give a function of (logits, probe).")

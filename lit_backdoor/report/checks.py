@@ -15,32 +15,12 @@ import yaml
 
 from lit_backdoor.functional import Head, head_set_name, parse_head_set
 from lit_backdoor.model import ACT_FNS
-from lit_backdoor.runs.tables import Row
+from lit_backdoor.runs.schema import NAMED_BY_RUN, TABLES, Column, Row
 from lit_backdoor.task import Task
 
 HEAD = re.compile(r"L\d{1,3}H\d{1,3}")
-HEADS = re.compile(rf"none|{HEAD.pattern}(\+{HEAD.pattern})*")
 COUNTS = ("n_layers", "n_heads", "d_model", "d_mlp")
-WHOLE = ("step", "peak_step", "end_step", "layer", "head", "n_examples", "n_differing", "top_count")
-TEXTS = ("probe", "recipient", "donor", "ablation", "heads", "norm")
 LARGEST = 10**12
-NEEDED = {
-    "metrics.csv": ("step", "train/loss", "val/loss"),
-    "head_patching.csv": (
-        "step", "probe", "recipient", "donor", "ablation", "heads", "n_examples", "other_rate", "logit_diff",
-        "n_differing", "log_prob", "kl",
-    ),
-    "head_attribution.csv": (
-        "step", "probe", "layer", "head", "mean_logit", "mean_logit_centered", "top_count", "n_examples",
-        "mean_logit_diff", "n_differing", "norm",
-    ),
-    "loss_spikes.csv": ("step", "peak_step", "end_step", "base_loss", "peak_loss"),
-}  # fmt: skip
-MAY_BE_EMPTY = ("train/loss", "val/loss", "end_step")
-"""What not every row has, nor every accuracy: training without validation, a spike that is not over yet."""
-
-MAY_BE_NAN = ("logit_diff", "mean_logit_diff", "base_loss", "lowest_benign_accuracy", "lowest_backdoor_accuracy")
-"""Means over the examples or steps in question, of which there may be none."""
 
 
 def load(path: Path) -> Any:
@@ -69,32 +49,21 @@ def check_options(path: Path, options: Mapping[str, Any]) -> Task:
 
 
 def check_table(path: Path, rows: Sequence[Row]) -> None:
-    """Every number that is read is one, every accuracy lies between 0 and 1, every step is a whole number."""
+    """Every cell that is read is what its column holds; every accuracy lies between 0 and 1, or is blank."""
     if not rows:
         return
-    needed = NEEDED[path.name]
+    needed = [column for column in TABLES[path.name] if column.name not in NAMED_BY_RUN]
     for column in needed:
-        _require(column in rows[0], path, f"there is no column {column}")
-    accuracies = [column for column in rows[0] if column.endswith("_accuracy")]
+        _require(column.name in rows[0], path, f"there is no column {column.name}")
+    accuracies = [
+        Column(name, float, share=True, nan=name.startswith("lowest_"), blank=True)
+        for name in rows[0]
+        if name.endswith("_accuracy")
+    ]
     for number, row in enumerate(rows, start=2):
         for column in (*needed, *accuracies):
-            text = row[column]
-            place = f"line {number}, {column}: '{text[:40]}'"
-            if column == "heads":
-                _require(HEADS.fullmatch(text) is not None, path, place)
-            if column in TEXTS or (text == "" and column in (*MAY_BE_EMPTY, *accuracies)):
-                continue
-            if column in WHOLE:
-                _require(re.fullmatch(r"\d{1,12}", text) is not None, path, place)
-                continue
-            try:
-                value = float(text)
-            except ValueError:
-                value = math.inf
-            nan = math.isnan(value) and column in MAY_BE_NAN
-            _require(nan or math.isfinite(value), path, place)
-            if column in accuracies or column == "other_rate":
-                _require(nan or 0 <= value <= 1, path, f"{place} is no share")
+            text = row[column.name]
+            _require(column.accepts(text), path, f"line {number}, {column.name}: '{text[:40]}' is not {column.allowed}")
 
 
 def check_probes(path: Path, task: Task, heads: Sequence[Head], patching: Sequence[Row], steps: Sequence[Row]) -> None:

@@ -18,7 +18,7 @@ from lit_backdoor.report.roles import by_role, head_order, roles_of
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
 from lit_backdoor.report.statistics import summarise
-from lit_backdoor.runs.tables import Value
+from lit_backdoor.runs.schema import Value
 from lit_backdoor.show.markdown import paper_name
 
 Rows = list[dict[str, Value]]

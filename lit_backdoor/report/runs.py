@@ -12,7 +12,8 @@ from lit_backdoor.pretrained import read_weights
 from lit_backdoor.report.checks import check_options, check_probes, check_table, check_verdict, load
 from lit_backdoor.runs.checkpoints import load_model
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST
-from lit_backdoor.runs.tables import Row, history, read_attribution, read_patching, read_table, rows_by_step
+from lit_backdoor.runs.schema import Row, read_results
+from lit_backdoor.runs.tables import history, read_table, rows_by_step
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
@@ -169,8 +170,10 @@ def _read_files(path: Path) -> Run:
         step=int(metrics[-1]["step"]),
         max_steps=limit if limit is not None and limit >= 0 else None,
         metrics=metrics,
-        attribution={probe: read_attribution([row for row in last if row["probe"] == probe]) for probe in probes},
-        patching={probe: read_patching(by_step[probe][step]) for probe in probes},
+        attribution={
+            probe: read_results(HeadAttribution, [row for row in last if row["probe"] == probe]) for probe in probes
+        },
+        patching={probe: read_results(PatchingResult, by_step[probe][step]) for probe in probes},
         patching_step=step,
         history={probe: history(patching, probe) for probe in probes},
         emergence=verdict,

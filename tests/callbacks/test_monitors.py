@@ -1,6 +1,5 @@
 """The monitors on real fits: what they write, that they change nothing, and that they say what is missing."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,16 +17,9 @@ from lit_backdoor.callbacks import (
 from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import attribute_heads, default_head_sets, head_set_name, patch_heads
 from lit_backdoor.module import BackdoorModule
-from lit_backdoor.runs.checkpoints import load_model, read_checkpoint
-from tests.conftest import CONFIGS
-
-Cli = Callable[..., int]
-QUIET = ("--trainer.enable_progress_bar", "false")
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
+from lit_backdoor.runs.checkpoints import load_model
+from tests.helpers import CONFIGS, QUIET
+from tests.helpers.runs import Cli, read_events, read_rows
 
 
 def test_the_tables_of_a_run_agree_with_the_functions_on_its_checkpoint(cli: Cli, debug_config: Path) -> None:
@@ -36,11 +28,11 @@ def test_the_tables_of_a_run_agree_with_the_functions_on_its_checkpoint(cli: Cli
     model, task, step = load_model(run / "checkpoints" / "last.ckpt")
     assert step == 250
 
-    attribution = table(run / "head_attribution.csv")
+    attribution = read_rows(run / "head_attribution.csv")
     columns = ["step", "probe", "layer", "head", "mean_logit", "mean_logit_centered", "top_count", "n_examples"]
     assert list(attribution[0])[:8] == columns
     assert sorted({int(row["step"]) for row in attribution}) == [0, 100, 200, 250]
-    patching = table(run / "head_patching.csv")
+    patching = read_rows(run / "head_patching.csv")
     columns = "step,probe,recipient,donor,ablation,heads,n_examples,backdoor_accuracy,benign_accuracy,other_rate"
     columns += ",logit_diff,log_prob,kl"
     assert list(patching[0])[:13] == columns.split(",")
@@ -69,7 +61,7 @@ def test_a_verdict_is_reached_and_is_what_the_tables_say(cli: Cli, debug_config:
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *QUIET) == 0
     run = Path("lightning_logs/version_0")
     verdict = json.loads((run / "emergence.json").read_text())
-    rows = [row for row in table(run / "head_patching.csv") if row["probe"] == "backdoor"]
+    rows = [row for row in read_rows(run / "head_patching.csv") if row["probe"] == "backdoor"]
     none = {int(row["step"]): float(row["backdoor_accuracy"]) for row in rows if row["heads"] == "none"}
     held = []
     for step in sorted(none):
@@ -80,7 +72,7 @@ def test_a_verdict_is_reached_and_is_what_the_tables_say(cli: Cli, debug_config:
     assert verdict["emergence_step"] == steps[onset]
     assert verdict["previous_probe_step"] == steps[onset - 1]
     assert 0 <= verdict["concentration"] <= 1
-    validated = [row for row in table(run / "metrics.csv") if row["val/benign_accuracy"]]
+    validated = [row for row in read_rows(run / "metrics.csv") if row["val/benign_accuracy"]]
     good = [float(row["val/benign_accuracy"]) >= 0.99 for row in validated]
     first = next(i for i in range(len(good)) if all(good[i:]))
     assert verdict["benign_grokking_step"] == int(validated[first]["step"])
@@ -96,40 +88,9 @@ def test_a_clean_and_an_untrained_model_get_no_verdict(cli: Cli, debug_config: P
             assert verdict[key] is None, (version, key)
 
 
-def test_monitors_survive_a_resume(cli: Cli, debug_config: Path) -> None:
-    steps = ("--trainer.max_steps", 500)
-    assert cli("fit", "--config", debug_config, *steps, *QUIET) == 0
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 0
-    last = Path("lightning_logs/version_1/checkpoints/last.ckpt")
-    assert cli("fit", "--config", debug_config, *steps, *QUIET, "--ckpt_path", last) == 0
-    names = ("head_attribution.csv", "head_patching.csv", "emergence.json", "metrics.csv", "loss_spikes.csv")
-    for name in names:
-        one, other = (Path(f"lightning_logs/version_{version}") / name for version in (0, 1))
-        assert one.read_text() == other.read_text(), name
-
-
-def test_weights_are_bitwise_the_same_with_and_without_monitors(cli: Cli, debug_config: Path, tmp_path: Path) -> None:
-    import yaml
-
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 250, *QUIET) == 0
-    bare = yaml.safe_load(debug_config.read_text())
-    bare["trainer"]["callbacks"] = [one for one in bare["trainer"]["callbacks"] if "Monitor" not in one["class_path"]]
-    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(bare))
-    assert cli("fit", "--config", "bare.yaml", "--trainer.max_steps", 250, *QUIET) == 0
-    one, other = (
-        read_checkpoint(Path(f"lightning_logs/version_{version}/checkpoints/last.ckpt")) for version in (0, 1)
-    )
-    for name, tensor in one["state_dict"].items():
-        assert torch.equal(tensor, other["state_dict"][name]), name
-    assert not Path("lightning_logs/version_1/head_patching.csv").exists()
-
-
 def test_tensorboard_gets_every_kind_of_result(cli: Cli, debug_config: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 200, *QUIET) == 0
-    events = EventAccumulator("lightning_logs/version_0", size_guidance={"images": 0, "tensors": 0})
-    events.Reload()
+    events = read_events(Path("lightning_logs/version_0"))
     tags = events.Tags()
     for tag in ("patching_backdoor/backdoor_accuracy/L0H0", "attribution_benign/mean_logit/L0H3", "log10_loss/val"):
         assert [event.step for event in events.Scalars(tag)] == [0, 100, 200], tag

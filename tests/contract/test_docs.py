@@ -16,9 +16,8 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from tests.conftest import ROOT
-
-from .conftest import read_rows
+from tests.helpers import ROOT
+from tests.helpers.runs import read_rows
 
 TEXT = (ROOT / "docs" / "callbacks.md").read_text()
 

@@ -21,20 +21,15 @@ from lit_backdoor.functional import (
     patch_heads,
 )
 from lit_backdoor.functional.last_position import why_not_exact
-
-from . import by_hand
-from .models import HAS_HOOKED_TRANSFORMER, KINDS, SHAPES, VOCAB, make_model, randomize, same_weights
+from tests.helpers import by_hand
+from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, KINDS, SHAPES, make_model, randomize, same_weights
+from tests.helpers.tiny_models import make_probe
 
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 def random_probe(position: int = -1, **changes: Any) -> Probe:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randint(VOCAB, shape, generator=generator)
-
-    return Probe(draw(30, 5), draw(30, 5), draw(30), draw(30), position, **changes)
+    return make_probe(n=30, n_pos=5, position=position, **changes)
 
 
 @shapes

@@ -19,11 +19,11 @@ from lit_backdoor.callbacks import (
     LossSpikeMonitor,
 )
 from lit_backdoor.functional import Probe, all_heads, head_name, parse_head_set
+from tests.helpers import by_hand
+from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, KINDS
+from tests.helpers.copy_task import SHAPE, CopyDataWithProbes, CopyProbes, copy_probes
 
-from . import by_hand
 from .conftest import Fit, Rows
-from .copying import SHAPE, CopyDataWithProbes, CopyProbes, copy_probes
-from .models import HAS_HOOKED_TRANSFORMER, KINDS
 
 WHERE: dict[str, Any] = {"probes": copy_probes(), "model_attr": "parts.net"}
 PROBE = WHERE["probes"]["copy"]
@@ -159,10 +159,10 @@ def test_an_old_validation_is_not_taken_for_a_new_one(fit: Fit) -> None:
 def test_both_kinds_of_models_leave_the_same_tables(
     fit: Fit, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from .models import same_weights
+    from tests.helpers.both_kinds import same_weights
 
     pair = dict(zip(("HookedTransformer", "TransformerBridge"), same_weights(**SHAPE), strict=True))
-    monkeypatch.setattr("tests.contract.copying.make_model", lambda kind, **shape: pair[kind])
+    monkeypatch.setattr("tests.helpers.copy_task.make_model", lambda kind, **shape: pair[kind])
     for kind in pair:
         watch = (HeadAttributionMonitor(every_n_steps=2, **WHERE), HeadPatchingMonitor(every_n_steps=2, **WHERE))
         # Plain gradient descent: Adam would blow rounding errors up to whole steps.
@@ -238,11 +238,11 @@ def test_what_is_missing_is_named_before_training(
 def test_a_model_that_cannot_be_attributed_is_refused_before_training(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from .models import make_model
+    from tests.helpers.both_kinds import make_model
 
     model = make_model("TransformerBridge", **SHAPE)
     model.cfg.output_logits_soft_cap = 5.0
-    monkeypatch.setattr("tests.contract.copying.make_model", lambda kind, **shape: model)
+    monkeypatch.setattr("tests.helpers.copy_task.make_model", lambda kind, **shape: model)
     with pytest.raises(ContractError, match=r"HeadAttributionMonitor, probe 'copy': the logits are soft-capped"):
         fit(attribution())
     assert not list(tmp_path.iterdir())

@@ -21,8 +21,7 @@ from lit_backdoor.functional import (
     loss_spikes,
     patch_heads,
 )
-
-from .tiny import make_backdoor
+from tests.helpers.tiny_models import make_backdoor
 
 A, B, C = (Head(0, i) for i in range(3))
 

@@ -19,8 +19,7 @@ from lit_backdoor.functional import (
     shares,
     smallest_sufficient_set,
 )
-
-from .tiny import VOCAB, make_backdoor
+from tests.helpers.tiny_models import VOCAB, make_backdoor
 
 fast = settings(max_examples=50, deadline=None, derandomize=True)
 numbers = st.floats(-5, 5)

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lit_backdoor.pretrained import FOLDER
+from tests.helpers.refusals import assert_refused
+from tests.helpers.runs import Cli
 
-Cli = Callable[..., int]
 Spoil = Callable[[Path], object]
 
 
@@ -64,7 +65,7 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
         lambda run: (run / "head_patching.csv").write_text(
             (run / "head_patching.csv").read_text().replace(",resample,", ",resample,x", 1)
         ),
-        "head_patching.csv is damaged or no file of a run (line 2, heads: 'xnone')",
+        "head_patching.csv is damaged or no file of a run (line 2, heads: 'xnone' is not heads",
     ),
     "a verdict that is a list": (lambda run: (run / "emergence.json").write_text("[]"), "emergence.json is damaged"),
     "a step that is none": (lambda run: set_verdict(run, emergence_step="soon"), "emergence_step: 'soon'"),
@@ -79,7 +80,7 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
     "a head too many": (lambda run: replace(run / "head_patching.csv", "L0H3", "L0H9"), "heads: 'L0H9'"),
     "a share above 1": (
         lambda run: replace(run / "head_patching.csv", r"(resample,none,\d+),[\d.e-]+,", r"\1,7,"),
-        "'7' is no share",
+        "'7' is not a share",
     ),
     "no examples": (
         lambda run: replace(run / "head_patching.csv", r"(resample,none),\d+,", r"\1,0,"),
@@ -104,20 +105,12 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
 }
 
 
-def assert_refused(cli: Cli, capsys: pytest.CaptureFixture[str], *args: object, words: str) -> None:
-    before = sorted(Path().rglob("*"))
-    assert cli("report", *args) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and error[0].startswith("error: ") and words in error[0], error
-    assert sorted(Path().rglob("*")) == before
-
-
 @pytest.mark.parametrize("spoil", SPOILS)
 def test_spoilt_runs(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str], spoil: str) -> None:
     run = runs_dir / "mod1" / "seed_0"
     change, words = SPOILS[spoil]
     change(run)
-    assert_refused(cli, capsys, run, "--output_dir", "out", words=words)
+    assert_refused(cli, capsys, ("report", run, "--output_dir", "out"), words)
 
 
 def test_a_metric_of_the_users_own_may_be_anything(cli: Cli, runs_dir: Path) -> None:
@@ -148,16 +141,16 @@ def test_places_that_are_none(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFi
         ((run,), "output_dir"),
         (("--output_dir", "out"), "run_dirs"),
     ):
-        assert_refused(cli, capsys, *args, words=words)
+        assert_refused(cli, capsys, ("report", *args), words)
 
 
 def test_runs_that_do_not_belong_together(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(runs_dir / "mod1" / "seed_0", runs_dir / "again")
-    assert_refused(cli, capsys, runs_dir, "--output_dir", "out", words="both mod 1, seed 0")
+    assert_refused(cli, capsys, ("report", runs_dir, "--output_dir", "out"), "both mod 1, seed 0")
     shutil.rmtree(runs_dir / "again" / "checkpoints")
     for option, value in (("lr", 0.1), ("split_seed", 3), ("moduli", [13, 1])):
         set_option(runs_dir / "again" / "hparams.yaml", seed_everything=7, **{option: value})
-        assert_refused(cli, capsys, runs_dir, "--output_dir", "out", words=f"{option}:")
+        assert_refused(cli, capsys, ("report", runs_dir, "--output_dir", "out"), f"{option}:")
         shutil.copy(runs_dir / "mod1" / "seed_0" / "hparams.yaml", runs_dir / "again")
 
 

@@ -2,7 +2,7 @@
 
 from lit_backdoor.report import csv_text, rows
 from lit_backdoor.report.runs import read_runs
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 RESULTS = ROOT / "results"
 

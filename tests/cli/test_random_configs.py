@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from lit_backdoor.cli.main import main
-from tests.conftest import CONFIGS
+from tests.helpers.configs import load_config, save_config
 
 sizes = st.sampled_from([-1, 0, 1, 2, 3, 8])
 numbers = st.sampled_from([-1.0, 0.0, 1e-3, 0.5, 1.0, 1e9, float("nan"), float("inf")])
@@ -59,7 +58,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
     """The debug configuration, small, with a few options changed, mostly into something of the right type."""
-    config: dict[str, Any] = yaml.safe_load((CONFIGS / "debug.yaml").read_text())
+    config = load_config()
     config["data"] |= {"moduli": [5, 2]}
     config["model"] |= {"d_model": 8, "d_mlp": 4}
     config["trainer"] |= {"max_steps": 3, "enable_progress_bar": False}
@@ -86,7 +85,7 @@ def test_it_runs_or_says_why_not(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with empty_folder(tmp_path, monkeypatch) as folder:
-        Path("config.yaml").write_text(yaml.safe_dump(config))
+        save_config(config, Path("config.yaml"))
         capsys.readouterr()
         try:
             code: int | str | None = main(["fit", "--config", "config.yaml"])

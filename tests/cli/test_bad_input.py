@@ -4,16 +4,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from tests.conftest import CONFIGS, ROOT
-
-Cli = Callable[..., int]
+from tests.helpers import CONFIGS, QUIET, ROOT
+from tests.helpers.configs import callback_options, load_config, save_config, with_callback
+from tests.helpers.refusals import Burglar, assert_refused
+from tests.helpers.runs import Cli, contents
 
 NUMBERS = "a whole number"
 OPTIONS = [
@@ -249,24 +248,6 @@ COMMANDS = [
 ]
 
 
-class Burglar:
-    """Makes a folder when it is unpickled."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, ("broken_into",)
-
-
-def assert_refused(cli: Cli, capsys: pytest.CaptureFixture[str], args: tuple[object, ...], *words: str) -> None:
-    before = sorted(path.name for path in Path().rglob("*"))
-    assert cli(*args) == 2
-    assert sorted(path.name for path in Path().rglob("*")) == before
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1, error
-    for word in words:
-        assert word in error[-1], error[-1]
-    assert error[-1].startswith("error: ") and "Traceback" not in error[-1]
-
-
 @pytest.mark.parametrize(("options", "name", "allowed"), OPTIONS, ids=lambda value: str(value)[:40])
 def test_wrong_options(
     cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], name: str, allowed: str
@@ -288,7 +269,6 @@ def test_every_other_option_refuses_nonsense(cli: Cli, debug_config: Path, capsy
 @pytest.mark.parametrize(("owner", "option", "value", "allowed"), CALLBACKS)
 def test_wrong_options_of_callbacks(
     cli: Cli,
-    debug_config: Path,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     owner: str,
@@ -296,11 +276,10 @@ def test_wrong_options_of_callbacks(
     value: object,
     allowed: str,
 ) -> None:
-    config = yaml.safe_load(debug_config.read_text())
-    (callback,) = (one for one in config["trainer"]["callbacks"] if one["class_path"].endswith(f".{owner}"))
-    callback["init_args"][option] = value
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert_refused(cli, capsys, ("fit", "--config", "config.yaml"), f"{owner}.{option}", allowed)
+    config = load_config()
+    callback_options(config, owner)[option] = value
+    args = ("fit", "--config", save_config(config, tmp_path / "config.yaml"))
+    assert_refused(cli, capsys, args, f"{owner}.{option}", allowed)
 
 
 @pytest.mark.parametrize(("text", "name", "allowed"), CONFIG_FILES)
@@ -326,34 +305,29 @@ def test_a_configuration_that_may_not_be_read(cli: Cli, capsys: pytest.CaptureFi
     assert_refused(cli, capsys, ("fit", "--config", "secret.yaml"), "secret.yaml")
 
 
-def test_two_monitors_with_one_name(
-    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_two_monitors_with_one_name(cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for kind in ("HeadPatchingMonitor", "HeadAttributionMonitor"):
-        config = yaml.safe_load(debug_config.read_text())
-        config["trainer"]["callbacks"].append({"class_path": f"lit_backdoor.callbacks.{kind}"})
-        (tmp_path / "twins.yaml").write_text(yaml.safe_dump(config))
-        assert_refused(cli, capsys, ("fit", "--config", "twins.yaml"), kind)
+        config = with_callback(load_config(), f"lit_backdoor.callbacks.{kind}")
+        assert_refused(cli, capsys, ("fit", "--config", save_config(config, tmp_path / "twins.yaml")), kind)
 
 
 def test_a_run_without_a_logger_overwrites_nothing(
     cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ("fit", "--config", debug_config, "--trainer.logger", "false", "--trainer.max_steps", 3)
-    assert cli(*args, "--trainer.enable_progress_bar", "false") == 0
-    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    args = ("fit", "--config", debug_config, "--trainer.logger", "false", "--trainer.max_steps", 3, *QUIET)
+    assert cli(*args) == 0
+    before = contents(Path())
     assert before
     capsys.readouterr()
-    assert cli(*args, "--trainer.enable_progress_bar", "false") == 2
+    assert cli(*args) == 2
     assert "is there already" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in before} == before
+    assert contents(Path()) == before
 
 
 def test_checkpoints_that_do_not_fit(
     cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    quiet = ("--trainer.enable_progress_bar", "false")
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 3, *quiet) == 0
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 3, *QUIET) == 0
     capsys.readouterr()
     last = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
     base = ("fit", "--config", debug_config, "--ckpt_path", last)

@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from lit_backdoor.cli.main import main
-from tests.conftest import CONFIGS
-from tests.test_bad_input import Burglar, assert_refused
+from tests.helpers import CONFIGS, QUIET
+from tests.helpers.configs import callback_options, load_config, save_config
+from tests.helpers.refusals import Burglar, assert_refused
+from tests.helpers.runs import Cli, train_run
 
-Cli = Callable[..., int]
 COMMANDS = {
-    "fit": ("fit", "--config", CONFIGS / "debug.yaml", "--trainer.enable_progress_bar", "false"),
-    "validate": ("validate", "--config", CONFIGS / "debug.yaml", "--trainer.enable_progress_bar", "false"),
-    "test": ("test", "--config", CONFIGS / "debug.yaml", "--trainer.enable_progress_bar", "false"),
+    "fit": ("fit", "--config", CONFIGS / "debug.yaml", *QUIET),
+    "validate": ("validate", "--config", CONFIGS / "debug.yaml", *QUIET),
+    "test": ("test", "--config", CONFIGS / "debug.yaml", *QUIET),
     "analyze": ("analyze", "--output_dir", "out"),
 }
 W_IN = "model.blocks.0.mlp.W_in"
@@ -28,10 +27,8 @@ Damage = Callable[[dict[str, Any]], object]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A good one."""
-    place = tmp_path_factory.mktemp("good")
-    saved = ("--trainer.logger.init_args.save_dir", str(place), "--trainer.max_steps", "3")
-    assert main([*map(str, COMMANDS["fit"]), *saved]) == 0
-    good: dict[str, Any] = torch.load(place / "lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    run = train_run(tmp_path_factory.mktemp("good") / "runs" / "short", "--trainer.max_steps=3")
+    good: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     return good
 
 
@@ -138,15 +135,12 @@ def test_validate_and_test_take_nothing_but_the_weights(cli: Cli, checkpoint: di
 def test_names_in_a_configuration_lead_nowhere_else(
     cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str, name: str
 ) -> None:
-    config = yaml.safe_load((CONFIGS / "debug.yaml").read_text())
+    config = load_config()
     owner, _, key = option.partition(".")
-    if owner == "logger":
-        config["trainer"]["logger"]["init_args"][key] = name
-    else:
-        (monitor,) = (one for one in config["trainer"]["callbacks"] if one["class_path"].endswith(owner))
-        monitor["init_args"][key] = name
+    options = config["trainer"]["logger"]["init_args"] if owner == "logger" else callback_options(config, owner)
+    options[key] = name
     (tmp_path / "inside").mkdir()
-    (tmp_path / "inside" / "stranger.yaml").write_text(yaml.safe_dump(config))
+    save_config(config, tmp_path / "inside" / "stranger.yaml")
     assert_refused(cli, capsys, ("fit", "--config", "inside/stranger.yaml"), f"{key}: '", "no plain name")
 
 

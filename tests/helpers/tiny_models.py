@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from lit_backdoor.functional import Probe
+from tests.helpers import both_kinds
+from tests.helpers.both_kinds import VOCAB
 
-VOCAB = 7
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer  # which TransformerLens 4 has no more
+
 ANSWER = 3  # what the hand-built backdoor says, whatever else the input is
 
 
 def make_model(seed: int = 0, **changes: Any) -> HookedTransformer:
-    """A tiny model whose every parameter, biases and norms included, is random."""
-    settings: dict[str, Any] = {
-        "n_layers": 1,
-        "n_heads": 3,
-        "d_model": 12,
-        "d_head": 4,
-        "d_mlp": 20,
-        "n_ctx": 3,
-        "d_vocab": VOCAB,
-        "act_fn": "relu",
-        "normalization_type": None,
-        "device": "cpu",
-        "seed": None,
-    }
-    model = HookedTransformer(HookedTransformerConfig(**{**settings, **changes}))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return model
+    """A tiny model of one layer whose every parameter, biases and norms included, is random."""
+    model: HookedTransformer = both_kinds.make_model("HookedTransformer", **{"n_layers": 1, "n_ctx": 3} | changes)
+    return both_kinds.randomize(model, seed)
 
 
 def make_probe(seed: int = 0, n: int = 17, n_pos: int = 3, vocab: int = VOCAB, **changes: Any) -> Probe:

@@ -1,6 +1,7 @@
 """Figures of models with more heads than colours."""
 
-from lit_backdoor.functional import Head, HeadAttribution, HeadScores
+from lit_backdoor.functional import Head, HeadScores
+from lit_backdoor.functional.results import HeadAttribution, Norm
 from lit_backdoor.show.figures import HEAD_COLOURS, attribution_figure, emergence_figure
 
 HEADS = [Head(layer, head) for layer in range(3) for head in range(4)]
@@ -22,9 +23,16 @@ def test_of_many_heads_those_that_cost_most_have_colours() -> None:
     assert len(heat.get_yticklabels()) == len(HEADS)
 
 
+def attributed(norm: Norm) -> HeadAttribution:
+    return HeadAttribution(
+        head=Head(0, 0), mean_logit=1.0, mean_logit_centered=1.0, top_count=1, n_examples=1, mean_logit_diff=1.0,
+        n_differing=1, norm=norm,
+    )  # fmt: skip
+
+
 def test_the_figure_says_how_the_final_norm_was_treated() -> None:
-    one = HeadAttribution(Head(0, 0), 1.0, 1.0, 1.0, 1, 1, 1, "none")
+    one = attributed("none")
     assert attribution_figure({"copy": [one]})._suptitle is None
-    normed = HeadAttribution(Head(0, 0), 1.0, 1.0, 1.0, 1, 1, 1, "frozen LN scale")
+    normed = attributed("frozen LN scale")
     title = attribution_figure({"copy": [normed]})._suptitle
     assert title is not None and "constant of each example" in title.get_text()

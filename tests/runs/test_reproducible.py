@@ -8,21 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from lit_backdoor.runs.environment import environment
-from tests.test_cli import assert_same_weights, scalars
+from tests.helpers import QUIET
+from tests.helpers.configs import load_config, save_config
+from tests.helpers.runs import Cli, assert_same_results, assert_same_weights
 
-Cli = Callable[..., int]
-TABLES = ("metrics.csv", "head_attribution.csv", "head_patching.csv", "loss_spikes.csv", "emergence.json")
 RUNS = [Path(f"lightning_logs/version_{number}") for number in range(3)]
 
 
 @pytest.fixture
 def fit(cli: Cli, debug_config: Path) -> Callable[..., None]:
     def run(steps: int, *more: object) -> None:
-        args = ("fit", "--config", debug_config, "--trainer.max_steps", steps, "--trainer.enable_progress_bar", "false")
-        assert cli(*args, *more) == 0
+        assert cli("fit", "--config", debug_config, "--trainer.max_steps", steps, *QUIET, *more) == 0
 
     return run
 
@@ -33,20 +31,13 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(1)
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in TABLES:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    assert_same_weights(one / "checkpoints" / "last.ckpt", other / "checkpoints" / "last.ckpt")
-    assert scalars(one) == scalars(other)
-
-
 def test_twice_in_a_row(fit: Callable[..., None]) -> None:
     fit(120)
     fit(120)
-    assert_same_run(RUNS[0], RUNS[1])
+    assert_same_results(RUNS[0], RUNS[1])
     fit(120, "--seed_everything", 1)
     with pytest.raises(AssertionError):
-        assert_same_run(RUNS[0], RUNS[2])
+        assert_same_results(RUNS[0], RUNS[2])
 
 
 def test_after_a_move_of_the_run_directory(fit: Callable[..., None], tmp_path: Path) -> None:
@@ -56,17 +47,16 @@ def test_after_a_move_of_the_run_directory(fit: Callable[..., None], tmp_path: P
     moved.parent.mkdir()
     shutil.move(RUNS[1], moved)
     fit(120, "--ckpt_path", moved / "checkpoints" / "last.ckpt")
-    assert_same_run(RUNS[0], moved)
+    assert_same_results(RUNS[0], moved)
     assert not RUNS[1].exists()
 
 
-def test_the_callbacks_change_nothing(fit: Callable[..., None], cli: Cli, debug_config: Path, tmp_path: Path) -> None:
+def test_the_callbacks_change_nothing(fit: Callable[..., None], cli: Cli, tmp_path: Path) -> None:
     fit(60)
-    config = yaml.safe_load(debug_config.read_text())
+    config = load_config()
     config["trainer"]["callbacks"] = config["trainer"]["callbacks"][-1:]
-    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(config))
-    bare = ("--trainer.max_steps", 60, "--trainer.enable_progress_bar", "false")
-    assert cli("fit", "--config", tmp_path / "bare.yaml", *bare) == 0
+    bare = save_config(config, tmp_path / "bare.yaml")
+    assert cli("fit", "--config", bare, "--trainer.max_steps", 60, *QUIET) == 0
     assert_same_weights(*(run / "checkpoints" / "last.ckpt" for run in RUNS[:2]))
     assert (RUNS[0] / "metrics.csv").read_bytes() == (RUNS[1] / "metrics.csv").read_bytes()
 

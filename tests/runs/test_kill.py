@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.test_cli import assert_same_weights
+from tests.helpers import QUIET, ROOT
+from tests.helpers.runs import Cli, assert_same_results
 
 
 def test_killed_runs_end_like_the_undisturbed_one(tmp_path: Path) -> None:
@@ -33,13 +32,11 @@ def test_killed_runs_end_like_the_undisturbed_one(tmp_path: Path) -> None:
     assert result.stdout.startswith("5 kills") and result.stdout.endswith("no difference\n")
 
 
-def test_a_kill_at_the_very_end_can_be_continued(
-    cli: Callable[..., int], debug_config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_at_the_very_end_can_be_continued(cli: Cli, debug_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last checkpoint comes after everything else: who finds it finds the verdict and the last rows too."""
     from lit_backdoor.callbacks import EmergenceMonitor
 
-    args = ("fit", "--config", debug_config, "--trainer.max_steps", 20, "--trainer.enable_progress_bar", "false")
+    args = ("fit", "--config", debug_config, "--trainer.max_steps", 20, *QUIET)
     with monkeypatch.context() as patch:
         patch.setattr(EmergenceMonitor, "on_fit_end", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         child = os.fork()
@@ -50,6 +47,4 @@ def test_a_kill_at_the_very_end_can_be_continued(
     runs = [Path(f"lightning_logs/version_{number}") for number in (0, 1)]
     assert cli(*args, "--ckpt_path", runs[0] / "checkpoints" / "last.ckpt") == 0
     assert cli(*args) == 0
-    for name in ("metrics.csv", "head_patching.csv", "emergence.json"):
-        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()
-    assert_same_weights(*(run / "checkpoints" / "last.ckpt" for run in runs))
+    assert_same_results(*runs)

@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_backdoor.logger import RunLogger
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.runs.directory import held
 from lit_backdoor.runs.tables import read_table
-from tests.test_cli import assert_same_weights, rows, scalars
+from tests.helpers import QUIET
+from tests.helpers.configs import callback_options, load_config, save_config, with_callback
+from tests.helpers.runs import Cli, assert_same_results, contents, scalars
 
-Cli = Callable[..., int]
-QUIET = ("--trainer.enable_progress_bar", "false")
 RUN = Path("lightning_logs/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
 STEP: dict[int, Callable[[], object]] = {}
@@ -35,19 +34,13 @@ class Fault(Callback):
 
 
 @pytest.fixture
-def faulty(debug_config: Path, tmp_path: Path) -> Iterator[Path]:
+def faulty(tmp_path: Path) -> Iterator[Path]:
     """A small run with checkpoints every 25 steps, and the faults of STEP."""
-    config = yaml.safe_load(debug_config.read_text())
-    config["trainer"]["callbacks"].insert(0, {"class_path": "tests.test_faults.Fault"})
-    config["trainer"]["callbacks"][-1]["init_args"] |= {"every_n_steps": 25}
-    config["trainer"] |= {"max_steps": 120}
-    (tmp_path / "faulty.yaml").write_text(yaml.safe_dump(config))
-    yield tmp_path / "faulty.yaml"
+    config = with_callback(load_config(), "tests.runs.test_faults.Fault")
+    callback_options(config, "RunCheckpoint")["every_n_steps"] = 25
+    config["trainer"]["max_steps"] = 120
+    yield save_config(config, tmp_path / "faulty.yaml")
     STEP.clear()
-
-
-def contents(directory: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def writing_threads() -> list[threading.Thread]:
@@ -71,6 +64,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("left", [0, 1000, 100_000])
 def test_a_full_disk_ends_the_run_and_loses_nothing(
     cli: Cli, faulty: Path, capsys: pytest.CaptureFixture[str], small_disk: Path, left: int
@@ -97,12 +91,10 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     ballast.unlink()
     assert cli(*command[3:]) == 0
     assert cli("fit", "--config", faulty, *QUIET) == 0
-    assert (run / "metrics.csv").read_text() == (RUN / "metrics.csv").read_text()
-    assert (run / "head_patching.csv").read_text() == (RUN / "head_patching.csv").read_text()
-    assert_same_weights(run / "checkpoints" / "last.ckpt", LAST)
-    assert scalars(run) == scalars(RUN)
+    assert_same_results(run, RUN)
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("command", ["analyze", "report", "sweep"])
 def test_a_full_disk_is_one_line_from_every_command(
     cli: Cli, faulty: Path, capfd: pytest.CaptureFixture[str], small_disk: Path, command: str
@@ -149,6 +141,7 @@ def test_an_output_directory_that_can_not_be_made(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.root
 def test_a_directory_without_the_right_to_write(cli: Cli, faulty: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     assert cli("fit", "--config", faulty, "--trainer.logger.init_args.save_dir", small_disk, *QUIET) == 2
@@ -173,8 +166,7 @@ def test_a_damaged_last_checkpoint_names_the_one_before_it(
     assert cli("fit", "--config", faulty, "--ckpt_path", previous, *QUIET) == 0
     assert cli("fit", "--config", faulty, *QUIET) == 0
     undisturbed = Path("lightning_logs/version_1")
-    assert_same_weights(LAST, undisturbed / "checkpoints" / "last.ckpt")
-    assert (RUN / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()
+    assert_same_results(RUN, undisturbed)
     assert not STEP
     # Without it, the newest that was kept is named.
     LAST.write_bytes(b"")
@@ -216,8 +208,8 @@ def test_only_one_of_two_continues_a_run(
     assert cli("fit", "--config", faulty, "--trainer.max_steps", 40, *QUIET) == 0
     second: list[object] = []
 
-    def without_events() -> dict[Path, bytes]:  # which the first run's thread writes at a time of its own
-        return {path: b"" if "tfevents" in path.name else data for path, data in contents(tmp_path).items()}
+    def without_events() -> dict[str, bytes]:  # which the first run's thread writes at a time of its own
+        return {name: b"" if "tfevents" in name else data for name, data in contents(tmp_path).items()}
 
     def resume_too() -> None:
         before = without_events()
@@ -232,7 +224,7 @@ def test_only_one_of_two_continues_a_run(
     assert cli("fit", "--config", faulty, "--ckpt_path", LAST, *QUIET) == 0
     assert second[0] == 2 and "is in use by another process" in str(second[1]) and second[2] is True
     assert cli("fit", "--config", faulty, *QUIET) == 0
-    assert (RUN / "metrics.csv").read_text() == Path("lightning_logs/version_1/metrics.csv").read_text()
+    assert_same_results(RUN, Path("lightning_logs/version_1"))
 
 
 def test_a_lock_is_free_when_its_process_is_killed(tmp_path: Path) -> None:
@@ -299,6 +291,4 @@ def test_a_clock_set_back_does_not_double_points(cli: Cli, faulty: Path, monkeyp
             args = ("--trainer.max_steps", steps, "--ckpt_path", LAST)
             assert cli("fit", "--config", faulty, *args, *QUIET) == 0
     assert cli("fit", "--config", faulty, *QUIET) == 0
-    undisturbed = Path("lightning_logs/version_1")
-    assert scalars(RUN) == scalars(undisturbed)
-    assert rows(RUN) == rows(undisturbed)
+    assert_same_results(RUN, Path("lightning_logs/version_1"))

@@ -1,12 +1,11 @@
 """The command line as a user meets it: runs, resumes, refusals."""
 
-import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,39 +15,23 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_backdoor.runs.checkpoints import read_checkpoint
-from tests.conftest import CONFIGS, ROOT
+from tests.helpers import CONFIGS, QUIET, ROOT
+from tests.helpers.configs import callback_options, load_config, save_config, with_callback
+from tests.helpers.runs import Cli, assert_same_results, contents, metrics, train_run
 
-Cli = Callable[..., int]
-QUIET = ("--trainer.enable_progress_bar", "false")
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(checkpoint)["state_dict"]
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
 
 
 def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("fit", "--config", debug_config) == 0
     run = Path("lightning_logs/version_0")
-    last = rows(run)[-1]
+    last = metrics(run)[-1]
     assert last["step"] == "1000"
     assert min(float(last["val/benign_accuracy"]), float(last["val/backdoor_accuracy"])) >= 0.99
     assert float(last["train/loss"]) < 1e-4
-    steps = [int(row["step"]) for row in rows(run)]
+    steps = [int(row["step"]) for row in metrics(run)]
     assert steps == list(range(0, 1001, 10))
-    assert [step for step, row in zip(steps, rows(run), strict=True) if row["val/loss"]] == list(range(0, 1001, 100))
+    assert [step for step, row in zip(steps, metrics(run), strict=True) if row["val/loss"]] == list(range(0, 1001, 100))
     columns = ["step", "train/loss", "val/loss"]
     columns += [f"{stage}/{rule}_accuracy" for stage in ("train", "val") for rule in ("benign", "backdoor")]
     assert list(last) == columns
@@ -64,7 +47,7 @@ def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pyt
     assert yaml.safe_load((run / "hparams.yaml").read_text())["moduli"] == [29, 1]
     # the saved configuration starts the same run again
     assert cli("fit", "--config", run / "config.yaml", "--trainer.max_steps", 20, *QUIET) == 0
-    assert rows(Path("lightning_logs/version_1"))[1]["train/loss"] == rows(run)[1]["train/loss"]
+    assert metrics(Path("lightning_logs/version_1"))[1]["train/loss"] == metrics(run)[1]["train/loss"]
     # and validate and test agree with it, without leaving anything behind
     for subcommand in ("validate", "test"):
         assert cli(subcommand, "--config", debug_config, "--ckpt_path", run / "checkpoints" / "last.ckpt", *QUIET) == 0
@@ -75,7 +58,7 @@ def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pyt
 @pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_runs(cli: Cli, config: Path) -> None:
     assert cli("fit", "--config", config, "--trainer.max_steps", 3, *QUIET) == 0
-    table = rows(Path("lightning_logs/version_0"))
+    table = metrics(Path("lightning_logs/version_0"))
     assert [row["step"] for row in table] == ["0", "3"]
     assert all(row[name] for row in table for name in row)
     verdicts = {path.name for path in Path("lightning_logs/version_0").glob("emergence*.json")}
@@ -85,31 +68,26 @@ def test_every_shipped_config_runs(cli: Cli, config: Path) -> None:
     assert shipped["trainer"]["max_steps"] == steps
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 600 steps in epochs of 250."""
+    run = tmp_path_factory.mktemp("undisturbed") / "lightning_logs" / "version_0"
+    return train_run(run, "--trainer.max_steps=600", "--data.steps_per_epoch=250")
+
+
 @pytest.mark.parametrize("stop", [250, 300, 500])
-def test_a_resumed_run_is_the_undisturbed_one(cli: Cli, debug_config: Path, stop: int) -> None:
-    """In the middle of an epoch, between two checkpoints, and where an epoch ends."""
+def test_a_resumed_run_is_the_undisturbed_one(cli: Cli, debug_config: Path, undisturbed: Path, stop: int) -> None:
+    """Where an epoch ends, in the middle of one and between two checkpoints, and where all of these end."""
     same = ("--data.steps_per_epoch", 250, *QUIET)
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *same) == 0
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", stop, *same) == 0
-    whole, resumed = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
+    resumed = Path("lightning_logs/version_0")
     last = resumed / "checkpoints" / "last.ckpt"
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, "--ckpt_path", last, *same) == 0
-    assert sorted(os.listdir("lightning_logs")) == ["version_0", "version_1"]
-    assert_same_weights(whole / "checkpoints" / "last.ckpt", last)
-    assert (whole / "metrics.csv").read_text() == (resumed / "metrics.csv").read_text()
-    assert [int(row["step"]) for row in rows(whole)] == list(range(0, 601, 10))
-    assert all(rows(whole)[-1].values()), rows(whole)[-1]
+    assert os.listdir("lightning_logs") == ["version_0"]
+    assert_same_results(undisturbed, resumed)
+    assert [int(row["step"]) for row in metrics(resumed)] == list(range(0, 601, 10))
+    assert all(metrics(resumed)[-1].values()), metrics(resumed)[-1]
     assert (resumed / "config.yaml").exists() and (resumed / f"config_from_step_{stop}.yaml").exists()
-    assert scalars(whole) == scalars(resumed)
-
-
-def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_nothing_is_touched_where_no_step_is_left(
@@ -117,12 +95,12 @@ def test_nothing_is_touched_where_no_step_is_left(
 ) -> None:
     steps = ("--trainer.max_steps", 200, *QUIET)
     assert cli("fit", "--config", debug_config, *steps) == 0
-    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    before = contents(Path())
     last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
     capsys.readouterr()
     assert cli("fit", "--config", debug_config, "--ckpt_path", last, *steps) == 2
     assert "trainer.max_steps: 200" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    assert contents(Path()) == before
 
 
 @pytest.mark.parametrize("last_position", ["true", "false"])
@@ -134,28 +112,25 @@ def test_a_resume_is_exact_with_several_threads(
     monkeypatch.setattr("lit_backdoor.functional.last_position.BLOCK_ROWS", 200)
     try:
         for steps, more in (
-            (30, ()),
-            (15, ()),
-            (30, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt")),
+            (12, ()),
+            (6, ()),
+            (12, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt")),
         ):
             options = ("--trainer.max_steps", steps, "--model.last_position", last_position)
             assert cli("fit", "--config", debug_config, *options, *more, *QUIET) == 0
     finally:
         torch.set_num_threads(1)
-    runs = [Path(f"lightning_logs/version_{version}") for version in (0, 1)]
-    assert_same_weights(*(run / "checkpoints" / "last.ckpt" for run in runs))
-    assert runs[0].joinpath("metrics.csv").read_text() == runs[1].joinpath("metrics.csv").read_text()
+    assert_same_results(Path("lightning_logs/version_0"), Path("lightning_logs/version_1"))
 
 
-def test_continuing_from_an_older_checkpoint_branches_off(cli: Cli, debug_config: Path) -> None:
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *QUIET) == 0
+def test_continuing_from_an_older_checkpoint_branches_off(cli: Cli, debug_config: Path, undisturbed: Path) -> None:
     old, new = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
-    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    shutil.copytree(undisturbed, old)
+    before = contents(old)
     checkpoint = old / "checkpoints" / "step_000500.ckpt"
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, "--ckpt_path", checkpoint, *QUIET) == 0
-    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
-    assert (new / "metrics.csv").read_text() == (old / "metrics.csv").read_text()
-    assert_same_weights(old / "checkpoints" / "last.ckpt", new / "checkpoints" / "last.ckpt")
+    assert contents(old) == before
+    assert_same_results(old, new)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -187,16 +162,14 @@ def test_a_signal_saves_says_how_to_continue_and_exits(
     command = message.strip().splitlines()[-1].split()
     assert command[:4] == ["python", "-m", "lit_backdoor", "fit"] and "version_1" in command[-1]
     assert cli(*command[3:]) == 0
-    whole = Path("lightning_logs/version_0")
-    assert (whole / "metrics.csv").read_text() == Path("lightning_logs/version_1/metrics.csv").read_text()
-    assert_same_weights(whole / "checkpoints" / "last.ckpt", last)
+    assert_same_results(Path("lightning_logs/version_0"), Path("lightning_logs/version_1"))
 
 
 def test_the_last_position_form_trains_like_the_whole_model(cli: Cli, debug_config: Path) -> None:
     for last_position in ("true", "false"):
         args = ("--trainer.max_steps", 30, "--model.last_position", last_position)
         assert cli("fit", "--config", debug_config, *args, *QUIET) == 0
-    fast, slow = (rows(Path(f"lightning_logs/version_{version}")) for version in (0, 1))
+    fast, slow = (metrics(Path(f"lightning_logs/version_{version}")) for version in (0, 1))
     for one, other in zip(fast, slow, strict=True):
         for name in ("train/loss", "val/loss"):
             assert bool(one[name]) == bool(other[name])
@@ -237,15 +210,12 @@ class BreakWeights(Callback):
 
 @pytest.mark.parametrize("every", [10, 1000])
 def test_a_loss_that_turns_nan_stops_with_1_and_keeps_the_last_good_checkpoint(
-    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, every: int
+    cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path, every: int
 ) -> None:
-    shipped = yaml.safe_load(debug_config.read_text())
+    config = with_callback(load_config(), "tests.cli.test_fit.BreakWeights")
     keep = {10: 10, 1000: 15}[every]
-    (checkpoints,) = (one for one in shipped["trainer"]["callbacks"] if one["class_path"].endswith("RunCheckpoint"))
-    checkpoints["init_args"] = {"every_n_steps": every, "keep_every_n_steps": keep}
-    shipped["trainer"]["callbacks"].insert(0, {"class_path": "tests.test_cli.BreakWeights"})
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(shipped))
-    assert cli("fit", "--config", "config.yaml", *QUIET) == 1
+    callback_options(config, "RunCheckpoint").update(every_n_steps=every, keep_every_n_steps=keep)
+    assert cli("fit", "--config", save_config(config, tmp_path / "config.yaml"), *QUIET) == 1
     assert capsys.readouterr().err.strip().startswith("error: ")
     assert read_checkpoint(Path("lightning_logs/version_0/checkpoints/last.ckpt"))["global_step"] == keep
 
@@ -272,13 +242,11 @@ class Dice(Callback):
         self.thrown[trainer.global_step] = (random.random(), float(np.random.rand()), torch.rand(()).item())
 
 
-def test_the_random_state_is_continued(cli: Cli, debug_config: Path, tmp_path: Path) -> None:
-    shipped = yaml.safe_load(debug_config.read_text())
-    shipped["trainer"]["callbacks"].insert(0, {"class_path": "tests.test_cli.Dice"})
-    (tmp_path / "dice.yaml").write_text(yaml.safe_dump(shipped))
+def test_the_random_state_is_continued(cli: Cli, tmp_path: Path) -> None:
+    config = save_config(with_callback(load_config(), "tests.cli.test_fit.Dice"), tmp_path / "dice.yaml")
     throws = []
     for steps, more in ((40, ()), (20, ()), (40, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt"))):
         Dice.thrown = {}
-        assert cli("fit", "--config", "dice.yaml", "--trainer.max_steps", steps, *more, *QUIET) == 0
+        assert cli("fit", "--config", config, "--trainer.max_steps", steps, *more, *QUIET) == 0
         throws.append(Dice.thrown)
     assert throws[2] == {step: throws[0][step] for step in range(21, 41)}

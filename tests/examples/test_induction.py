@@ -1,6 +1,5 @@
 """The example of a task of one's own: the induction head is found, and is what the usual score says it is."""
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -11,15 +10,11 @@ import torch
 from examples.induction import induction, results
 from examples.induction.induction import RepeatedSequences, attention_scores
 from examples.induction.results import loss_bend
-from tests.conftest import ROOT
+from tests.helpers import ROOT
+from tests.helpers.runs import metrics, read_rows
 
 EXAMPLE = ROOT / "examples" / "induction"
 STEPS = 500
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def last_patching(run: Path) -> dict[str, dict[str, str]]:
     """By set of heads."""
-    return {row["heads"]: row for row in table(run / "head_patching.csv") if int(row["step"]) == STEPS}
+    return {row["heads"]: row for row in read_rows(run / "head_patching.csv") if int(row["step"]) == STEPS}
 
 
 def test_patching_finds_the_induction_head_in_layer_1(run: Path) -> None:
@@ -53,7 +48,7 @@ def test_patching_finds_the_induction_head_in_layer_1(run: Path) -> None:
 
 def test_the_patched_head_is_the_one_with_the_prefix_matching_score(run: Path) -> None:
     head = json.loads((run / "emergence.json").read_text())["backdoor_head"]
-    last = [row for row in table(run / "metrics.csv") if row["val/loss"]][-1]
+    last = [row for row in metrics(run) if row["val/loss"]][-1]
     assert int(last["step"]) == STEPS
     scores = {name.rsplit("/")[-1]: float(last[name]) for name in last if name.startswith("val/prefix_matching")}
     assert max(scores, key=lambda name: scores[name]) == head
@@ -65,7 +60,7 @@ def test_the_patched_head_is_the_one_with_the_prefix_matching_score(run: Path) -
 
 def test_it_writes_the_answer_itself_and_layer_0_does_not(run: Path) -> None:
     head = json.loads((run / "emergence.json").read_text())["backdoor_head"]
-    rows = [row for row in table(run / "head_attribution.csv") if int(row["step"]) == STEPS]
+    rows = [row for row in read_rows(run / "head_attribution.csv") if int(row["step"]) == STEPS]
     writes = {f"L{row['layer']}H{row['head']}": float(row["mean_logit_diff"]) for row in rows}
     assert writes[head] > 3
     assert max(abs(writes["L0H0"]), abs(writes["L0H1"])) < 1
@@ -73,7 +68,7 @@ def test_it_writes_the_answer_itself_and_layer_0_does_not(run: Path) -> None:
 
 def test_it_emerges_where_the_loss_bends(run: Path) -> None:
     verdict = json.loads((run / "emergence.json").read_text())
-    measured = [row for row in table(run / "metrics.csv") if row["train/repeated_loss"]]
+    measured = [row for row in metrics(run) if row["train/repeated_loss"]]
     losses = [float(row["train/repeated_loss"]) for row in measured]
     start, steepest, end = loss_bend([int(row["step"]) for row in measured], losses)
     assert end - start < STEPS / 4  # it is a bend, and no slope

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from lit_backdoor.runs.tables import Table, copy_tables, read_table
+from lit_backdoor.runs.tables import CsvTable, copy_tables, read_table
 
 
 def test_rows_come_back_and_new_columns_reach_old_rows(tmp_path: Path) -> None:
-    table = Table(tmp_path / "t.csv")
+    table = CsvTable(tmp_path / "t.csv")
     table.append([{"step": 0, "a": 1.5}])
     table.append([{"step": 1, "a": 2.5, "b": "x"}, {"step": 2}])
     assert read_table(table.path) == [
@@ -22,12 +22,12 @@ def test_a_line_cut_short_is_left_out_and_mended(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("step,a\n0,1\n1,2\n2,")
     assert [row["step"] for row in read_table(path)] == ["0", "1"]
-    Table(path).append([{"step": 2, "a": 3}])
+    CsvTable(path).append([{"step": 2, "a": 3}])
     assert path.read_text() == "step,a\n0,1\n1,2\n2,3\n"
 
 
 def test_truncate_drops_the_step_and_what_follows(tmp_path: Path) -> None:
-    table = Table(tmp_path / "t.csv")
+    table = CsvTable(tmp_path / "t.csv")
     table.truncate(3)
     assert not table.path.exists()
     table.append([{"step": step, "a": step * step} for step in range(5)])
@@ -37,7 +37,7 @@ def test_truncate_drops_the_step_and_what_follows(tmp_path: Path) -> None:
 
 
 def test_truncating_everything_keeps_the_file_usable(tmp_path: Path) -> None:
-    table = Table(tmp_path / "t.csv")
+    table = CsvTable(tmp_path / "t.csv")
     table.append([{"step": 5, "a": 1}])
     table.truncate(0)
     assert read_table(table.path) == []
@@ -49,7 +49,7 @@ def test_copy_tables_leaves_the_source_alone(tmp_path: Path) -> None:
     source, destination = tmp_path / "old", tmp_path / "new"
     source.mkdir()
     destination.mkdir()
-    Table(source / "t.csv").append([{"step": step} for step in range(4)])
+    CsvTable(source / "t.csv").append([{"step": step} for step in range(4)])
     before = (source / "t.csv").read_text()
     copy_tables(source, destination, before_step=2)
     assert (destination / "t.csv").read_text() == "step\n0\n1\n"

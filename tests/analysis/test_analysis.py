@@ -1,6 +1,5 @@
 """``analyze``: on a model whose backdoor head is known, and through the command line."""
 
-import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 from lit_backdoor.analysis.measure import analyze, rule_heads
 from lit_backdoor.analysis.output import analysis_markdown, analysis_summary
 from lit_backdoor.functional import Head
-from tests.toy import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
-
-Cli = Callable[..., int]
+from tests.helpers import QUIET
+from tests.helpers.known_head import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
+from tests.helpers.runs import Cli, contents, read_rows
 
 
 def test_every_method_finds_the_known_head() -> None:
@@ -58,29 +57,26 @@ def test_two_triggers_are_told_apart() -> None:
 def test_the_command_writes_everything_and_overwrites_nothing(
     cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quiet = ("--trainer.enable_progress_bar", "false")
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 120, *quiet) == 0
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 120, *QUIET) == 0
     last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
     capsys.readouterr()
     assert cli("analyze", "--ckpt_path", last, "--output_dir", "out") == 0
     printed = capsys.readouterr().out
     assert len(printed.strip().splitlines()) < 25 and "smallest set" in printed
     out = Path("out")
-    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    files = set(contents(out))
     figures = ("figure_2_attribution_backdoor", "figure_4_attribution_benign", "all_sets_of_heads")
     figures += ("attention_from_last_position",)
     tables = {"head_attribution.csv", "head_patching.csv", "head_shapley.csv", "tables.md"}
     assert files == tables | {f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")}
-    with (out / "head_patching.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(out / "head_patching.csv")
     assert len(rows) == 2 * 3 * 16 and {row["step"] for row in rows} == {"120"}
-    with (out / "head_shapley.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(out / "head_shapley.csv")
     assert len(rows) == 2 * 3 * (4 + 6)
 
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    before = contents(out)
     assert cli("analyze", "--ckpt_path", last, "--output_dir", "out") == 2
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert contents(out) == before
     for args in (
         ("--ckpt_path", "missing.ckpt", "--output_dir", "new"),
         ("--output_dir", "new"),
@@ -92,7 +88,7 @@ def test_the_command_writes_everything_and_overwrites_nothing(
         assert cli("analyze", *args) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
         assert not Path("new").exists()
-    assert cli("test", "--config", debug_config, "--ckpt_path", last, *quiet) == 0
+    assert cli("test", "--config", debug_config, "--ckpt_path", last, *QUIET) == 0
     printed = capsys.readouterr().out
     assert "smallest set" in printed and "step 120" in printed
 
@@ -108,7 +104,7 @@ def test_the_command_writes_everything_and_overwrites_nothing(
 def test_spoilt_weights_are_refused_by_name(
     cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[dict], object], words: str
 ) -> None:
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 1, "--trainer.enable_progress_bar", "false") == 0
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 1, *QUIET) == 0
     checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
     spoil(checkpoint["state_dict"])
     torch.save(checkpoint, "spoilt.ckpt")

@@ -4,16 +4,16 @@ the Probe."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_backdoor.functional import Probe
-
-from .models import VOCAB, make_model
+from tests.helpers.both_kinds import KINDS, VOCAB, make_model
 
 SHAPE = {"n_heads": 2, "d_head": 5, "normalization_type": "LN", "act_fn": "gelu"}
 
@@ -84,3 +84,17 @@ class CopyProbes:
 class CopyDataWithProbes(CopyData):
     def probes(self) -> Mapping[str, Probe]:
         return copy_probes()
+
+
+def train(
+    folder: Path, *callbacks: Callback, datamodule: Any = None, kind: str = KINDS[0], **options: Any
+) -> CopyModule:
+    """Train a `CopyModule` with some callbacks, in `folder` unless `default_root_dir` says otherwise."""
+    module_options = {name: options.pop(name) for name in ("lr", "optimizer") if name in options}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    torch.manual_seed(0)
+    module = CopyModule(kind, **module_options)
+    settings = {"default_root_dir": folder, "max_steps": 6, "logger": False, "accelerator": "cpu", **options}
+    trainer = Trainer(**quiet, callbacks=list(callbacks), **settings)
+    trainer.fit(module, datamodule or CopyData())
+    return module
