@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_backdoor.functional.products import product
-from lit_backdoor.functional.row_threads import map_blocks
+from lit_backdoor.functional.row_threads import Result, map_blocks
 
 BLOCK_ROWS = 960
 """At most so many rows are computed at a time on a CPU: their activations stay in its cache, and every thread gets
@@ -216,12 +216,17 @@ def attend(scores: Tensor, values: Tensor, block: RowBlock) -> tuple[Tensor, Ten
     return pattern, z.view(len(block.last), -1)
 
 
-def last_position_z(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """``hook_resid_pre`` [n, d_model] and ``hook_z`` [n, head, d_head] at the last position of ``tokens`` [n, pos]."""
+def last_position_attention(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the attention at the last position of ``tokens`` [n, pos] reads and computes.
+
+    Returns:
+        ``hook_resid_pre`` [n, d_model], ``hook_pattern`` [n, head, pos] and ``hook_z`` [n, head, d_head] there.
+    """
     layout = TokenLayout.of(tokens, model)
     x_last, scores, values = _attention_tables(model, layout)
-    z = _all_rows(layout, lambda block: attend(scores, values, block)[1])
-    return F.embedding(layout.last, x_last), z.unflatten(1, (layout.n_heads, -1))
+    patterns, zs = zip(*_by_blocks(layout, lambda block: attend(scores, values, block)), strict=True)
+    pattern = torch.cat(patterns, dim=1).view(layout.n_pos, -1, layout.n_heads)
+    return F.embedding(layout.last, x_last), pattern.permute(1, 2, 0), torch.cat(zs).unflatten(1, (layout.n_heads, -1))
 
 
 def last_position_logits(model: Any, tokens: Tensor) -> Tensor:
@@ -239,11 +244,11 @@ def folded_logits(model: Any, folded: FoldedModel, layout: TokenLayout) -> Tenso
         direct = product(z, folded.z_to_logits, F.embedding(block.last, folded.logits))
         return product(post, folded.post_to_logits, direct)
 
-    return _all_rows(layout, of_rows)
+    return torch.cat(_by_blocks(layout, of_rows))
 
 
-def _all_rows(layout: TokenLayout, of_rows: Callable[[RowBlock], Tensor]) -> Tensor:
+def _by_blocks(layout: TokenLayout, of_rows: Callable[[RowBlock], Result]) -> list[Result]:
     """Call ``of_rows`` on blocks that are spread over threads, or on all rows at once where autograd has to look on."""
     if torch.is_grad_enabled():
-        return of_rows(RowBlock(layout, slice(0, len(layout.last))))
-    return torch.cat(map_blocks(of_rows, layout.blocks))
+        return [of_rows(RowBlock(layout, slice(0, len(layout.last))))]
+    return map_blocks(of_rows, layout.blocks)

@@ -88,7 +88,8 @@ def map_blocks(run: Callable[[Block], Result], blocks: Sequence[Block]) -> list[
 
     threads = min(row_threads(), len(blocks))
     if threads > 1:
-        return list(_pool(threads).map(run_alone, blocks))
+        with one_torch_thread():  # what a thread sets is the default of later ones, so this one sets it last
+            return list(_pool(threads).map(run_alone, blocks))
     return [run_alone(block) for block in blocks]
 
 
