@@ -6,6 +6,18 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 
 from lit_backdoor.functional.attention import mean_attention
 from lit_backdoor.functional.attribution import HeadAttribution, LogitParts, attribute_heads, logit_parts
+from lit_backdoor.functional.edges import (
+    Edge,
+    EdgeGroup,
+    EdgeSet,
+    Receiver,
+    all_edges,
+    default_edge_sets,
+    edge_groups,
+    edge_name,
+    edge_set_name,
+    parse_edge_set,
+)
 from lit_backdoor.functional.emergence import (
     Emergence,
     HeadScores,
@@ -42,11 +54,15 @@ from lit_backdoor.functional.patching import (
     patch_heads,
     patched_logits,
 )
+from lit_backdoor.functional.paths import PathPatchingResult, patch_paths, patched_path_logits
 from lit_backdoor.functional.probe import Metric, Probe
 from lit_backdoor.functional.shapley import ShapleyResult, overlap, shapley, shares, smallest_sufficient_set
 
 __all__ = [
     "Ablation",
+    "Edge",
+    "EdgeGroup",
+    "EdgeSet",
     "Emergence",
     "Head",
     "HeadAttribution",
@@ -60,14 +76,21 @@ __all__ = [
     "Metric",
     "Onset",
     "PatchingResult",
+    "PathPatchingResult",
     "Probe",
+    "Receiver",
     "ShapleyResult",
     "accuracy",
+    "all_edges",
     "all_heads",
     "attribute_heads",
     "cache_heads",
     "cache_probes",
+    "default_edge_sets",
     "default_head_sets",
+    "edge_groups",
+    "edge_name",
+    "edge_set_name",
     "emergence",
     "grokking_step",
     "head_name",
@@ -82,9 +105,12 @@ __all__ = [
     "mean_attention",
     "no_shortcut",
     "overlap",
+    "parse_edge_set",
     "parse_head_set",
     "patch_heads",
+    "patch_paths",
     "patched_logits",
+    "patched_path_logits",
     "predictions",
     "shapley",
     "shares",
