@@ -67,6 +67,14 @@ def test_nothing_imports_upwards() -> None:
     assert upward == []
 
 
+def test_no_function_hides_the_module_it_lives_in() -> None:
+    code = (
+        "import pkgutil, importlib, types, lit_backdoor.functional as f; print([m.name for m in pkgutil.iter_modules("
+    )
+    code += "f.__path__) if importlib.import_module(f'{f.__name__}.{m.name}') is not getattr(f, m.name)])"
+    assert run(code).strip() == "[]"
+
+
 def test_callbacks_know_neither_the_module_nor_the_task() -> None:
     known = {imported for _, room, imported in imports_of_rooms() if room == "callbacks"}
     assert not known & {"module", "datamodule", "task", "model"}

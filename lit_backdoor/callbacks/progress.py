@@ -41,10 +41,10 @@ class StepProgressBar(TQDMProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Show the optimizer step."""
-        bar = self.train_progress_bar
-        if self._should_update(trainer.global_step, trainer.max_steps):
+        bar, step = self.train_progress_bar, trainer.global_step
+        if self.is_enabled and (step % self.refresh_rate == 0 or step == trainer.max_steps):
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
-            bar.n = trainer.global_step
+            bar.n = step
             bar.refresh()
 
     def on_train_epoch_end(self, *args: Any) -> None:

@@ -1,6 +1,5 @@
 """LightningCLI for this package: ``fit``, ``validate``, ``test``, with everything checked before a file is written."""
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,13 +30,12 @@ from lit_backdoor.cli.quiet import quiet_lightning, quiet_writers
 from lit_backdoor.cli.resume import NO_OPTIMIZER, check_checkpoint, require_steps_left, stored_seed
 from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.datamodule import BackdoorDataModule
-from lit_backdoor.logger import RunLogger, let_new_events_sort_last
+from lit_backdoor.logger import RunLogger
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import read_checkpoint
-from lit_backdoor.runs.directory import held, results_in
+from lit_backdoor.runs.directory import RunStart, held
 from lit_backdoor.runs.environment import keep_environment
-from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, LAST, PREVIOUS, continued
-from lit_backdoor.runs.tables import copy_tables, read_table
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, LAST, continued
 
 PROGRAM = "lit-backdoor"
 DESCRIPTION = "Train a small transformer with a backdoor, and watch the attention heads that carry it come into being."
@@ -206,7 +204,9 @@ class BackdoorCLI(LightningCLI):
         """Lightning's ``--optimizer`` and ``--lr_scheduler``; the model's hyperparameters then name them too."""
         options = self.config_init[str(subcommand)]
         if options["lr_scheduler"] is not None and options["optimizer"] is None:
-            raise ValueError("lr_scheduler: it needs an optimizer; add one, such as --optimizer AdamW --optimizer.lr 1e-3")
+            raise ValueError(
+                "lr_scheduler: it needs an optimizer; add one, such as --optimizer AdamW --optimizer.lr 1e-3"
+            )
         super()._add_configure_optimizers_method_to_model(subcommand)
         if options["optimizer"] is not None:
             chosen = {name: options[name] and options[name].as_dict() for name in NO_OPTIMIZER}
@@ -253,10 +253,10 @@ class BackdoorCLI(LightningCLI):
             return self.trainer.fit(**kwargs, weights_only=True)
         with ExitStack() as stack:
             with checking_options():
-                source = self._choose_run_dir()
+                start = self._start()
                 directory = run_dir(self.trainer)
                 stack.enter_context(held(directory))
-                self._prepare_run_dir(directory, source)
+                start.prepare(directory, own=self.trainer.logger is not None)
             stack.enter_context(quiet_writers())
             try:
                 self._keep_environment(directory)
@@ -266,36 +266,17 @@ class BackdoorCLI(LightningCLI):
             except OSError as error:
                 raise StorageFailed(error, directory) from error
 
-    def _choose_run_dir(self) -> Path | None:
-        """Continue in the run directory of the checkpoint; from any but its last, in a new one with its history.
-
-        Returns:
-            the run directory of the checkpoint, if it is in one.
-        """
-        logger = self.trainer.logger
-        ckpt_path = Path(self.config[str(self.subcommand)]["ckpt_path"] or "").resolve()
-        if self._checkpoint is None or not isinstance(logger, RunLogger) or ckpt_path.parent.name != CHECKPOINT_DIR:
-            return None
-        source, step = ckpt_path.parent.parent, self._checkpoint["global_step"]
-        if ckpt_path.name in (LAST, PREVIOUS):
-            logger.resume(source, step)
-        else:
-            logger.begin_at(step)
-        return source
-
-    def _prepare_run_dir(self, directory: Path, source: Path | None) -> None:
-        """Bring the history of a branch; refuse what a fresh run would overwrite, and damaged tables."""
-        for path in sorted(source.glob("*.csv")) if source else ():
-            read_table(path)
-        if source is not None and source.samefile(directory):
-            let_new_events_sort_last(directory)
-            return
-        if self.trainer.logger is not None and (found := results_in(directory)):
-            last = directory / CHECKPOINT_DIR / LAST
-            how = f"continue it with --ckpt_path {shown(last)}" if last.exists() else "nothing is overwritten"
-            raise ValueError(f"RunLogger.version: {shown(found)} is there, from another run; {how}, or choose another")
-        if source is not None and self._checkpoint is not None:
-            copy_tables(source, directory, before_step=self._checkpoint["global_step"])
+    def _start(self) -> RunStart:
+        """How the run begins; the logger is told where. Without our logger, the checkpoint's run is not followed."""
+        logger, path = self.trainer.logger, self.config[str(self.subcommand)]["ckpt_path"]
+        if self._checkpoint is None or not isinstance(logger, RunLogger):
+            return RunStart(None)
+        start = RunStart(Path(path), self._checkpoint["global_step"])
+        if start.continues and start.source is not None:
+            logger.resume(start.source, start.step)
+        elif start.source is not None:
+            logger.begin_at(start.step)
+        return start
 
     def _keep_environment(self, directory: Path) -> None:
         """Store what a bug report needs, and say if the machine is another than the one that the run began on."""
@@ -334,9 +315,3 @@ def checked_fit_options(args: Sequence[str]) -> Namespace:
 
 def _is_trial(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def shown(path: Path) -> str:
-    """The path as a user would type it here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

@@ -9,11 +9,12 @@ from pathlib import Path
 from lit_backdoor.callbacks import ContractError, TrainingInterrupted
 from lit_backdoor.cli import subcommands
 from lit_backdoor.cli.arguments import without_option
-from lit_backdoor.cli.fit import BackdoorCLI, StorageFailed, shown
+from lit_backdoor.cli.fit import BackdoorCLI, StorageFailed
 from lit_backdoor.cli.parser import OptionError
 from lit_backdoor.cli.quiet import quiet_process
 from lit_backdoor.cli.resume import stored_config
 from lit_backdoor.module import TrainingDiverged
+from lit_backdoor.runs.directory import as_typed
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -67,8 +68,8 @@ def _continue_command(args: Sequence[str], checkpoint: Path | None) -> str:
     if checkpoint is None:
         return shlex.join([*command, *args])
     if stored_config(checkpoint) is None:
-        return shlex.join([*command, *without_option(args, "--ckpt_path"), "--ckpt_path", shown(checkpoint)])
-    return shlex.join([*command, args[0], "--ckpt_path", shown(checkpoint)])
+        return shlex.join([*command, *without_option(args, "--ckpt_path"), "--ckpt_path", as_typed(checkpoint)])
+    return shlex.join([*command, args[0], "--ckpt_path", as_typed(checkpoint)])
 
 
 def _exit_code(stop: SystemExit) -> int:

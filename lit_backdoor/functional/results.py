@@ -93,6 +93,11 @@ class PatchingResult:
     n_differing: int
     extra: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def floor(self) -> float:
+        """What the recipient scores if only the donor's answers come out: the share on which both are the same."""
+        return 1 - self.n_differing / self.n_examples
+
 
 def taken_names(recipient: str, donor: str) -> set[str]:
     """Name the columns that a table of patching has already: no metric of a probe's own can be called so."""

@@ -18,7 +18,9 @@ PREVIOUS = "previous.ckpt"
 """The last.ckpt before the present one, in case that is damaged."""
 STEP_CHECKPOINTS = "step_*.ckpt"
 WEIGHTS = "weights.safetensors"
-"""The weights of a run whose checkpoints are not kept."""
+"""The weights of a run whose checkpoints are not kept, from ``docs/export_weights.py``."""
+SHIPPED_WEIGHTS = "weights.yaml"
+"""Instead of them, ``pretrained: NAME`` where the same weights ship with the package."""
 
 LOCK = ".lock"
 

@@ -35,6 +35,7 @@ class Column:
         share: whether its numbers lie in 0..1.
         nan: whether a number may be NaN.
         blank: whether a cell may be empty.
+        later: whether tables of older versions lack it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Column:
     share: bool = False
     nan: bool = False
     blank: bool = False
+    later: bool = False
 
     @property
     def allowed(self) -> str:
@@ -144,6 +146,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("step", int),
         Column("peak_step", int),
         Column("end_step", int, blank=True),
+        Column("prominence", float, later=True),
         Column("base_loss", float, nan=True),
         Column("peak_loss", float),
     ),
