@@ -19,7 +19,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_backdoor.cli import main as command_line
+from lit_backdoor.cli.main import main as command_line
 
 CONFIG = Path(__file__).parents[1] / "configs" / "debug.yaml"
 ALLOWED_GROWTH = 8.0

@@ -29,8 +29,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_backdoor.checkpoints import read_checkpoint
-from lit_backdoor.cli import main as command_line
+from lit_backdoor.cli.main import main as command_line
+from lit_backdoor.runs.checkpoints import read_checkpoint
 
 CONFIG = Path(__file__).parents[1] / "configs" / "debug.yaml"
 COMPARED = ("metrics.csv", "head_attribution.csv", "head_patching.csv", "loss_spikes.csv", "emergence.json")

@@ -22,7 +22,7 @@ from typing import Any
 
 from soak_kill import COMPARED, CONFIG, is_same, tensorboard_points
 
-from lit_backdoor.checkpoints import read_checkpoint
+from lit_backdoor.runs.checkpoints import read_checkpoint
 
 COMMANDS = {
     "sweep": ["sweep", "--config", str(CONFIG), "--seeds", "0..2", "--set", "trainer.max_steps=[800]", "--jobs", "2"],

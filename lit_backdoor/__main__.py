@@ -2,6 +2,6 @@
 
 import sys
 
-from lit_backdoor.cli import main
+from lit_backdoor.cli.main import main
 
 sys.exit(main())

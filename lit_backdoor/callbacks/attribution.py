@@ -6,7 +6,7 @@ from lit_backdoor.callbacks.charts import Charts, curves
 from lit_backdoor.callbacks.probing import ProbeCallback
 from lit_backdoor.callbacks.run import tensorboards
 from lit_backdoor.functional import HeadAttribution, HookedModel, Probe, attribute_heads, cache_probes, head_name
-from lit_backdoor.records import Value, attribution_rows
+from lit_backdoor.runs.schema import Value, result_rows
 
 
 class HeadAttributionMonitor(ProbeCallback):
@@ -60,10 +60,10 @@ class HeadAttributionMonitor(ProbeCallback):
         self.record(trainer, numbers, step)
         if last:
             self._draw(trainer, results, step)
-        return [row for name, heads in results.items() for row in attribution_rows(step, name, heads)]
+        return [row for name, heads in results.items() for row in result_rows(step, name, heads)]
 
     def _draw(self, trainer: Trainer, results: dict[str, list[HeadAttribution]], step: int) -> None:
-        from lit_backdoor.plotting import attribution_figure
+        from lit_backdoor.show.figures import attribution_figure
 
         for board in tensorboards(trainer):
             board.add_figure(f"figures/{self.file_stem}", attribution_figure(results), step)

@@ -10,8 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_backdoor.callbacks.charts import Charts, lay_out_charts
 from lit_backdoor.callbacks.run import ContractError, keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import HookedModel, Probe
-from lit_backdoor.records import Table, Value
-from lit_backdoor.run_directory import require_plain_name
+from lit_backdoor.limits import PositiveInt, within_limits
+from lit_backdoor.runs.directory import require_plain_name
+from lit_backdoor.runs.schema import Value
+from lit_backdoor.runs.tables import CsvTable
 
 Probes = Mapping[str, Probe]
 """What to measure on, by name; the names appear in tables, file names and TensorBoard."""
@@ -40,15 +42,14 @@ class ProbeCallback(Callback):
     table_name: str
     """File of the monitor's table, without ``.csv``."""
 
+    @within_limits
     def __init__(
         self,
-        every_n_steps: int = 100,
+        every_n_steps: PositiveInt = 100,
         probes: Probes | Callable[[], Probes] | None = None,
         model_attr: str = "model",
         name: str = "",
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"{type(self).__name__}.every_n_steps: {every_n_steps} is too small; 1 or more")
         self.every_n_steps = every_n_steps
         self.probes: Probes = {}
         """The probes in use, from :meth:`check` on."""
@@ -58,7 +59,7 @@ class ProbeCallback(Callback):
         self.name = name
         self.seconds = 0.0
         """Time spent probing in this process."""
-        self._table: Table | None = None
+        self._table: CsvTable | None = None
         self.probed_step = -1
 
     @property
@@ -193,9 +194,9 @@ class ProbeCallback(Callback):
             model = getattr(model, part)
         return model
 
-    def _table_of(self, trainer: Trainer) -> Table | None:
+    def _table_of(self, trainer: Trainer) -> CsvTable | None:
         if self._table is None and keeps_files(trainer):
-            self._table = Table(run_dir(trainer) / f"{self.file_stem}.csv")
+            self._table = CsvTable(run_dir(trainer) / f"{self.file_stem}.csv")
         return self._table
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_backdoor.run_directory import has_results
+from lit_backdoor.runs.directory import has_results
 
 
 class ContractError(ValueError):

@@ -13,16 +13,14 @@ Two engines give the same numbers. Every model can be patched with hooks; for pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.blocks import map_blocks
 from lit_backdoor.functional.hooked import (
     Head,
     HeadSet,
@@ -36,48 +34,11 @@ from lit_backdoor.functional.hooked import (
 )
 from lit_backdoor.functional.one_layer import HeadCache, find_cache, no_shortcut, readout
 from lit_backdoor.functional.probe import Probe
-
-Ablation = Literal["resample", "mean", "zero"]
-"""What replaces a head's activation: the donor's of the same row, the donor's mean over its rows, or zero."""
+from lit_backdoor.functional.results import Ablation, PatchingResult
+from lit_backdoor.functional.row_threads import map_blocks
 
 RowsEngine = Callable[[slice], Callable[[HeadSet], Tensor]]
 """Rows of the probe to a function: the heads that are patched to the logits [rows, vocab]."""
-
-
-@dataclass(frozen=True)
-class PatchingResult:
-    """What one patched set of heads does to the recipient's run.
-
-    Args:
-        heads: the patched heads.
-        recipient: the name of the run that was patched.
-        donor: the name of the run that gave its activations.
-        ablation: `resample`, `mean` or `zero`.
-        n_examples: the number of examples.
-        recipient_accuracy: share that still gives the recipient's answer.
-        donor_accuracy: share that gives the donor's answer.
-        other_rate: share that gives neither.
-        logit_diff: recipient's minus donor's answer, mean over the `n_differing` examples where the answers
-            differ; NaN if there are none.
-        n_differing: see `logit_diff`.
-        log_prob: mean log probability of the recipient's answer, nats.
-        kl: mean KL(unpatched || patched), nats.
-        extra: the probe's own metrics.
-    """
-
-    heads: HeadSet
-    recipient: str
-    donor: str
-    ablation: Ablation
-    n_examples: int
-    recipient_accuracy: float
-    donor_accuracy: float
-    other_rate: float
-    logit_diff: float
-    n_differing: int
-    log_prob: float
-    kl: float
-    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 def default_head_sets(n_layers: int, n_heads: int, max_all: int = 8) -> list[HeadSet]:

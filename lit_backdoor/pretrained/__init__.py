@@ -67,8 +67,8 @@ def read_weights(path: Path) -> Pretrained:
     """
     from safetensors import SafetensorError, safe_open
 
-    from lit_backdoor.checkpoints import check_weights, require_memory_for
     from lit_backdoor.model import build_model
+    from lit_backdoor.runs.checkpoints import check_weights, require_memory_for
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -93,13 +93,13 @@ def save_pretrained(checkpoint: dict[str, Any], seed: int, path: Path) -> None:
     """Write the weights of a checkpoint of ``fit``; what is all zero, as biases that are not trained, is left out.
 
     Args:
-        checkpoint: from :func:`lit_backdoor.checkpoints.read_checkpoint`.
+        checkpoint: from :func:`lit_backdoor.runs.checkpoints.read_checkpoint`.
         seed: of its run.
         path: a new .safetensors file.
     """
     from safetensors.torch import save_file
 
-    from lit_backdoor.checkpoints import MODEL_OPTIONS
+    from lit_backdoor.runs.checkpoints import MODEL_OPTIONS
 
     options = checkpoint["hyper_parameters"]
     description = {

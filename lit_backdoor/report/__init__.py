@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_backdoor.plotting import figure_bytes
 from lit_backdoor.report import folder, rows
 from lit_backdoor.report.finding import Finding
 from lit_backdoor.report.findings import findings
@@ -16,6 +15,7 @@ from lit_backdoor.report.published import compare
 from lit_backdoor.report.runs import Run, read_runs
 from lit_backdoor.report.sections import lead, sections, title
 from lit_backdoor.report.slip import slips
+from lit_backdoor.show.figures import figure_bytes
 
 __all__ = ["Finding", "read", "write", "write_report"]
 

@@ -6,8 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_backdoor.analysis_output import check_output_dir
-from lit_backdoor.run_directory import require_writable
+from lit_backdoor.runs.directory import require_new_or_empty, require_writable
 
 MANIFEST = "report.json"
 """Lists every file of the report with its SHA-256, so that the next one knows which files are its own."""
@@ -29,7 +28,7 @@ def check(output_dir: Path, run_dirs: Sequence[Path]) -> None:
         if place.is_relative_to(run.resolve()):
             raise ValueError(f"output_dir: {output_dir} lies in the run directory {run}; choose a place outside of it")
     if not output_dir.is_dir():
-        return check_output_dir(output_dir)
+        return require_new_or_empty(output_dir)
     require_writable(output_dir)
     own = _own_files(output_dir)
     for name, digest in own.items():

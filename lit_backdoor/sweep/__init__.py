@@ -4,7 +4,7 @@ What is done and what is not is read from the run directories alone, so a sweep 
 with the same command.
 """
 
-from lit_backdoor.sweep.engines import Engine, LocalEngine, SlurmEngine
+from lit_backdoor.sweep.engines import Command, Engine, LocalEngine, SlurmEngine
 from lit_backdoor.sweep.plan import (
     JOBS_DIR,
     PlannedRun,
@@ -17,6 +17,7 @@ from lit_backdoor.sweep.scheduler import known_jobs, run_all
 
 __all__ = [
     "JOBS_DIR",
+    "Command",
     "Engine",
     "LocalEngine",
     "PlannedRun",

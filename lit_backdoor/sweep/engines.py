@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,23 @@ FOREVER_MINUTES = 60 * 24 * 365
 NEVER_GIVE_UP = 1000
 
 
+Command = Callable[[Sequence[str]], int]
+"""The command line: arguments in, exit code out. It travels to the job by its import path."""
+
+
 class FitJob:
     """What a job does: start a run, or continue it from where its checkpoint stands when the job starts."""
 
-    def __init__(self, run: PlannedRun, own_signals: bool) -> None:
+    def __init__(self, run: PlannedRun, command: Command, own_signals: bool) -> None:
         self.run = run
+        self.command = command
         self.own_signals = own_signals
 
     def __call__(self) -> None:
         """Raises ``RuntimeError`` unless ``fit`` ends well."""
-        from lit_backdoor.cli import main
-
         if self.own_signals:  # SIGTERM is fit's: it saves; submitit would pass over it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if code := main(self.run.arguments()):
+        if code := self.command(self.run.arguments()):
             raise RuntimeError(f"fit ended with exit code {code}")
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -44,13 +47,15 @@ class Engine:
 
     Args:
         folder: for submitit's files and the jobs' output.
+        command: the command line that a job calls.
     """
 
     name: str
     own_signals: bool
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, command: Command) -> None:
         self.folder = folder
+        self.command = command
         self._own: dict[str, submitit.Job[None]] = {}  # submitted by this process
 
     def executor(self) -> submitit.Executor:
@@ -60,7 +65,7 @@ class Engine:
     def submit(self, run: PlannedRun) -> str:
         """Start a job; its id."""
         with _sigint_ignored():
-            job = self.executor().submit(FitJob(run, self.own_signals))
+            job = self.executor().submit(FitJob(run, self.command, self.own_signals))
         self._own[job.job_id] = job
         return job.job_id
 
@@ -89,6 +94,7 @@ class LocalEngine(Engine):
 
     Args:
         folder: for submitit's files and the jobs' output.
+        command: the command line that a job calls.
         threads: CPU threads per job.
         gpus: how many GPUs the jobs see; they share them.
     """
@@ -96,8 +102,8 @@ class LocalEngine(Engine):
     name = "local"
     own_signals = True
 
-    def __init__(self, folder: Path, threads: int, gpus: int = 0) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, command: Command, threads: int, gpus: int = 0) -> None:
+        super().__init__(folder, command)
         self.threads = threads
         self.gpus = gpus
 
@@ -129,6 +135,7 @@ class SlurmEngine(Engine):
 
     Args:
         folder: for submitit's files and the jobs' output; the nodes must see it.
+        command: the command line that a job calls.
         minutes: time limit of a job.
         partition: where to run; the cluster's default if not given.
         cpus: CPUs per job.
@@ -138,8 +145,16 @@ class SlurmEngine(Engine):
     name = "slurm"
     own_signals = False
 
-    def __init__(self, folder: Path, minutes: int, partition: str | None = None, cpus: int = 2, gpus: int = 0) -> None:
-        super().__init__(folder)
+    def __init__(
+        self,
+        folder: Path,
+        command: Command,
+        minutes: int,
+        partition: str | None = None,
+        cpus: int = 2,
+        gpus: int = 0,
+    ) -> None:
+        super().__init__(folder, command)
         for program in ("sbatch", "srun", "squeue"):
             if shutil.which(program) is None:
                 raise ValueError(f"engine: slurm needs {program}, which is not on this machine; use local")

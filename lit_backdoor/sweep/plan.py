@@ -3,15 +3,17 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
-from lit_backdoor.run_directory import CHECKPOINT_DIR, LAST, require_plain_name
+from lit_backdoor.runs.directory import require_plain_name
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, HPARAMS, LAST
 
 JOBS_DIR = "jobs"
 """The folder of a sweep in which its jobs leave their output."""
@@ -113,18 +115,25 @@ def parse_settings(texts: Sequence[str]) -> dict[str, list[Any]]:
     return settings
 
 
-def plan_runs(config: Path, seeds: Sequence[int], settings: dict[str, list[Any]], runs_dir: Path) -> list[PlannedRun]:
+def plan_runs(
+    config: Path,
+    seeds: Sequence[int],
+    settings: dict[str, list[Any]],
+    runs_dir: Path,
+    check_options: Callable[[Sequence[str]], Namespace],
+) -> list[PlannedRun]:
     """All runs of one configuration: every combination of ``settings``, with every seed.
 
     The options of every combination are checked as ``fit`` checks them, without writing anything.
+
+    Args:
+        check_options: takes the arguments of a ``fit`` and returns its complete options; exits with 2 if one is wrong.
 
     Raises:
         ValueError: if the configuration is not a file, its name can't be a folder's, two combinations would share a
             folder, or a run would not end by its optimizer steps alone.
         SystemExit: with 2, after one line on stderr, if ``fit`` would refuse an option.
     """
-    from lit_backdoor.backdoor_cli import checked_fit_options
-
     if not config.is_file():
         raise ValueError(f"config: {config} is not a file; give a configuration, such as configs/mod1.yaml")
     require_plain_name("config", config.stem)
@@ -138,7 +147,7 @@ def plan_runs(config: Path, seeds: Sequence[int], settings: dict[str, list[Any]]
         common = ["--config", str(config.absolute())]
         for option, value in chosen.items():
             common += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
-        checked = checked_fit_options(["fit", *common])
+        checked = check_options(["fit", *common])
         _require_end_by_steps(checked.trainer, checked.data.steps_per_epoch)
         for seed in seeds:
             name = f"{group}/seed_{seed}"
@@ -161,7 +170,7 @@ def require_same_options(runs: Sequence[PlannedRun]) -> None:
         ValueError: naming the first option that differs, or the file that can't be read.
     """
     for run in runs:
-        path = run.run_dir / "hparams.yaml"
+        path = run.run_dir / HPARAMS
         if not path.is_file():
             continue
         try:

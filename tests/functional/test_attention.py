@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_backdoor.functional import Head, HeadAttention, Probe, compare_attention, mean_attention
-
-from .tiny import make_backdoor, make_model, make_probe
+from tests.helpers.tiny_models import make_backdoor, make_model, make_probe
 
 shapes = st.fixed_dictionaries(
     {

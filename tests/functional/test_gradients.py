@@ -12,8 +12,7 @@ from transformer_lens import HookedTransformer
 
 from lit_backdoor.functional import Head, all_heads, head_gradients
 from lit_backdoor.functional.gradients import ROWS
-
-from .tiny import VOCAB, make_model
+from tests.helpers.tiny_models import VOCAB, make_model
 
 shapes = st.fixed_dictionaries(
     {

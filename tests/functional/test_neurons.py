@@ -12,8 +12,7 @@ from transformer_lens import HookedTransformer
 
 from lit_backdoor.functional import NeuronCurve, Probe, accuracy_floor, cache_probes, cost_above_floor, patch_neurons
 from lit_backdoor.functional.neurons import N_STEPS
-
-from .tiny import ANSWER, VOCAB, make_model, make_probe
+from tests.helpers.tiny_models import ANSWER, VOCAB, make_model, make_probe
 
 fast = settings(max_examples=6, deadline=None, derandomize=True)
 

@@ -17,8 +17,7 @@ from lit_backdoor.functional import (
     selectivity,
 )
 from lit_backdoor.task import Task
-
-from .tiny import VOCAB, make_backdoor, make_model, make_probe
+from tests.helpers.tiny_models import VOCAB, make_backdoor, make_model, make_probe
 
 
 @pytest.mark.parametrize(("modulus", "percent"), [(1, 0.88), (7, 0.22), (17, 1.20), (37, 5.51)])

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_backdoor.functional import Head, Probe, trigger_weights, weight_norms
-
-from .tiny import VOCAB, make_backdoor, make_model, make_probe
+from tests.helpers.tiny_models import VOCAB, make_backdoor, make_model, make_probe
 
 fast = settings(max_examples=25, deadline=None, derandomize=True)
 

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_backdoor.datamodule import task_probes
-from lit_backdoor.functional import Head, PatchingResult, parse_head_set
-from lit_backdoor.records import Table, attribution_rows, patching_rows, read_attribution, read_patching, read_table
+from lit_backdoor.functional import Head, HeadAttribution, PatchingResult, parse_head_set
 from lit_backdoor.report import rows
 from lit_backdoor.report.findings import findings
 from lit_backdoor.report.head_findings import emergence, patching, single_head
@@ -21,8 +20,10 @@ from lit_backdoor.report.measures import carriers, single_head_share
 from lit_backdoor.report.published import compare, paper_by_role, published, published_order, published_table
 from lit_backdoor.report.roles import by_role, head_order
 from lit_backdoor.report.runs import Run, read_runs
+from lit_backdoor.report.seed_statistics import fisher_exact, permutation_test, summarise
 from lit_backdoor.report.slip import other_run, patch_both_ways, slips
-from lit_backdoor.report.statistics import fisher_exact, permutation_test, summarise
+from lit_backdoor.runs.schema import read_results, result_rows
+from lit_backdoor.runs.tables import CsvTable, read_table
 
 
 def test_mean_and_interval() -> None:
@@ -47,13 +48,16 @@ def test_rows_come_back_as_results(runs: Sequence[Run], made: Path) -> None:
     table = read_table(made / "mod1" / "seed_0" / "head_patching.csv")
     (run, *_) = [run for run in runs if run.name == "mod 1, seed 0"]
     for probe, results in run.patching.items():
-        again = [{k: str(v) for k, v in row.items()} for row in patching_rows(run.patching_step, probe, results)]
-        assert read_patching(again) == results
+        again = [{k: str(v) for k, v in row.items()} for row in result_rows(run.patching_step, probe, results)]
+        assert read_results(PatchingResult, again) == results
         assert [one["kl"] for one in again] == [
             row["kl"] for row in table if row["probe"] == probe and int(row["step"]) == run.patching_step
         ]
     heads = run.attribution["backdoor"]
-    assert read_attribution([{k: str(v) for k, v in row.items()} for row in attribution_rows(0, "b", heads)]) == heads
+    assert (
+        read_results(HeadAttribution, [{k: str(v) for k, v in row.items()} for row in result_rows(0, "b", heads)])
+        == heads
+    )
 
 
 def permute_heads(run: Path, order: Sequence[int]) -> None:
@@ -66,7 +70,7 @@ def permute_heads(run: Path, order: Sequence[int]) -> None:
                 row["heads"] = "+".join(f"L0H{head}" for head in heads)
             if "head" in row:
                 row["head"] = str(order[int(row["head"])])
-        Table(run / name).rewrite(table)
+        CsvTable(run / name).rewrite(table)
 
 
 def test_numbers_by_role_do_not_depend_on_how_heads_are_numbered(runs_dir: Path, runs: Sequence[Run]) -> None:
@@ -141,7 +145,20 @@ def test_the_other_model_is_the_last_one(runs: Sequence[Run]) -> None:
 
 def results(accuracies: dict[tuple[Head, ...], float]) -> list[PatchingResult]:
     return [
-        PatchingResult(heads, "backdoor", "benign", "resample", 1000, value, 1 - value, 0.0, value, 1000, 0.0, 0.0)
+        PatchingResult(
+            recipient="backdoor",
+            donor="benign",
+            ablation="resample",
+            heads=heads,
+            n_examples=1000,
+            recipient_accuracy=value,
+            donor_accuracy=1 - value,
+            other_rate=0.0,
+            logit_diff=value,
+            log_prob=0.0,
+            kl=0.0,
+            n_differing=1000,
+        )
         for heads, value in accuracies.items()
     ]
 
@@ -222,7 +239,7 @@ def test_a_run_that_is_still_going_on(runs_dir: Path) -> None:
     assert cut.patching_step == 40 and cut.history["backdoor"][-1].step == 60
     assert cut.history["backdoor"] == whole.history["backdoor"] and len(cut.history["benign"]) == 3
     early = [row for row in patching_table if int(row["step"]) <= 20]
-    Table(run / "head_patching.csv").rewrite(early)
+    CsvTable(run / "head_patching.csv").rewrite(early)
     assert read_runs([run])[0].patching_step == 20  # step 0 has all sets, but nothing was learned then
     config = (run / "config.yaml").read_text()
     (run / "config_from_step_60.yaml").write_text(config.replace("max_steps: 60", "max_steps: 900"))

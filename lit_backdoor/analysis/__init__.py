@@ -1,0 +1,1 @@
+"""One set of weights, taken apart: ``python -m lit_backdoor analyze``."""

@@ -1,0 +1,60 @@
+"""The parser of every subcommand: what is wrong with an option, in one line."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_backdoor.cli.error_messages import in_one_line
+
+
+class OneLineParser(LightningArgumentParser):
+    """Reports a wrong option in one line on stderr and exits with 2."""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As usual; a configuration that is no text, or can't be read, is a wrong option too."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except (OSError, UnicodeDecodeError) as error:
+            self.error(f"config: it can't be read as YAML text: {error}")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        parser = getattr(ex, "subcommand_parser", None) or self
+        types = {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
+        classes = [f"{name}." for name in parser.groups or () if name[:1].isupper()]  # of a class that a config names
+        sys.stderr.write(f"error: {in_one_line(message, types, owner=''.join(classes[:1]))}\n")
+        sys.exit(2)
+
+
+class OptionError(Exception):
+    """An option's value is wrong; the message is the one line that says which, and what is allowed."""
+
+
+def given_path(option: str, text: str) -> Path:
+    """A path as the user gave it.
+
+    Raises:
+        ValueError: if it is empty, or the system takes it for none.
+    """
+    try:
+        path = Path(text)
+        path.resolve()
+        if not text or (path.is_symlink() and not path.exists()):
+            raise ValueError("it leads nowhere" if text else "it is empty")
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{option}: '{text[:80]}' is no path to use: {reason}") from None
+    return path
+
+
+@contextmanager
+def checking_options() -> Iterator[None]:
+    """Inside, before anything is written, a ``ValueError`` means that the user gave a wrong value."""
+    try:
+        yield
+    except ValueError as error:
+        raise OptionError(str(error)) from None

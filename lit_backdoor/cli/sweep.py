@@ -1,0 +1,80 @@
+"""``sweep``: one configuration, many seeds and settings."""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lit_backdoor.cli.engine_options import add_engine_options, make_engine
+from lit_backdoor.cli.fit import checked_fit_options
+from lit_backdoor.cli.main import main
+from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.runs.directory import held
+from lit_backdoor.sweep import (
+    Engine,
+    PlannedRun,
+    known_jobs,
+    parse_seeds,
+    parse_settings,
+    plan_runs,
+    require_same_options,
+    run_all,
+)
+from lit_backdoor.sweep.scheduler import State, Tracked
+from lit_backdoor.sweep.watch import watching
+
+HELP = "Train one configuration with many seeds and settings, side by side, on this machine or a Slurm cluster."
+
+
+def parser() -> ArgumentParser:
+    """The options of ``sweep``."""
+    help_set = "An option of fit and its values: OPTION=[VALUE,...]. Given again for others; all combinations are run."
+    help_dir = "Folder of the sweep. What is done in it already is not done again; the rest is continued."
+    options = OneLineParser(description=HELP, prog="lit-backdoor sweep")
+    options.add_argument("--config", type=str, required=True, help="Configuration of fit, such as configs/mod1.yaml.")
+    options.add_argument("--seeds", type=str, default="0", help="Seeds: 0..9, or 0,3,7.")
+    options.add_argument("--set", action="append", default=[], metavar="OPTION=[VALUE,...]", help=help_set)
+    options.add_argument("--output_dir", type=str, required=True, help=help_dir)
+    add_engine_options(options)
+    return options
+
+
+def run(options: Namespace) -> int:
+    """Bring every run to its end; 0 if all are done, 1 if one failed, 130 after Ctrl-C."""
+    with checking_options():
+        output_dir = given_path("output_dir", options.output_dir)
+        settings = parse_settings(options.set)
+        seeds = parse_seeds(options.seeds)
+        runs = plan_runs(Path(options.config), seeds, settings, output_dir, checked_fit_options)
+        engine, jobs = make_engine(options, output_dir, runs, main)
+    return carry_out(runs, engine, jobs, output_dir)
+
+
+def carry_out(runs: Sequence[PlannedRun], engine: Engine, jobs: int, output_dir: Path) -> int:
+    """Run what is not done, with a live table, and say how it ended; the exit code."""
+    with ExitStack() as stack:
+        with checking_options():
+            require_same_options(runs)
+            known_jobs(engine.folder)  # a damaged list is told of before anything is written
+            stack.enter_context(held(output_dir))
+        try:
+            tracked = run_all(runs, engine, jobs, stack.enter_context(watching(jobs)))
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            return 130
+    print(outcome(tracked, output_dir))
+    return int(any(run.state is State.FAILED for run in tracked))
+
+
+def outcome(tracked: Sequence[Tracked], output_dir: Path) -> str:
+    """How it ended, for the terminal."""
+    failed = [run for run in tracked if run.state is State.FAILED]
+    lines = [f"{run.plan.name} failed: {run.message}" for run in failed]
+    done = len(tracked) - len(failed)
+    lines.append(f"{done} of {len(tracked)} runs are done, in {os.path.relpath(output_dir)}")
+    if failed:
+        lines.append("the same command tries the others again, from their last checkpoints")
+    return "\n".join(lines)

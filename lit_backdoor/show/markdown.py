@@ -1,0 +1,124 @@
+"""Results as Markdown tables."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from lit_backdoor.functional import (
+    HeadAttribution,
+    HeadSet,
+    PatchingResult,
+    RuleHeads,
+    ShapleyResult,
+    head_name,
+    head_set_name,
+    overlap,
+)
+
+
+def paper_name(heads: HeadSet, n_heads: int) -> str:
+    """A set of heads of a one-layer model as the paper's tables name it: ``None``, ``Head 3`` (one-based),
+    ``Heads 1,3,4`` or ``All``."""
+    if not heads:
+        return "None"
+    if len(heads) == n_heads:
+        return "All"
+    return f"{'Head' if len(heads) == 1 else 'Heads'} {','.join(str(head.head + 1) for head in heads)}"
+
+
+def patching_markdown(results: Sequence[PatchingResult]) -> str:
+    """Table 1 of the paper: the recipient's accuracy in percent after patching nothing, each head, the best head's
+    complement, and all heads. Heads of several layers, which the paper does not have, are named ``L1H2``."""
+    everything = max((one.heads for one in results), key=len)
+    n_heads = len(everything)
+    singles = [one for one in results if len(one.heads) == 1]
+    culprit = min(singles, key=lambda one: one.recipient_accuracy).heads
+    shown = [one for one in results if len(one.heads) in (0, 1, n_heads)]
+    complement = [one for one in results if len(one.heads) == n_heads - 1 > 1 and culprit[0] not in one.heads]
+    shown = sorted(shown + complement, key=lambda one: len(one.heads))
+    names = [paper_name(one.heads, n_heads) for one in shown]
+    if everything[-1].layer > 0:
+        several = {one.heads: head_name(*one.heads[0]) for one in singles}
+        several |= {one.heads: f"All but {head_name(*culprit[0])}" for one in complement}
+        names = [several.get(one.heads, name) for one, name in zip(shown, names, strict=True)]
+    name = results[0].recipient.capitalize()
+    row = [f"{name} Accuracy", *(f"{one.recipient_accuracy:.2%}" for one in shown)]
+    return markdown_table(["Patched Heads", *names], [row])
+
+
+def all_sets_markdown(results: Sequence[PatchingResult]) -> str:
+    """Every set of heads with everything that was measured."""
+    first = results[0]
+    header = ["heads", f"{first.recipient} acc.", f"{first.donor} acc.", "other", "logit diff.", "log prob.", "KL"]
+    rows = [
+        [
+            head_set_name(one.heads),
+            f"{one.recipient_accuracy:.2%}",
+            f"{one.donor_accuracy:.2%}",
+            f"{one.other_rate:.2%}",
+            f"{one.logit_diff:.2f}",
+            f"{one.log_prob:.3f}",
+            f"{one.kl:.3f}",
+        ]
+        for one in results
+    ]
+    return markdown_table(header, rows)
+
+
+def attribution_markdown(results: Sequence[HeadAttribution]) -> str:
+    """Figure 2 in numbers, and what the paper's raw contributions leave out."""
+    header = ["head", "top in", "mean logit", "centred", "logit diff."]
+    rows = [
+        [
+            head_name(*one.head),
+            f"{one.top_count} of {one.n_examples}",
+            f"{one.mean_logit:.3f}",
+            f"{one.mean_logit_centered:.3f}",
+            f"{one.mean_logit_diff:.3f}",
+        ]
+        for one in results
+    ]
+    return markdown_table(header, rows)
+
+
+def shapley_markdown(named: dict[str, ShapleyResult]) -> str:
+    """Shapley values, one column per measured quantity, with their sum."""
+    heads = list(next(iter(named.values())).values)
+    rows = [[head_name(*head), *(f"{result.values[head]:.4f}" for result in named.values())] for head in heads]
+    rows.append(["sum", *(f"{result.total:.4f}" for result in named.values())])
+    return markdown_table(["head", *named], rows)
+
+
+def rules_markdown(rules: Mapping[str, RuleHeads]) -> str:
+    """Which head serves which rule: Shapley values side by side, in percentage points of accuracy."""
+    results = {f"{rule} needs": one.needs for rule, one in rules.items()}
+    results |= {f"{rule} suffices": one.suffices for rule, one in rules.items()}
+    heads = list(next(iter(results.values())).values)
+    rows = [[head_name(*head), *(f"{100 * one.values[head]:+.1f}" for one in results.values())] for head in heads]
+    rows.append(["sum", *(f"{100 * one.total:+.1f}" for one in results.values())])
+    return markdown_table(["head", *results], rows)
+
+
+def overlap_markdown(rules: Mapping[str, RuleHeads]) -> str:
+    """How far each two rules rest on the same heads."""
+    rows = []
+    for (rule, one), (other_rule, other) in combinations(rules.items(), 2):
+        sets = ["no set" if each.smallest is None else head_set_name(each.smallest) for each in (one, other)]
+        shared = set(one.smallest or ()) & set(other.smallest or ())
+        rows.append(
+            [
+                f"{rule}, {other_rule}",
+                f"{overlap(one.needs, other.needs):.2f}",
+                f"{overlap(one.suffices, other.suffices):.2f}",
+                *sets,
+                head_set_name(shared),
+            ]
+        )
+    header = ["rules", "overlap of needs", "of suffices", "smallest set of the first", "of the second", "in both"]
+    return markdown_table(header, rows)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column left, the others right."""
+    rule = [":---", *("---:" for _ in header[1:])]
+    whole = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *whole))
