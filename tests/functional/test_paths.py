@@ -463,9 +463,14 @@ def test_edges_that_are_not_there_are_refused(n_layers: int, edges: str, message
         ),
     ],
 )
-def test_models_that_lack_something_are_refused_with_the_fix(changes: dict[str, Any], edges: str, message: str) -> None:
+def test_models_that_lack_something_are_refused_with_the_fix(
+    changes: dict[str, Any], edges: str, message: str, untouched: Any
+) -> None:
+    model = make_model(**changes)
+    unchanged = untouched(model)
     with pytest.raises(ValueError, match=message):
-        patched_path_logits(make_model(**changes), trigger_probe(), parse_edge_set(edges))
+        patched_path_logits(model, trigger_probe(), parse_edge_set(edges))
+    unchanged()
 
 
 def test_grouped_keys_are_refused_until_they_are_ungrouped() -> None:
