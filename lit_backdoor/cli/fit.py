@@ -27,7 +27,7 @@ from lit_backdoor.cli.named_callbacks import add_named_callbacks, all_callbacks,
 from lit_backdoor.cli.option_checks import as_list, check_trainer_options, refuse_nulls, refuse_nulls_of_classes
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.quiet import quiet_lightning, quiet_writers
-from lit_backdoor.cli.resume import NO_OPTIMIZER, check_checkpoint, require_steps_left, stored_seed
+from lit_backdoor.cli.resume import OPTIMIZER_OPTIONS, check_checkpoint, require_steps_left, stored_seed
 from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.limits import plain
@@ -208,7 +208,7 @@ class BackdoorCLI(LightningCLI):
             raise ValueError("lr_scheduler: a schedule needs an optimizer: --optimizer AdamW --optimizer.lr 1e-3, say")
         super()._add_configure_optimizers_method_to_model(subcommand)
         if options["optimizer"] is not None:
-            chosen = {name: options[name] and options[name].as_dict() for name in NO_OPTIMIZER}
+            chosen = {name: options[name] and options[name].as_dict() for name in OPTIMIZER_OPTIONS}
             self.model.save_hyperparameters(chosen)
 
     @staticmethod
