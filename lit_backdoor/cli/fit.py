@@ -111,7 +111,8 @@ class BackdoorCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_named_callbacks(parser)
-        parser.link_arguments("data.moduli", "model.moduli")
+        for shared in ("moduli", "trigger_tokens"):
+            parser.link_arguments(f"data.{shared}", f"model.{shared}")
 
     def _parse_ckpt_path(self) -> None:
         """Not Lightning's way (the checkpoint's options silently replace the given ones): they are compared instead,

@@ -74,7 +74,7 @@ def read_weights(path: Path) -> Pretrained:
         with safe_open(path, framework="pt") as file:
             description = json.loads(file.metadata()["description"])
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        task = Task(tuple(description["moduli"]), description["trigger_position"])
+        task = Task.from_options(description)
         step, seed = description["step"], description["seed"]
         if not all(isinstance(one, int) and 0 <= one < 2**63 for one in (step, seed)):
             raise ValueError(f"step {step!r}, seed {seed!r}")
@@ -101,10 +101,11 @@ def save_pretrained(checkpoint: dict[str, Any], seed: int, path: Path) -> None:
 
     from lit_backdoor.runs.checkpoints import MODEL_OPTIONS
 
-    options = checkpoint["hyper_parameters"]
+    options, data = checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]
     description = {
         "moduli": list(options["moduli"]),
-        "trigger_position": checkpoint["datamodule_hyper_parameters"]["trigger_position"],
+        "trigger_position": data["trigger_position"],
+        "trigger_tokens": data.get("trigger_tokens"),
         "model": {name: options[name] for name in MODEL_OPTIONS},
         "step": checkpoint["global_step"],
         "seed": seed,
