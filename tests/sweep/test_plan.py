@@ -150,8 +150,8 @@ def test_the_pace_forgets_what_is_long_past() -> None:
     assert pace.steps_per_second is None
 
 
-def test_splits_are_crossed_with_seeds(cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["sweep", "--config", "debug", "--set", "data.moduli=[[5,1]]", "--set", "model.d_model=8"]
+def test_splits_are_crossed_with_seeds(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["sweep", "--config", str(debug_config), "--set", "data.moduli=[[5,1]]", "--set", "model.d_model=8"]
     options += [
         "--set",
         "trainer.max_steps=1",
@@ -171,5 +171,5 @@ def test_splits_are_crossed_with_seeds(cli: Callable[..., int], capsys: pytest.C
     capsys.readouterr()
     assert cli(*options, "--set", "data.split_seed=[2]") == 2
     assert capsys.readouterr().err == "error: splits: 0..1 and --set data.split_seed say the same; give one of them\n"
-    assert cli(*options[:-6], "--splits", "3..1", "--output_dir", "x") == 2
+    assert cli(*options[:-8], "--splits", "3..1", "--output_dir", "x") == 2
     assert "error: splits: '3..1' is empty" in capsys.readouterr().err
