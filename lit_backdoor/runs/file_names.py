@@ -3,6 +3,7 @@
 METRICS = "metrics.csv"
 HEAD_ATTRIBUTION = "head_attribution.csv"
 HEAD_PATCHING = "head_patching.csv"
+PATH_PATCHING = "path_patching.csv"
 LOSS_SPIKES = "loss_spikes.csv"
 EMERGENCE = "emergence.json"
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from examples.induction import induction, results
-from examples.induction.induction import RepeatedSequences, attention_scores
+from examples.induction.induction import InductionModule, RepeatedSequences, attention_scores
 from examples.induction.results import loss_bend
+from lit_backdoor.functional import parse_edge_set, patch_paths
 from tests.helpers import ROOT
 from tests.helpers.runs import metrics, read_rows
 
@@ -22,6 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped configuration, only shorter."""
     folder = tmp_path_factory.mktemp("induction")
     options = [f"--trainer.max_steps={STEPS}", "--trainer.enable_progress_bar=false"]
+    options.append("--trainer.enable_checkpointing=true")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["induction.py"])  # LightningCLI warns about arguments given both ways
@@ -35,7 +37,7 @@ def last_patching(run: Path) -> dict[str, dict[str, str]]:
 
 
 def test_patching_finds_the_induction_head_in_layer_1(run: Path) -> None:
-    head = json.loads((run / "emergence.json").read_text())["backdoor_head"]
+    head = json.loads((run / "emergence.json").read_text())["head"]
     assert head in ("L1H0", "L1H1")
     rows = last_patching(run)
     assert float(rows["none"]["repeated_accuracy"]) > 0.95
@@ -47,7 +49,7 @@ def test_patching_finds_the_induction_head_in_layer_1(run: Path) -> None:
 
 
 def test_the_patched_head_is_the_one_with_the_prefix_matching_score(run: Path) -> None:
-    head = json.loads((run / "emergence.json").read_text())["backdoor_head"]
+    head = json.loads((run / "emergence.json").read_text())["head"]
     last = [row for row in metrics(run) if row["val/loss"]][-1]
     assert int(last["step"]) == STEPS
     scores = {name.rsplit("/")[-1]: float(last[name]) for name in last if name.startswith("val/prefix_matching")}
@@ -58,8 +60,23 @@ def test_the_patched_head_is_the_one_with_the_prefix_matching_score(run: Path) -
     assert max(previous, key=lambda name: previous[name]).startswith("L0")
 
 
+def test_layer_0_reaches_the_induction_head_through_its_key_alone(run: Path) -> None:
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    model, probe = InductionModule.load_from_checkpoint(checkpoint).net, RepeatedSequences().probes()["induction"]
+    model.set_use_split_qkv_input(True)
+    induction_head = json.loads((run / "emergence.json").read_text())["head"]
+
+    layer_0 = ("L0H0", "L0H1")
+    both = {part: "+".join(f"{head}>{induction_head}.{part}" for head in layer_0) for part in "QKV"}
+    sets = ["none", *both.values()]
+    results = patch_paths(model, probe, [parse_edge_set(edges) for edges in sets])
+    left = dict(zip(sets, (result.recipient_accuracy for result in results), strict=True))
+    assert min(left["none"], left[both["Q"]], left[both["V"]]) > 0.95
+    assert left[both["K"]] < 0.3
+
+
 def test_it_writes_the_answer_itself_and_layer_0_does_not(run: Path) -> None:
-    head = json.loads((run / "emergence.json").read_text())["backdoor_head"]
+    head = json.loads((run / "emergence.json").read_text())["head"]
     rows = [row for row in read_rows(run / "head_attribution.csv") if int(row["step"]) == STEPS]
     writes = {f"L{row['layer']}H{row['head']}": float(row["mean_logit_diff"]) for row in rows}
     assert writes[head] > 3
@@ -73,17 +90,18 @@ def test_it_emerges_where_the_loss_bends(run: Path) -> None:
     start, steepest, end = loss_bend([int(row["step"]) for row in measured], losses)
     assert end - start < STEPS / 4  # it is a bend, and no slope
     assert losses[0] > 4 > 0.5 > losses[-1]
-    assert start <= verdict["emergence_step"]
-    assert verdict["previous_probe_step"] <= end
-    assert abs(verdict["emergence_step"] - steepest) <= 50
+    assert start <= verdict["first_cost_step"]
+    assert verdict["first_cost_previous_step"] <= end
+    assert abs(verdict["first_cost_step"] - steepest) <= 50
 
 
 def test_the_results_are_printed_and_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results.main([str(run), str(tmp_path / "run.png")])
     printed = capsys.readouterr().out
     verdict = json.loads((run / "emergence.json").read_text())
-    head = verdict["backdoor_head"]
-    assert f"{head} emerged between steps {verdict['previous_probe_step']} and {verdict['emergence_step']};" in printed
+    head = verdict["head"]
+    between = f"from a step between {verdict['first_cost_previous_step']} and {verdict['first_cost_step']} on"
+    assert f"A head is needed {between}; at the end {head} is needed most" in printed
     row = last_patching(run)[head]
     assert f"| {head} | {float(row['repeated_accuracy']):.2f} | {float(row['shuffled_accuracy']):.2f} |" in printed
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
