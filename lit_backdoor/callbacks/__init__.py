@@ -7,6 +7,7 @@ from lit_backdoor.callbacks.patching import HeadPatchingMonitor
 from lit_backdoor.callbacks.probing import ProbeCallback
 from lit_backdoor.callbacks.progress import StepProgressBar
 from lit_backdoor.callbacks.run import ContractError
+from lit_backdoor.callbacks.schedule import Schedule
 from lit_backdoor.callbacks.spikes import LossSpikeMonitor
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "LossSpikeMonitor",
     "ProbeCallback",
     "RunCheckpoint",
+    "Schedule",
     "StepProgressBar",
     "TrainingInterrupted",
 ]
