@@ -40,14 +40,15 @@ class Monitor:
         """
         self.run = run
 
-    def observe(self, model: Any, step: int, last: bool = False) -> None:
-        """Measure, if it is time.
+    def observe(self, model: Any, step: int, last: bool = False) -> bool:
+        """Measure, if it is time; say whether it was.
 
         Args:
             model: as it is after ``step`` optimizer steps.
             step: optimizer steps done; never less than before.
             last: training ends with this step.
         """
+        return False
 
     def finish(self, step: int) -> None:
         """Say the last word: training has ended with ``step``, and everything is measured."""

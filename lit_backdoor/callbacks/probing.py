@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule
 
 from lit_backdoor.callbacks.monitor import MonitorCallback
-from lit_backdoor.callbacks.run import ContractError, Run
+from lit_backdoor.callbacks.run import ContractError, Run, find_model
 from lit_backdoor.callbacks.schedule import Schedule
 from lit_backdoor.functional import HookedModel, Probe
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
@@ -177,12 +177,13 @@ class ProbeCallback(MonitorCallback):
         if self._table is not None:
             self._table.truncate(step)
 
-    def observe(self, model: HookedModel, step: int, last: bool = False) -> None:
+    def observe(self, model: HookedModel, step: int, last: bool = False) -> bool:
         """Measure if it is due: once for every step, and the last step once more if it was not known to be the last."""
-        if step == self.probed_step and (self._probed_last or not last):
-            return
-        if last or self.is_due(step):
-            self._run(model, step, last)
+        measured = step == self.probed_step and (self._probed_last or not last)
+        if measured or not (last or self.is_due(step)):
+            return False
+        self._run(model, step, last)
+        return True
 
     def _run(self, model: HookedModel, step: int, last: bool) -> None:
         assert self.run is not None  # from `begin` on
@@ -209,14 +210,7 @@ class ProbeCallback(MonitorCallback):
         Raises:
             ContractError: if there is nothing.
         """
-        model: Any = module
-        for part in self.model_attr.split("."):
-            if not hasattr(model, part):
-                raise ContractError(
-                    f"{type(self).__name__}.model_attr: {type(module).__name__} has no '{self.model_attr}'; "
-                    "name the attribute that holds the hooked model"
-                )
-            model = getattr(model, part)
+        model: HookedModel = find_model(module, self.model_attr, type(self).__name__)
         return model
 
     @property

@@ -98,6 +98,23 @@ class Run:
                 logger.save()
 
 
+def find_model(module: Any, model_attr: str, asker: str) -> Any:
+    """The hooked model at ``model_attr`` of a LightningModule; dots go deeper.
+
+    Raises:
+        ContractError: if there is nothing; the message names the ``asker``.
+    """
+    model = module
+    for part in model_attr.split("."):
+        if not hasattr(model, part):
+            raise ContractError(
+                f"{asker}.model_attr: {type(module).__name__} has no '{model_attr}'; "
+                "name the attribute that holds the hooked model"
+            )
+        model = getattr(model, part)
+    return model
+
+
 def run_dir(trainer: Trainer) -> Path:
     """The run directory: the logger's, or without one the Trainer's root. All processes have to ask together."""
     return Path(trainer.log_dir or trainer.default_root_dir)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult, find_loss_spikes
-from lit_backdoor.pretrained import read_weights
 from lit_backdoor.report.checks import check_options, check_probes, check_table, check_verdict, load
 from lit_backdoor.runs.checkpoints import load_model
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST
 from lit_backdoor.runs.schema import Row, read_results
 from lit_backdoor.runs.tables import curves, history, read_table, rows_by_step
 from lit_backdoor.runs.verdict import read_verdict
+from lit_backdoor.runs.weights import read_weights
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
@@ -212,6 +212,8 @@ def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[Hooke
             model, of_file, step = load_model(file)
         elif (file := path / WEIGHTS).exists():
             kept = read_weights(file)
+            if kept.task is None:
+                raise ValueError(f"weights: {file} does not say what it was trained on")
             model, of_file, step = kept.model, kept.task, kept.step
         else:
             return None, None
