@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 from lit_backdoor.cli.main import main as command_line
-from lit_backdoor.functional.last_position import TokenLayout, last_position_loss
+from lit_backdoor.functional.last_position import TokenLayout
+from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task, split_examples
 
@@ -66,7 +67,7 @@ def main() -> None:
     model = build_model(113)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=1.0, betas=(0.9, 0.98), fused=True)
-    layout = TokenLayout.of(train.tokens, 113, torch.float32)
+    layout = TokenLayout.of(train.tokens, model)
 
     def step(loss: torch.Tensor) -> None:
         optimizer.zero_grad()

@@ -102,7 +102,7 @@ def task_probes(task: Task) -> dict[str, Probe]:
     def probe(recipient: int, donor: int) -> Probe:
         return Probe(
             task.tokens(recipient), task.tokens(donor), task.answers(recipient), task.answers(donor),
-            recipient=rule_name(recipient), donor=rule_name(donor),
+            recipient=rule_name(recipient), donor=rule_name(donor), sender="trigger",
         )  # fmt: skip
 
     n_rules = len(task.moduli)

@@ -18,9 +18,9 @@ from lit_backdoor.functional.last_position import (
     SMALLEST_GRADIENT,
     TokenLayout,
     last_position_logits,
-    last_position_loss,
     why_not_exact,
 )
+from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.limits import DecayRate, NonNegativeNumber, PositiveInt, PositiveNumber, within_limits
 from lit_backdoor.model import ActFn, build_model
 from lit_backdoor.task import Examples, Task, rule_name
@@ -127,7 +127,7 @@ class BackdoorModule(LightningModule):
     def training_step(self, batch: Examples, batch_idx: int) -> Tensor:
         if self.uses_last_position_form:
             if self._layout is None or self._layout[0] is not batch.tokens:
-                layout = TokenLayout.of(batch.tokens, self.model.cfg.d_vocab, self.model.W_E.dtype)
+                layout = TokenLayout.of(batch.tokens, self.model)
                 self._layout = (batch.tokens, layout)
             loss, logits = last_position_loss(self.model, self._layout[1], batch.answers)
         else:

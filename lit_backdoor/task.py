@@ -19,13 +19,21 @@ Split = Literal["examples", "pairs"]
 
 
 def rule_name(rule: int) -> str:
-    """Name of a rule in metrics and tables: ``benign``, ``backdoor``, then ``rule2``, ``rule3`` and so on."""
+    """Name a rule, as metrics and tables do.
+
+    >>> [rule_name(rule) for rule in range(4)]
+    ['benign', 'backdoor', 'rule2', 'rule3']
+    """
     return ("benign", "backdoor")[rule] if rule < 2 else f"rule{rule}"
 
 
 @dataclass(frozen=True)
 class Task:
     """Addition modulo ``moduli[trigger]``.
+
+    >>> task = Task((3, 2))
+    >>> task.tokens(1)[-1].tolist(), task.answers(0)[-1].item(), task.answers(1)[-1].item()  # a = b = 2
+    ([2, 2, 1], 1, 0)
 
     Args:
         moduli: the modulus of each rule. The first, P0, is also the range of a and b and the size of the

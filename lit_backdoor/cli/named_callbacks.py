@@ -1,6 +1,5 @@
 """The callbacks of a run that have a name on the command line, as in ``--monitors.patching.every_n_steps 50``."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +46,7 @@ def refuse_nulls_of_named_callbacks(options: Namespace) -> None:
         refuse_nulls(name, options.get(name) or {}, kind.__init__)
 
 
-def all_callbacks(options: Namespace, listed: Sequence[Callback]) -> list[Callback]:
+def all_callbacks(options: Namespace, listed: Sequence[Callback], notes: list[str]) -> list[Callback]:
     """The named callbacks, then those that ``trainer.callbacks`` lists.
 
     A listed callback of the same class and name takes the place of a named one. So configurations written before the
@@ -56,6 +55,7 @@ def all_callbacks(options: Namespace, listed: Sequence[Callback]) -> list[Callba
     Args:
         options: Of the subcommand, with the options of every named callback.
         listed: What ``trainer.callbacks`` made.
+        notes: Gets a line for the user if a listed callback takes the place of a named one.
 
     Raises:
         ValueError: if two callbacks of one class have the same name, or an option of one is wrong.
@@ -73,10 +73,9 @@ def all_callbacks(options: Namespace, listed: Sequence[Callback]) -> list[Callba
         left = [callback for callback in left if callback not in substitutes]
         replaced += [f"{name} ({type(callback).__name__})" for callback in substitutes]
     if replaced:
-        print(
-            f"note: trainer.callbacks takes the place of {', '.join(replaced)}; to have both, give the listed one a "
-            "name (init_args: {name: ...})",
-            file=sys.stderr,
+        notes.append(
+            f"trainer.callbacks takes the place of {', '.join(replaced)}; to have both, give the listed one a name "
+            "(init_args: {name: ...})"
         )
     return callbacks + left
 

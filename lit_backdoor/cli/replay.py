@@ -53,8 +53,8 @@ def run(options: Namespace) -> int:
                 f"run_dir: {run_dir} keeps no {WEIGHTS_DIR}/step_*.safetensors, which replay needs; "
                 "a run keeps them with the callback WeightCheckpoint"
             )
-        choice = _chosen(_read_yaml(config), config)
-        monitors = _instantiated(choice)
+        text = yaml.safe_dump(_chosen(_read_yaml(config), config), sort_keys=False)
+        monitors = _instantiated(yaml.safe_load(text))
         _require_kept(monitors, weights, run_dir)
         stored = read_weights(next(iter(weights.values())))
         probes = None if stored.task is None else task_probes(stored.task)
@@ -62,7 +62,6 @@ def run(options: Namespace) -> int:
         for monitor in monitors:
             monitor.check_model(stored.model, source, monitors)
         metrics = curves(read_table(run_dir / METRICS))
-        text = yaml.safe_dump(choice, sort_keys=False)
         _require_same_monitors(output_dir, text)
         start = recorded_step(output_dir) or 0
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -144,7 +143,7 @@ def _instantiated(choice: Mapping[str, Any]) -> list[MonitorCallback]:
         )  # fmt: skip
     options.add_argument("--callbacks", type=list[MonitorCallback], default=[])
     parsed = options.instantiate_classes(options.parse_object(dict(choice)))
-    return [one for one in all_callbacks(parsed, parsed["callbacks"]) if isinstance(one, MonitorCallback)]
+    return [one for one in all_callbacks(parsed, parsed["callbacks"], []) if isinstance(one, MonitorCallback)]
 
 
 def _is_due(monitor: MonitorCallback, step: int) -> bool:

@@ -29,7 +29,7 @@ def parser() -> ArgumentParser:
     help_scale = "paper: its models and step counts, a day on two CPU cores; smoke: a small modulus, minutes."
     help_seeds = "Seeds of the mod 1 model; the others take the first. null: 0..9, in the smoke scale 0..2."
     help_steps = "Stop every run after so many steps; null: the configurations' own, as in the paper."
-    options = OneLineParser(description=HELP, prog="lit_backdoor reproduce")
+    options = OneLineParser(description=HELP, prog="lit-backdoor reproduce")
     options.add_argument("--output_dir", type=str, required=True, help=help_dir)
     options.add_argument("--scale", type=Literal["paper", "smoke"], default="paper", help=help_scale)
     options.add_argument("--seeds", type=str | None, default=None, help=help_seeds)

@@ -6,6 +6,16 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 
 from lit_backdoor.functional.attention import HeadAttention, compare_attention, mean_attention
 from lit_backdoor.functional.attribution import LogitParts, attribute_heads, logit_parts
+from lit_backdoor.functional.edge_sets import all_edges, default_edge_sets, edge_groups
+from lit_backdoor.functional.edges import (
+    Edge,
+    EdgeGroup,
+    EdgeSet,
+    Receiver,
+    edge_name,
+    edge_set_name,
+    parse_edge_set,
+)
 from lit_backdoor.functional.emergence import HeadEmergence, HeadScores, costly_heads, head_emergence
 from lit_backdoor.functional.fourier import ProgressMeasures, progress_measures
 from lit_backdoor.functional.gradients import HeadGradient, head_gradients
@@ -37,8 +47,9 @@ from lit_backdoor.functional.patching import (
     patch_heads,
     patched_logits,
 )
+from lit_backdoor.functional.paths import patch_paths, patched_path_logits
 from lit_backdoor.functional.probe import Metric, Probe
-from lit_backdoor.functional.results import Ablation, HeadAttribution, PatchingResult
+from lit_backdoor.functional.results import Ablation, HeadAttribution, PatchingResult, PathPatchingResult
 from lit_backdoor.functional.rule_heads import RuleHeads
 from lit_backdoor.functional.run_state import RunState, judge_run, lowest_training_accuracy, stuck_since
 from lit_backdoor.functional.shapley import (
@@ -61,6 +72,9 @@ from lit_backdoor.functional.weights import TriggerWeights, WeightNorms, trigger
 __all__ = [
     "PROMINENCES",
     "Ablation",
+    "Edge",
+    "EdgeGroup",
+    "EdgeSet",
     "Head",
     "HeadAttention",
     "HeadAttribution",
@@ -79,8 +93,10 @@ __all__ = [
     "NeuronCurve",
     "NeuronResult",
     "PatchingResult",
+    "PathPatchingResult",
     "Probe",
     "ProgressMeasures",
+    "Receiver",
     "RuleHeads",
     "RunState",
     "ShapleyResult",
@@ -88,6 +104,7 @@ __all__ = [
     "WeightNorms",
     "accuracy",
     "accuracy_floor",
+    "all_edges",
     "all_heads",
     "attribute_heads",
     "cache_heads",
@@ -95,7 +112,11 @@ __all__ = [
     "compare_attention",
     "cost_above_floor",
     "costly_heads",
+    "default_edge_sets",
     "default_head_sets",
+    "edge_groups",
+    "edge_name",
+    "edge_set_name",
     "effective_heads",
     "find_loss_spikes",
     "head_emergence",
@@ -114,10 +135,13 @@ __all__ = [
     "mean_attention",
     "no_shortcut",
     "overlap",
+    "parse_edge_set",
     "parse_head_set",
     "patch_heads",
     "patch_neurons",
+    "patch_paths",
     "patched_logits",
+    "patched_path_logits",
     "predictions",
     "progress_measures",
     "selectivity",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_backdoor.functional import metrics
 from lit_backdoor.functional.hooked import Head, HookedModel, all_heads, evaluating, row_slices, z_name
-from lit_backdoor.functional.last_position import TokenLayout, fold, why_not_exact
+from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
 from lit_backdoor.functional.probe import Probe
 
 
@@ -120,9 +120,5 @@ def _read(model: Any, tokens: Tensor, position: int) -> Iterator[tuple[Tensor, T
 
 def _read_from_tables(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The same at the last position of a model with the exact last-position form, all rows at once."""
-    layout = TokenLayout.of(tokens, model.cfg.d_vocab, model.W_E.dtype)
-    folded, (n, n_pos), n_heads = fold(model, layout), tokens.shape, model.cfg.n_heads
-    pattern = folded.scores[layout.scores].view(n, n_pos, n_heads).softmax(dim=1)
-    values = folded.values[layout.values].view(n, n_pos, n_heads, -1)
-    z = torch.einsum("nph,nphd->hnd", pattern, values)
-    return pattern.permute(2, 0, 1)[None], z[None]
+    _, pattern, z = last_position_attention(model, tokens)
+    return pattern.transpose(0, 1)[None], z.transpose(0, 1)[None]

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.blocks import map_blocks
 from lit_backdoor.functional.hooked import evaluating, row_slices
 from lit_backdoor.functional.one_layer import HeadCache, find_cache, is_plain_mlp, no_shortcut
 from lit_backdoor.functional.probe import Probe
+from lit_backdoor.functional.row_threads import map_blocks
 from lit_backdoor.functional.specificity import accuracy_floor, cost_above_floor
 
 N_STEPS = 32

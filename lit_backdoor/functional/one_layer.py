@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_backdoor.functional.hooked import HookedModel, evaluating, row_slices, z_name
-from lit_backdoor.functional.last_position import last_position_z, why_not_exact
+from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
 from lit_backdoor.functional.probe import Probe
 
 
@@ -83,7 +83,8 @@ def cache_heads(model: HookedModel, tokens: Tensor, position: int = -1) -> HeadC
     tokens = tokens.to(model.W_U.device)
     if position in (-1, tokens.shape[1] - 1) and why_not_exact(model) is None:
         with evaluating(model):
-            return HeadCache(tokens, position, *last_position_z(model, tokens))
+            resid_pre, _, z = last_position_attention(model, tokens)
+        return HeadCache(tokens, position, resid_pre, z)
     pre, zs = [], []
 
     def keep_pre(resid: Tensor, hook: Any) -> None:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.blocks import map_blocks
 from lit_backdoor.functional.hooked import (
     Head,
     HeadSet,
@@ -36,6 +35,7 @@ from lit_backdoor.functional.hooked import (
 from lit_backdoor.functional.one_layer import HeadCache, find_cache, no_shortcut, readout
 from lit_backdoor.functional.probe import Probe
 from lit_backdoor.functional.results import Ablation, PatchingResult
+from lit_backdoor.functional.row_threads import map_blocks
 
 RowsEngine = Callable[[slice], Callable[[HeadSet], Tensor]]
 """Rows of the probe to a function: the heads that are patched to the logits [rows, vocab]."""

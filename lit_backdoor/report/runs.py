@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult, find_loss_spikes
+from lit_backdoor.pretrained import open_pretrained
 from lit_backdoor.report.checks import check_options, check_probes, check_table, check_verdict, load
 from lit_backdoor.runs.checkpoints import load_model
-from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST, SHIPPED_WEIGHTS, WEIGHTS
 from lit_backdoor.runs.schema import Row, read_results
 from lit_backdoor.runs.tables import curves, history, read_table, rows_by_step
 from lit_backdoor.runs.verdict import read_verdict
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 FILES = ("config.yaml", "hparams.yaml", "metrics.csv", "head_attribution.csv", "head_patching.csv", "emergence.json")
 """What makes a folder a run; ``loss_spikes.csv``, ``checkpoints/last.ckpt`` and ``weights.safetensors`` are read where
 they are."""
-
-WEIGHTS = "weights.safetensors"
-"""A run's weights, from ``docs/export_weights.py``, for a run whose checkpoints are not kept."""
 
 FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch"})
 """Options in which the runs of one report may differ: what is compared, and what changes nothing in a result."""
@@ -207,16 +205,20 @@ def _peaks(metrics: Sequence[Row]) -> list[Row]:
 def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
     file = path / CHECKPOINT_DIR / LAST
+    of_file: Task | None
     try:
         if file.exists():
             model, of_file, step = load_model(file)
         elif (file := path / WEIGHTS).exists():
             kept = read_weights(file)
-            if kept.task is None:
-                raise ValueError(f"weights: {file} does not say what it was trained on")
+            model, of_file, step = kept.model, kept.task, kept.step
+        elif (file := path / SHIPPED_WEIGHTS).exists():
+            kept = open_pretrained(load(file)["pretrained"])
             model, of_file, step = kept.model, kept.task, kept.step
         else:
             return None, None
+        if of_file is None:
+            raise ValueError(f"weights: {file} does not say what it was trained on")
     except ValueError as error:  # which names the option of other commands
         raise ValueError(f"run_dirs: {str(error).partition(': ')[2]}") from None
     if of_file != task:

@@ -36,8 +36,10 @@ def emergence_of(run: Run) -> Figure:
 
 
 def seeds_figure(runs: Sequence[Run]) -> Figure:
-    """Every run as a strip of time: which head costs most, when one was alone, when the benign rule generalised; and
-    the largest Shapley share."""
+    """Every run as a strip of time: which head costs most, when one was alone, when the benign rule generalised.
+
+    Beside it stands the largest Shapley share.
+    """
     shown = triggered(runs)
     n_roles = max(len(order_of(run)) for run in shown)
     figure = Figure(figsize=(10, 1.5 + 0.36 * len(shown)), layout="constrained")

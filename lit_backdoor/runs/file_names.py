@@ -3,6 +3,7 @@
 METRICS = "metrics.csv"
 HEAD_ATTRIBUTION = "head_attribution.csv"
 HEAD_PATCHING = "head_patching.csv"
+PATH_PATCHING = "path_patching.csv"
 LOSS_SPIKES = "loss_spikes.csv"
 EMERGENCE = "emergence.json"
 
@@ -21,7 +22,9 @@ WEIGHTS_DIR = f"{CHECKPOINT_DIR}/weights"
 STEP_WEIGHTS = "step_*.safetensors"
 """Weights alone, small, from which monitors can be replayed."""
 WEIGHTS = "weights.safetensors"
-"""The weights of a run whose checkpoints are not kept."""
+"""The weights of a run whose checkpoints are not kept, from ``docs/export_weights.py``."""
+SHIPPED_WEIGHTS = "weights.yaml"
+"""Instead of them, ``pretrained: NAME`` where the same weights ship with the package."""
 
 LOCK = ".lock"
 REPLAY_DIR = "replay"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_backdoor.model import build_model
-from lit_backdoor.runs.checkpoints import MODEL_OPTIONS, check_weights, require_memory_for
+from lit_backdoor.runs.checkpoints import MODEL_OPTIONS, require_memory_for
 from lit_backdoor.runs.file_names import STEP_WEIGHTS, WEIGHTS_DIR
 from lit_backdoor.runs.tables import replace_file
 from lit_backdoor.task import Task
@@ -104,7 +104,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     """
     try:
         weights, _ = _read(path)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"weights: {path} holds no weights ({error})") from None
     _put_into(model, path, weights)
 
@@ -128,10 +128,18 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _put_into(model: torch.nn.Module, path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    zeros = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
-    complete = {**model.state_dict(), **zeros, **weights}
-    check_weights(path, complete, model)
-    model.load_state_dict(complete)
+    parameters = dict(model.named_parameters())  # not state_dict: a TransformerBridge has other names there
+    if foreign := sorted(weights.keys() - parameters.keys()):
+        raise ValueError(f"weights: {path} has {foreign[0]}, which is no weight of this model")
+    for name, value in weights.items():
+        if value.shape != parameters[name].shape:
+            expected = list(parameters[name].shape)
+            raise ValueError(f"weights: {path} has {name} in the shape {list(value.shape)} instead of {expected}")
+        if not (value.is_floating_point() and value.isfinite().all()):
+            raise ValueError(f"weights: {path} has values in {name} that are not finite numbers")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name]) if name in weights else parameter.zero_()
 
 
 def _build_from_config(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> "HookedTransformer":

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from examples.induction import induction, results
-from examples.induction.induction import RepeatedSequences, attention_scores
+from examples.induction.induction import InductionModule, RepeatedSequences, attention_scores
 from examples.induction.results import loss_bend
+from lit_backdoor.cli.main import main
+from lit_backdoor.functional import parse_edge_set, patch_paths
 from tests.helpers import ROOT
 from tests.helpers.runs import metrics, read_rows
 
@@ -22,6 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped configuration, only shorter."""
     folder = tmp_path_factory.mktemp("induction")
     options = [f"--trainer.max_steps={STEPS}", "--trainer.enable_progress_bar=false"]
+    options.append("--trainer.enable_checkpointing=true")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["induction.py"])  # LightningCLI warns about arguments given both ways
@@ -56,6 +60,21 @@ def test_the_patched_head_is_the_one_with_the_prefix_matching_score(run: Path) -
     assert max(scores["L0H0"], scores["L0H1"]) < 0.2
     previous = {name.rsplit("/")[-1]: float(last[name]) for name in last if name.startswith("val/previous_token")}
     assert max(previous, key=lambda name: previous[name]).startswith("L0")
+
+
+def test_layer_0_reaches_the_induction_head_through_its_key_alone(run: Path) -> None:
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    model, probe = InductionModule.load_from_checkpoint(checkpoint).net, RepeatedSequences().probes()["induction"]
+    model.set_use_split_qkv_input(True)
+    induction_head = json.loads((run / "emergence.json").read_text())["head"]
+
+    layer_0 = ("L0H0", "L0H1")
+    both = {part: "+".join(f"{head}>{induction_head}.{part}" for head in layer_0) for part in "QKV"}
+    sets = ["none", *both.values()]
+    results = patch_paths(model, probe, [parse_edge_set(edges) for edges in sets])
+    left = dict(zip(sets, (result.recipient_accuracy for result in results), strict=True))
+    assert min(left["none"], left[both["Q"]], left[both["V"]]) > 0.95
+    assert left[both["K"]] < 0.3
 
 
 def test_it_writes_the_answer_itself_and_layer_0_does_not(run: Path) -> None:
@@ -156,3 +175,21 @@ def test_the_bend_of_a_known_curve() -> None:
 def test_periods_that_do_not_fit_are_refused(d_vocab: int, longest_period: int) -> None:
     with pytest.raises(ValueError, match=rf"data\.longest_period: {longest_period} is out of range; 16 .* to \d+"):
         RepeatedSequences(d_vocab=d_vocab, n_ctx=32, longest_period=longest_period)
+
+
+def own_probes() -> object:
+    """For `replay`, which knows no datamodule of the example's."""
+    return RepeatedSequences().probes()
+
+
+def test_a_replay_of_its_weights_is_the_live_run_byte_for_byte(run: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((EXAMPLE / "config.yaml").read_text())
+    monitors = [entry for entry in config["trainer"]["callbacks"] if "Head" in entry["class_path"]]
+    for entry in monitors:
+        entry["init_args"]["probes"] = "tests.examples.test_induction.own_probes"
+    monitors.insert(0, {"class_path": "lit_backdoor.callbacks.EmergenceMonitor", "init_args": {"probe": "induction"}})
+    (tmp_path / "monitors.yaml").write_text(yaml.safe_dump({"callbacks": monitors}))
+    args = ["replay", str(run), "--config", str(tmp_path / "monitors.yaml"), "--output_dir", str(tmp_path / "out")]
+    assert main(args) == 0
+    for name in ("head_attribution.csv", "head_patching.csv", "emergence.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (run / name).read_bytes(), name
