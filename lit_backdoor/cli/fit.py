@@ -24,9 +24,10 @@ from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
 from lit_backdoor.cli import subcommands
 from lit_backdoor.cli.option_checks import check_trainer_options, refuse_nulls, refuse_nulls_of_classes
-from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli.parser import OneLineParser, add_threads_option, checking_options, given_path
 from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.datamodule import BackdoorDataModule
+from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.logger import RunLogger, let_new_events_sort_last
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import check_training_state, check_weights, read_checkpoint, require_same
@@ -96,6 +97,7 @@ class BackdoorCLI(LightningCLI):
             parser._subcommands_action.add_subcommand(name, one.parser(), help=one.HELP)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add_threads_option(parser)
         parser.link_arguments("data.moduli", "model.moduli")
 
     def _parse_ckpt_path(self) -> None:
@@ -113,6 +115,7 @@ class BackdoorCLI(LightningCLI):
         """Build everything; whatever is wrong with an option shows here, before a file is written."""
         options = self.config[str(self.subcommand)]
         self.save_config_callback: type[SaveConfigCallback] | None
+        set_row_threads(options["threads"])
         try:
             given = options["ckpt_path"]
             self._checkpoint = None if given is None else read_checkpoint(given_path("ckpt_path", given))

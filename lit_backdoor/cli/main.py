@@ -12,9 +12,11 @@ from lit_backdoor.callbacks import ContractError, TrainingInterrupted
 from lit_backdoor.cli import subcommands
 from lit_backdoor.cli.fit import SRUN_HINT, BackdoorCLI, StorageFailed, shown
 from lit_backdoor.cli.parser import OptionError
+from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.module import TrainingDiverged
 
 
+@one_torch_thread()
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 (diverged), 2 (wrong option), 130 or 143 (stopped)."""
     args = list(sys.argv[1:] if args is None else args)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_backdoor.cli.error_messages import in_one_line
@@ -27,6 +29,15 @@ class OneLineParser(LightningArgumentParser):
         classes = [f"{name}." for name in parser.groups or () if name[:1].isupper()]  # of a class that a config names
         sys.stderr.write(f"error: {in_one_line(message, options, owner=''.join(classes[:1]))}\n")
         sys.exit(2)
+
+
+def add_threads_option(options: ArgumentParser) -> None:
+    """How many CPU threads a command may use; see :mod:`lit_backdoor.functional.row_threads`."""
+    help_threads = (
+        "CPU threads; null: one for each core that this process may use (affinity, cgroup quota), and no more than "
+        "OMP_NUM_THREADS. The results are the same with any number, bit for bit."
+    )
+    options.add_argument("--threads", type=PositiveInt | None, default=None, help=help_threads)
 
 
 class OptionError(Exception):
