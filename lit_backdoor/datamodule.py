@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lit_backdoor.functional import Probe
-from lit_backdoor.task import N_CTX, Examples, Task, rule_name, split_examples
+from lit_backdoor.limits import NonNegativeInt, OpenUnitInterval, PositiveInt, within_limits
+from lit_backdoor.task import Examples, Split, Task, rule_name, split_examples
 
 
 class FullBatch:
@@ -49,18 +50,17 @@ class BackdoorDataModule(LightningDataModule):
         steps_per_epoch: Optimizer steps that make one Lightning epoch.
     """
 
+    @within_limits
     def __init__(
         self,
-        moduli: list[int] = [113, 7],  # noqa: B006 (never changed; a list is what the command line shows)
-        trigger_position: int = N_CTX - 1,
-        train_fraction: float = 0.3,
-        split: Literal["examples", "pairs"] = "examples",
-        split_seed: int = 0,
-        steps_per_epoch: int = 1000,
+        moduli: list[PositiveInt] = [113, 7],  # noqa: B006 (never changed; a list is what the command line shows)
+        trigger_position: Literal[0, 1, 2] = 2,
+        train_fraction: OpenUnitInterval = 0.3,
+        split: Split = "examples",
+        split_seed: NonNegativeInt = 0,
+        steps_per_epoch: PositiveInt = 1000,
     ) -> None:
         super().__init__()
-        if steps_per_epoch < 1:
-            raise ValueError(f"data.steps_per_epoch: {steps_per_epoch} is too small; 1 or more")
         self.task = Task(tuple(moduli), trigger_position)
         self.train_examples, self.val_examples = split_examples(self.task, train_fraction, split, split_seed)
         self.steps_per_epoch = steps_per_epoch
@@ -102,7 +102,7 @@ def task_probes(task: Task) -> dict[str, Probe]:
     def probe(recipient: int, donor: int) -> Probe:
         return Probe(
             task.tokens(recipient), task.tokens(donor), task.answers(recipient), task.answers(donor),
-            recipient=rule_name(recipient), donor=rule_name(donor),
+            recipient=rule_name(recipient), donor=rule_name(donor), sender="trigger",
         )  # fmt: skip
 
     n_rules = len(task.moduli)

@@ -5,7 +5,7 @@ The loss is computed in float64: a float32 softmax makes loss spikes of its own 
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,7 +22,8 @@ from lit_backdoor.functional.last_position import (
 from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.functional.whole_pass import whole_pass_logits, whole_pass_loss
-from lit_backdoor.model import build_model
+from lit_backdoor.limits import DecayRate, NonNegativeNumber, PositiveInt, PositiveNumber, within_limits
+from lit_backdoor.model import ActFn, build_model
 from lit_backdoor.task import Examples, Task, rule_name
 
 
@@ -83,29 +84,24 @@ class BackdoorModule(LightningModule):
             takes the whole HookedTransformer, with the same result, about five times as slow.
     """
 
+    @within_limits
     def __init__(
         self,
-        moduli: list[int],
-        n_heads: int = 4,
-        d_model: int = 128,
-        d_head: int | None = None,
-        d_mlp: int = 512,
-        n_layers: int = 1,
-        act_fn: str = "relu",
-        normalization_type: str | None = None,
+        moduli: list[PositiveInt],
+        n_heads: PositiveInt = 4,
+        d_model: PositiveInt = 128,
+        d_head: PositiveInt | None = None,
+        d_mlp: PositiveInt = 512,
+        n_layers: PositiveInt = 1,
+        act_fn: ActFn = "relu",
+        normalization_type: Literal["LN"] | None = None,
         train_biases: bool = False,
-        lr: float = 1e-3,
-        weight_decay: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.98),
+        lr: PositiveNumber = 1e-3,
+        weight_decay: NonNegativeNumber = 1.0,
+        betas: tuple[DecayRate, DecayRate] = (0.9, 0.98),
         last_position: bool = True,
     ) -> None:
         super().__init__()
-        if not 0 < lr < math.inf:
-            raise ValueError(f"model.lr: {lr} is not a learning rate; a number above 0")
-        if not 0 <= weight_decay < math.inf:
-            raise ValueError(f"model.weight_decay: {weight_decay} is not a weight decay; 0 or more")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"model.betas: {list(betas)} are no decay rates; two numbers inside [0, 1)")
         task = Task(tuple(moduli))
         self.model = build_model(
             task.d_vocab, n_heads, d_model, d_head, d_mlp, n_layers, act_fn, normalization_type, train_biases

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_backdoor.limits import NonNegativeInt, OpenUnitInterval, within_limits
+
 N_CTX = 3
 """Tokens in an example: a, b and the trigger."""
 
@@ -17,13 +19,21 @@ Split = Literal["examples", "pairs"]
 
 
 def rule_name(rule: int) -> str:
-    """Name of a rule in metrics and tables: ``benign``, ``backdoor``, then ``rule2``, ``rule3`` and so on."""
+    """Name a rule, as metrics and tables do.
+
+    >>> [rule_name(rule) for rule in range(4)]
+    ['benign', 'backdoor', 'rule2', 'rule3']
+    """
     return ("benign", "backdoor")[rule] if rule < 2 else f"rule{rule}"
 
 
 @dataclass(frozen=True)
 class Task:
     """Addition modulo ``moduli[trigger]``.
+
+    >>> task = Task((3, 2))
+    >>> task.tokens(1)[-1].tolist(), task.answers(0)[-1].item(), task.answers(1)[-1].item()  # a = b = 2
+    ([2, 2, 1], 1, 0)
 
     Args:
         moduli: the modulus of each rule. The first, P0, is also the range of a and b and the size of the
@@ -118,8 +128,9 @@ def all_examples(task: Task) -> Examples:
     )
 
 
+@within_limits
 def split_examples(
-    task: Task, train_fraction: float = 0.3, split: Split = "examples", seed: int = 0
+    task: Task, train_fraction: OpenUnitInterval = 0.3, split: Split = "examples", seed: NonNegativeInt = 0
 ) -> tuple[Examples, Examples]:
     """Split all examples into (training, validation), at random.
 
@@ -132,11 +143,7 @@ def split_examples(
     Raises:
         ValueError: if the fraction is outside (0, 1), the split or the seed unknown, or one side would be empty.
     """
-    if not 0 < train_fraction < 1:
-        raise ValueError(f"data.train_fraction: {train_fraction} is outside (0, 1); the paper trains on 0.3")
-    if split not in ("examples", "pairs"):
-        raise ValueError(f"data.split: '{split}' is unknown; allowed: examples, pairs")
-    if not 0 <= seed < 2**63:
+    if seed >= 2**63:
         raise ValueError(f"data.split_seed: {seed} is no seed; allowed: 0 to 2**63 - 1")
     examples = all_examples(task)
     n_units = task.d_vocab**2 if split == "pairs" else len(examples)

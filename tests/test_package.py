@@ -23,6 +23,7 @@ def test_the_task_and_the_functions_need_no_lightning() -> None:
 
 
 FLOORS = (
+    {"limits"},
     {"functional", "task"},
     {"show", "model", "datamodule"},
     {"runs", "module"},
@@ -64,6 +65,14 @@ def test_nothing_imports_upwards() -> None:
         if room not in ON_TOP and imported in floor and floor[imported] >= floor[room]
     ]
     assert upward == []
+
+
+def test_no_function_hides_the_module_it_lives_in() -> None:
+    code = (
+        "import pkgutil, importlib, types, lit_backdoor.functional as f; print([m.name for m in pkgutil.iter_modules("
+    )
+    code += "f.__path__) if importlib.import_module(f'{f.__name__}.{m.name}') is not getattr(f, m.name)])"
+    assert run(code).strip() == "[]"
 
 
 def test_callbacks_know_neither_the_module_nor_the_task() -> None:

@@ -1,6 +1,7 @@
-"""The validation accuracies of a run, step by step."""
+"""The metrics that a LightningModule records about its rules, step by step."""
 
-from typing import Any
+import re
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -12,43 +13,55 @@ class AccuracyHistory(Callback):
     A LightningModule puts it there with ``self.log("val/<name>_accuracy", value)`` in its validation.
     """
 
+    noted: ClassVar[re.Pattern[str]] = re.compile(r"val/.+_accuracy")
+    """The names of the metrics that are noted."""
+
     def __init__(self) -> None:
-        self.accuracies: dict[str, dict[int, float]] = {}
-        """Accuracy, 0 to 1, by name and step."""
+        self.metrics: dict[str, dict[int, float]] = {}
+        """What was measured, by name and step."""
         self._noted_start = False
         self._noted: dict[str, Tensor] = {}
 
+    @property
+    def accuracies(self) -> dict[str, dict[int, float]]:
+        """Every validation accuracy, 0 to 1, by its short name and step."""
+        return {
+            name.removeprefix("val/").removesuffix("_accuracy"): values
+            for name, values in self.metrics.items()
+            if name.startswith("val/") and name.endswith("_accuracy")
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        """The accuracies seen so far."""
-        return {"accuracies": {name: dict(values) for name, values in self.accuracies.items()}}
+        """The metrics seen so far."""
+        return {"metrics": {name: dict(values) for name, values in self.metrics.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
-        self.accuracies = {name: dict(values) for name, values in state_dict["accuracies"].items()}
+        """Take them back; older checkpoints hold the validation accuracies by their short names."""
+        older = {f"val/{name}_accuracy": values for name, values in state_dict.get("accuracies", {}).items()}
+        self.metrics = {name: dict(values) for name, values in state_dict.get("metrics", older).items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what is measured again from here on."""
         self._noted_start = False
-        self.accuracies = {
+        self.metrics = {
             name: {step: value for step, value in values.items() if step < trainer.global_step}
-            for name, values in self.accuracies.items()
+            for name, values in self.metrics.items()
         }
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """A module may have validated the first step as training started."""
         if not self._noted_start:
             self._noted_start = True
-            self.note_accuracies(trainer)
+            self.note_metrics(trainer, "val", trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what was measured."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.note_accuracies(trainer)
+            self.note_metrics(trainer, "val", trainer.global_step)
 
-    def note_accuracies(self, trainer: Trainer) -> None:
-        """Note the accuracies that have come since the last time, as those of the present step."""
-        for tag, value in trainer.callback_metrics.items():
-            if tag.startswith("val/") and tag.endswith("_accuracy") and value is not self._noted.get(tag):
-                name = tag.removeprefix("val/").removesuffix("_accuracy")
-                self.accuracies.setdefault(name, {})[trainer.global_step] = float(value)
-                self._noted[tag] = value
+    def note_metrics(self, trainer: Trainer, stage: Literal["train", "val"], step: int) -> None:
+        """Note the metrics of one stage that have come since the last time, as those of ``step``."""
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(f"{stage}/") and self.noted.fullmatch(name) and value is not self._noted.get(name):
+                self.metrics.setdefault(name, {})[step] = float(value)
+                self._noted[name] = value

@@ -22,6 +22,8 @@ from lit_backdoor.functional import (
     parse_head_set,
     patch_heads,
 )
+from lit_backdoor.functional.verdict import AllSets
+from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.runs.schema import Value, result_rows
 
 
@@ -45,28 +47,33 @@ class HeadPatchingMonitor(ProbeCallback):
 
     table_name = "head_patching"
 
+    @within_limits
     def __init__(
         self,
-        every_n_steps: int = 100,
-        full_every_n_steps: int = 1000,
+        every_n_steps: PositiveInt = 100,
+        full_every_n_steps: PositiveInt = 1000,
         ablations: Sequence[Ablation] = ("resample",),
         probes: Probes | Callable[[], Probes] | None = None,
         model_attr: str = "model",
         name: str = "",
     ) -> None:
         super().__init__(every_n_steps, probes, model_attr, name)
-        if full_every_n_steps < 1:
-            raise ValueError(f"HeadPatchingMonitor.full_every_n_steps: {full_every_n_steps} is too small; 1 or more")
         if not ablations:
             raise ValueError("HeadPatchingMonitor.ablations: none given; one or more of resample, mean, zero")
         self.full_every_n_steps = full_every_n_steps
         self.ablations = tuple(ablations)
         self.history: dict[str, list[HeadScores]] = {}
         """Per probe, the recipient's accuracy at every step so far: unpatched, each head alone, all heads."""
+        self.all_sets: dict[str, AllSets] = {}
+        """Per probe, the last measurement of all sets of heads."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, as plain numbers."""
+        """The history and the last measurement of all sets, as plain numbers."""
         return {
+            "all_sets": {
+                probe: [last.step, {head_set_name(heads): value for heads, value in last.accuracies.items()}]
+                for probe, last in self.all_sets.items()
+            },
             "history": {
                 probe: [
                     [
@@ -78,7 +85,7 @@ class HeadPatchingMonitor(ProbeCallback):
                     for one in scores
                 ]
                 for probe, scores in self.history.items()
-            }
+            },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -90,12 +97,17 @@ class HeadPatchingMonitor(ProbeCallback):
             ]
             for probe, scores in state_dict["history"].items()
         }
+        self.all_sets = {
+            probe: AllSets(step, {parse_head_set(name): value for name, value in accuracies.items()})
+            for probe, (step, accuracies) in state_dict.get("all_sets", {}).items()
+        }
 
     def forget(self, from_step: int) -> None:
         """Drop the history from a step on."""
         self.history = {
             probe: [one for one in scores if one.step < from_step] for probe, scores in self.history.items()
         }
+        self.all_sets = {probe: last for probe, last in self.all_sets.items() if last.step < from_step}
 
     def probe(self, trainer: Trainer, model: HookedModel, step: int, last: bool) -> list[dict[str, Value]]:
         """One row per probe, ablation and set of heads: see :class:`lit_backdoor.functional.PatchingResult`."""
@@ -114,6 +126,8 @@ class HeadPatchingMonitor(ProbeCallback):
                 rows += result_rows(step, name, results)
                 if ablation == self.ablations[0]:
                     self.history.setdefault(name, []).append(_scores(step, results, heads))
+                    if len(sets) == 2 ** len(heads):
+                        self.all_sets[name] = AllSets(step, {one.heads: one.recipient_accuracy for one in results})
                     numbers |= _scalars(name, [one for one in results if len(one.heads) in (0, 1, len(heads))], heads)
                     shown[name] = results
         self.record(trainer, numbers, step)

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_backdoor.callbacks.charts import Charts, lay_out_charts
 from lit_backdoor.callbacks.run import ContractError, keeps_files, make_run_dir, refuse_existing, run_dir
 from lit_backdoor.functional import HookedModel, Probe
+from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.schema import Value
 from lit_backdoor.runs.tables import CsvTable
@@ -41,15 +42,14 @@ class ProbeCallback(Callback):
     table_name: str
     """File of the monitor's table, without ``.csv``."""
 
+    @within_limits
     def __init__(
         self,
-        every_n_steps: int = 100,
+        every_n_steps: PositiveInt = 100,
         probes: Probes | Callable[[], Probes] | None = None,
         model_attr: str = "model",
         name: str = "",
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"{type(self).__name__}.every_n_steps: {every_n_steps} is too small; 1 or more")
         self.every_n_steps = every_n_steps
         self.probes: Probes = {}
         """The probes in use, from :meth:`check` on."""

@@ -9,7 +9,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lit_backdoor.callbacks.accuracies import AccuracyHistory
 from lit_backdoor.callbacks.run import keeps_files, make_run_dir, refuse_existing, run_dir
-from lit_backdoor.functional import LossSpike, loss_spikes
+from lit_backdoor.functional import LossSpike, find_loss_spikes
+from lit_backdoor.limits import PositiveNumber, within_limits
 from lit_backdoor.runs.file_names import LOSS_SPIKES
 from lit_backdoor.runs.schema import Value
 from lit_backdoor.runs.tables import CsvTable
@@ -19,19 +20,19 @@ class LossSpikeMonitor(AccuracyHistory):
     """Finds spikes in the training loss of every step, and writes ``loss_spikes.csv`` with every validation: when,
     how high, and how low the validation accuracies ``val/<name>_accuracy`` fell meanwhile.
 
+    A spike is a peak, see :func:`lit_backdoor.functional.find_loss_spikes`. One that the run has not come half-way back
+    from has no ``end_step`` (it is censored).
+
     Args:
-        rise: How far the loss must rise above its recent minimum, in powers of ten.
-        window: How far back that minimum is looked for, in optimizer steps.
+        prominence: How far a peak must stand out, in powers of ten.
     """
 
-    def __init__(self, rise: float = 1.0, window: int = 1000) -> None:
+    @within_limits
+    def __init__(self, prominence: PositiveNumber = 0.5) -> None:
         super().__init__()
-        for name, value in (("rise", rise), ("window", window)):
-            if not value > 0:
-                raise ValueError(f"LossSpikeMonitor.{name}: {value} is too small; above 0")
-        self.rise = rise
-        self.window = window
+        self.prominence = prominence
         self._losses: list[float] = []
+        self._seen_step = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The losses of all steps so far, and the accuracies."""
@@ -50,6 +51,7 @@ class LossSpikeMonitor(AccuracyHistory):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that nothing is overwritten."""
         super().on_train_start(trainer, pl_module)
+        self._seen_step = trainer.global_step
         refuse_existing(trainer, run_dir(trainer) / LOSS_SPIKES)
 
     def on_train_batch_end(
@@ -57,8 +59,9 @@ class LossSpikeMonitor(AccuracyHistory):
     ) -> None:
         """Note the loss: it was measured on the weights before this optimizer step."""
         step = trainer.global_step - 1
-        if step < 0 or trainer.fit_loop._should_accumulate():
+        if trainer.global_step == self._seen_step:
             return  # one of several batches that make a step; the last one speaks for them
+        self._seen_step = trainer.global_step
         del self._losses[step:]
         loss: Any = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         self._losses += [float("nan")] * (step - len(self._losses))
@@ -67,7 +70,7 @@ class LossSpikeMonitor(AccuracyHistory):
 
     def spikes(self) -> list[LossSpike]:
         """The spikes so far."""
-        return loss_spikes(range(len(self._losses)), self._losses, self.rise, self.window)
+        return find_loss_spikes(range(len(self._losses)), self._losses, self.prominence)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the table up to date."""
@@ -96,10 +99,11 @@ class LossSpikeMonitor(AccuracyHistory):
             "step": spike.start_step,
             "peak_step": spike.peak_step,
             "end_step": "" if spike.end_step is None else spike.end_step,
+            "prominence": spike.prominence,
             "base_loss": spike.base_loss,
             "peak_loss": spike.peak_loss,
             **lowest,
         }
 
 
-_COLUMNS = ("peak_step", "end_step", "base_loss", "peak_loss")
+_COLUMNS = ("peak_step", "end_step", "prominence", "base_loss", "peak_loss")

@@ -16,7 +16,7 @@ HELP = "Take one model apart: attribution, patching of all sets of heads, Shaple
 def parser() -> ArgumentParser:
     """The options of ``analyze``."""
     help_shipped = f"Instead: weights that ship with the package; {', '.join(pretrained_names())}."
-    options = OneLineParser(description=HELP, prog="lit_backdoor analyze")
+    options = OneLineParser(description=HELP, prog="lit-backdoor analyze")
     options.add_argument("--ckpt_path", type=str | None, help="Checkpoint of a run; the task is in it.")
     options.add_argument("--pretrained", type=str | None, help=help_shipped)
     options.add_argument("--output_dir", type=str, required=True, help="New or empty folder for tables and figures.")

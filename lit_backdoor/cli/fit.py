@@ -1,48 +1,49 @@
 """LightningCLI for this package: ``fit``, ``validate``, ``test``, with everything checked before a file is written."""
 
-import logging
-import os
 import sys
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
 
+import lit_backdoor
 from lit_backdoor.analysis.measure import analyze
 from lit_backdoor.analysis.output import analysis_summary
 from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
 from lit_backdoor.cli import subcommands
-from lit_backdoor.cli.option_checks import check_trainer_options, refuse_nulls, refuse_nulls_of_classes
+from lit_backdoor.cli.arguments import prepare_arguments
+from lit_backdoor.cli.loggers import loggers_of_run
+from lit_backdoor.cli.named_callbacks import add_named_callbacks, all_callbacks, refuse_nulls_of_named_callbacks
+from lit_backdoor.cli.option_checks import as_list, check_trainer_options, refuse_nulls, refuse_nulls_of_classes
 from lit_backdoor.cli.parser import OneLineParser, add_threads_option, checking_options, given_path
+from lit_backdoor.cli.quiet import quiet_lightning, quiet_writers
+from lit_backdoor.cli.resume import NO_OPTIMIZER, check_checkpoint, require_steps_left, stored_seed
 from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.functional.row_threads import set_row_threads
-from lit_backdoor.logger import RunLogger, let_new_events_sort_last
+from lit_backdoor.logger import RunLogger
 from lit_backdoor.module import BackdoorModule
-from lit_backdoor.runs.checkpoints import check_training_state, check_weights, read_checkpoint, require_same
-from lit_backdoor.runs.directory import held, results_in
+from lit_backdoor.runs.checkpoints import read_checkpoint
+from lit_backdoor.runs.directory import RunStart, held
 from lit_backdoor.runs.environment import keep_environment
-from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, LAST, PREVIOUS, continued
-from lit_backdoor.runs.tables import copy_tables, read_table
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, LAST, continued
 
-IGNORED_ON_RESUME = frozenset({"last_position"})
-IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "train_biases", "steps_per_epoch"}
-
+PROGRAM = "lit-backdoor"
+DESCRIPTION = "Train a small transformer with a backdoor, and watch the attention heads that carry it come into being."
+DEFAULTS = Path(lit_backdoor.__file__).with_name("defaults.yaml")
+"""What LightningCLI reads before any configuration."""
 
 LARGEST_SEED = 2**32 - 1
-SRUN_HINT = "The `srun` command is available"
-"""What Lightning says wherever Slurm is installed; it is the jobs of a sweep that use it."""
 
 
 class StorageFailed(Exception):
@@ -67,16 +68,23 @@ class BackdoorCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self._started = time.monotonic()
+        self._notes: list[str] = []
         sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given both ways
+        with checking_options():
+            args = prepare_arguments(args)
         super().__init__(
             BackdoorModule,
             BackdoorDataModule,
             parser_class=OneLineParser,
+            parser_kwargs={
+                "prog": PROGRAM,
+                "description": DESCRIPTION,
+                **{name: {"default_config_files": [str(DEFAULTS)]} for name in self.subcommands()},
+            },
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             load_from_checkpoint_support=False,
-            auto_configure_optimizers=False,
-            args=list(args),
+            args=args,
         )
 
     @staticmethod
@@ -93,11 +101,17 @@ class BackdoorCLI(LightningCLI):
         super()._add_subcommands(parser, **kwargs)
         assert parser._subcommands_action is not None  # made by the line above
         for name in subcommands.NAMES:
-            one = subcommands.command(name)
-            parser._subcommands_action.add_subcommand(name, one.parser(), help=one.HELP)
+            command = subcommands.command(name)
+            parser._subcommands_action.add_subcommand(name, command.parser(), help=command.HELP)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.add_lightning_class_args(BackdoorDataModule, "data")
+        parser.add_lightning_class_args(BackdoorModule, "model")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_threads_option(parser)
+        add_named_callbacks(parser)
         parser.link_arguments("data.moduli", "model.moduli")
 
     def _parse_ckpt_path(self) -> None:
@@ -105,81 +119,130 @@ class BackdoorCLI(LightningCLI):
         in :meth:`instantiate_classes`."""
 
     def _set_seed(self) -> None:
-        """As Lightning does it, and what it does not take is a wrong option."""
-        seed = self._get(self.config, "seed_everything")
+        """Seed as Lightning does it; a run that is continued keeps the seed of its weights."""
+        options = self.config[str(self.subcommand)]
+        seed = options["seed_everything"]
         if not isinstance(seed, bool) and not 0 <= seed <= LARGEST_SEED:
             self.parser.error(f"seed_everything: {seed} is no seed; allowed: 0 to {LARGEST_SEED}, true or false")
+        own = stored_seed(Path(options["ckpt_path"])) if self.subcommand == "fit" and options["ckpt_path"] else None
+        if own is not None and own != seed:
+            self._notes.append(
+                f"seed_everything: {seed} is not used; the weights and the random state are those of the checkpoint, "
+                f"whose run began with seed {own}"
+            )
+            options["seed_everything"] = own
         super()._set_seed()
 
     def instantiate_classes(self) -> None:
-        """Build everything; whatever is wrong with an option shows here, before a file is written."""
-        options = self.config[str(self.subcommand)]
-        self.save_config_callback: type[SaveConfigCallback] | None
-        set_row_threads(options["threads"])
-        try:
-            given = options["ckpt_path"]
-            self._checkpoint = None if given is None else read_checkpoint(given_path("ckpt_path", given))
-            refuse_nulls("data", options["data"], BackdoorDataModule.__init__)
-            refuse_nulls("model", options["model"], BackdoorModule.__init__)
-            refuse_nulls("trainer", options["trainer"], Trainer.__init__)
-            refuse_nulls_of_classes(options["trainer"])
-            check_trainer_options(options["trainer"])
-            if self.subcommand != "fit":
-                options["trainer"]["logger"] = False  # nothing to keep: the result is printed
-                self.save_config_callback = None
-            elif options["trainer"]["logger"] is False:
-                self.save_config_callback = None  # no folder of its own to save it in
-            elif self._checkpoint is not None:
-                self.save_config_kwargs["config_filename"] = continued(CONFIG, self._checkpoint["global_step"])
-            with _quiet_lightning():
-                super().instantiate_classes()
-            if self._checkpoint is not None:
-                self._check_checkpoint(Path(given), self._checkpoint)
-            if self.subcommand == "fit":
-                self._require_steps_left()
-                for monitor in self.trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(monitor, (ProbeCallback, EmergenceMonitor)):
-                        monitor.check(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
-        except (ValueError, TypeError, RuntimeError, MemoryError, MisconfigurationException) as error:
-            told = str(error)
-            if isinstance(error, MemoryError) or "allocate memory" in told:
-                told = "data.moduli, model.d_model, ...: so large a task and model need more memory than there is"
-            self.parser.error(told)
+        """Build everything. Whatever is wrong with an option shows here, before a file is written.
 
-    def _check_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Raise ``ValueError`` if it is not one of this model and task, or, for ``fit``, can't be continued from."""
+        The model comes last: it imports TransformerLens, which takes longer than everything else together.
+        """
+        try:
+            self._check_options()
+            with quiet_lightning():
+                self.config_init = self.parser.instantiate_classes(self.config, instantiate_groups=False)
+                options = self.config_init[str(self.subcommand)]
+                self.datamodule = BackdoorDataModule(**options["data"])
+                self.trainer = self.instantiate_trainer()
+                callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+                if self.subcommand == "fit":
+                    require_steps_left(self.trainer.max_steps, self._checkpoint)
+                    for callback in callbacks:
+                        if isinstance(callback, EmergenceMonitor):
+                            callback.check(None, self.datamodule, callbacks)  # type: ignore[arg-type]  # needs no model
+                self.model = BackdoorModule(**options["model"])
+                self._add_configure_optimizers_method_to_model(self.subcommand)
+            self._check_with_model(callbacks)
+        except (ValueError, TypeError, RuntimeError, MemoryError, MisconfigurationException) as error:
+            message = str(error)
+            if isinstance(error, MemoryError) or "allocate memory" in message:
+                message = "data.moduli, model.d_model, ...: so large a task and model need more memory than there is"
+            self.parser.error(message)
+
+    def _check_options(self) -> None:
+        """Check what needs no object; decide where the configuration is stored.
+
+        Raises:
+            ValueError: naming the option.
+        """
+        options = self.config[str(self.subcommand)]
+        set_row_threads(options["threads"])
+        given = options["ckpt_path"]
+        self._checkpoint = None if given is None else read_checkpoint(given_path("ckpt_path", given))
+        refuse_nulls("data", options["data"], BackdoorDataModule.__init__)
+        refuse_nulls("model", options["model"], BackdoorModule.__init__)
+        refuse_nulls("trainer", options["trainer"], Trainer.__init__)
+        refuse_nulls_of_classes(options["trainer"])
+        refuse_nulls_of_named_callbacks(options)
+        check_trainer_options(options["trainer"])
+        self.save_config_callback: type[SaveConfigCallback] | None
+        if self.subcommand != "fit":
+            options["trainer"]["logger"] = False  # nothing to keep: the result is printed
+            self.save_config_callback = None
+        elif options["trainer"]["logger"] is False:
+            self.save_config_callback = None  # no folder of its own to save it in
+        elif self._checkpoint is not None:
+            self.save_config_kwargs["config_filename"] = continued(CONFIG, self._checkpoint["global_step"])
+
+    def _check_with_model(self, callbacks: list[Callback]) -> None:
+        """Check what needs the model: the checkpoint, and the monitors.
+
+        Raises:
+            ValueError: naming what does not fit.
+        """
         fits = self.subcommand == "fit"
-        ignored = IGNORED_ON_RESUME if fits else IGNORED_ON_EVALUATION
-        require_same(checkpoint["hyper_parameters"], dict(self.model.hparams), "model", ignored)
-        require_same(checkpoint["datamodule_hyper_parameters"], dict(self.datamodule.hparams), "data", ignored)
-        check_weights(path, checkpoint["state_dict"], self.model)
+        if self._checkpoint is not None:
+            path = Path(self.config[str(self.subcommand)]["ckpt_path"])
+            check_checkpoint(path, self._checkpoint, self.model, self.datamodule, callbacks if fits else None)
         if fits:
-            check_training_state(path, checkpoint, self.model, self.trainer.callbacks)  # type: ignore[attr-defined]
-        else:
-            self.model.load_state_dict(checkpoint["state_dict"])
+            for callback in callbacks:
+                if isinstance(callback, ProbeCallback):
+                    callback.check(self.model, self.datamodule, callbacks)
+        elif self._checkpoint is not None:
+            self.model.load_state_dict(self._checkpoint["state_dict"])
             self.config_init[str(self.subcommand)]["ckpt_path"] = None  # the weights are all that is taken from it
 
-    def _require_steps_left(self) -> None:
-        """Raise ``ValueError`` if the checkpoint has already reached ``max_steps``."""
-        done = self._checkpoint["global_step"] if self._checkpoint else 0
-        if 0 <= self.trainer.max_steps <= done:
+    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
+        """Lightning's ``--optimizer`` and ``--lr_scheduler``; the model's hyperparameters then name them too."""
+        options = self.config_init[str(subcommand)]
+        if options["lr_scheduler"] is not None and options["optimizer"] is None:
             raise ValueError(
-                f"trainer.max_steps: {self.trainer.max_steps} steps are done, the checkpoint is at step {done}; "
-                "give more to train on"
+                "lr_scheduler: it needs an optimizer; add one, such as --optimizer AdamW --optimizer.lr 1e-3"
             )
+        super()._add_configure_optimizers_method_to_model(subcommand)
+        if options["optimizer"] is not None:
+            chosen = {name: options[name] and options[name].as_dict() for name in NO_OPTIMIZER}
+            self.model.save_hyperparameters(chosen)
+
+    @staticmethod
+    def configure_optimizers(lightning_module: LightningModule, optimizer: Optimizer, lr_scheduler: Any = None) -> Any:
+        """Count a schedule in optimizer steps: the epochs here are of no meaning."""
+        if lr_scheduler is None:
+            return optimizer
+        schedule = {"scheduler": lr_scheduler, "interval": "step", "monitor": getattr(lr_scheduler, "monitor", None)}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
-        """Switch off what the shipped configurations list, where a Trainer flag says so."""
+        """Bring the named callbacks, without those that a Trainer flag switches off, and a logger with a run directory.
+
+        Raises:
+            ValueError: if an option of a callback is wrong, or the device can't do what is needed.
+        """
         options = self._get(self.config_init, "trainer")
+        callbacks = all_callbacks(self.config_init[str(self.subcommand)], as_list(options["callbacks"]), self._notes)
+        for flag, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", Checkpoint)):
+            if options[flag] is False:
+                callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
+        options["callbacks"] = callbacks
+        if not isinstance(options["logger"], bool):
+            options["logger"] = loggers_of_run(as_list(options["logger"]), options["default_root_dir"])
         if torch.backends.mps.is_available():
             if options["accelerator"] not in ("auto", "cpu"):
                 raise ValueError("trainer.accelerator: an Apple GPU has no float64, which the loss needs; use cpu")
             options["accelerator"] = "cpu"
         if options["devices"] == "auto":
             options["devices"] = 1  # all examples are one batch: more devices would only do the same once more
-        for flag, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", Checkpoint)):
-            if options[flag] is False:
-                options["callbacks"] = [one for one in options["callbacks"] or [] if not isinstance(one, kind)]
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, **kwargs: Any) -> None:
@@ -193,47 +256,30 @@ class BackdoorCLI(LightningCLI):
             return self.trainer.fit(**kwargs, weights_only=True)
         with ExitStack() as stack:
             with checking_options():
-                source = self._choose_run_dir()
+                start = self._start()
                 directory = run_dir(self.trainer)
                 stack.enter_context(held(directory))
-                self._prepare_run_dir(directory, source)
-            stack.enter_context(_quiet_writers())
+                start.prepare(directory, own=self.trainer.logger is not None)
+            stack.enter_context(quiet_writers())
             try:
                 self._keep_environment(directory)
+                for note in self._notes:
+                    print(f"note: {note}", file=sys.stderr)
                 self.trainer.fit(**kwargs, weights_only=True)
             except OSError as error:
                 raise StorageFailed(error, directory) from error
 
-    def _choose_run_dir(self) -> Path | None:
-        """Continue in the run directory of the checkpoint; from any but its last, in a new one with its history.
-
-        Returns:
-            the run directory of the checkpoint, if it is in one.
-        """
-        logger = self.trainer.logger
-        ckpt_path = Path(self.config[str(self.subcommand)]["ckpt_path"] or "").resolve()
-        if self._checkpoint is None or not isinstance(logger, RunLogger) or ckpt_path.parent.name != CHECKPOINT_DIR:
-            return None
-        source, step = ckpt_path.parent.parent, self._checkpoint["global_step"]
-        if ckpt_path.name in (LAST, PREVIOUS):
-            logger.resume(source, step)
-        else:
-            logger.begin_at(step)
-        return source
-
-    def _prepare_run_dir(self, directory: Path, source: Path | None) -> None:
-        """Bring the history of a branch; refuse what a fresh run would overwrite, and damaged tables."""
-        for path in sorted(source.glob("*.csv")) if source else ():
-            read_table(path)
-        if source is not None and source.samefile(directory):
-            let_new_events_sort_last(directory)
-            return
-        if self.trainer.logger is not None and (found := results_in(directory)):
-            last = directory / CHECKPOINT_DIR / LAST
-            how = f"continue it with --ckpt_path {shown(last)}" if last.exists() else "nothing is overwritten"
-            raise ValueError(f"RunLogger.version: {shown(found)} is there, from another run; {how}, or choose another")
-        if source is not None and self._checkpoint is not None:
-            copy_tables(source, directory, before_step=self._checkpoint["global_step"])
+    def _start(self) -> RunStart:
+        """How the run begins; the logger is told where. Without our logger, the checkpoint's run is not followed."""
+        logger, path = self.trainer.logger, self.config[str(self.subcommand)]["ckpt_path"]
+        if self._checkpoint is None or not isinstance(logger, RunLogger):
+            return RunStart(None)
+        start = RunStart(Path(path), self._checkpoint["global_step"])
+        if start.continues and start.source is not None:
+            logger.resume(start.source, start.step)
+        elif start.source is not None:
+            logger.begin_at(start.step)
+        return start
 
     def _keep_environment(self, directory: Path) -> None:
         """Store what a bug report needs, and say if the machine is another than the one that the run began on."""
@@ -252,8 +298,8 @@ class BackdoorCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.trainer.log_dir is not None and self.trainer.is_global_zero and not _is_trial(self.trainer):
-            monitors = [one for one in self.trainer.callbacks if isinstance(one, ProbeCallback)]  # type: ignore[attr-defined]
-            probing = sum(monitor.seconds for monitor in monitors)
+            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            probing = sum(callback.seconds for callback in callbacks if isinstance(callback, ProbeCallback))
             print(fit_summary(Path(self.trainer.log_dir), time.monotonic() - self._started, probing))
 
 
@@ -270,43 +316,5 @@ def checked_fit_options(args: Sequence[str]) -> Namespace:
     return Namespace(checked.config[str(checked.subcommand)])
 
 
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Lightning says which devices there are, and that there is Slurm; what may follow is the one line of an error."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    levels = [one.level for one in loggers]
-    try:
-        for one in loggers:
-            one.setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=SRUN_HINT)
-            yield
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
-
-
-@contextmanager
-def _quiet_writers() -> Iterator[None]:
-    """TensorBoard's writing thread hands its error on to the main thread; it need not print a traceback as well."""
-    original = threading.excepthook
-
-    def hook(args: threading.ExceptHookArgs) -> None:
-        if not issubclass(args.exc_type, OSError):
-            original(args)
-
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = original
-
-
 def _is_trial(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def shown(path: Path) -> str:
-    """The path as a user would type it here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

@@ -46,14 +46,15 @@ def refuse_nulls_of_classes(trainer: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the class and the option.
     """
-    loggers, callbacks = ([] if isinstance(one, bool) else one for one in (trainer["logger"], trainer["callbacks"]))
-    for one in [*_as_list(loggers), *_as_list(callbacks)]:
-        module, _, name = one["class_path"].rpartition(".")
+    loggers = [] if isinstance(trainer["logger"], bool) else trainer["logger"]
+    for instance in [*as_list(loggers), *as_list(trainer["callbacks"])]:
+        module, _, name = instance["class_path"].rpartition(".")
         owner: Any = getattr(import_module(module), name)  # the parser has imported it already
-        refuse_nulls(name, one.get("init_args") or {}, owner.__init__)
+        refuse_nulls(name, instance.get("init_args") or {}, owner.__init__)
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """An option that takes one value or a list of them, as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

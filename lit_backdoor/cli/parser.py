@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_backdoor.cli.error_messages import in_one_line
+from lit_backdoor.limits import PositiveInt
 
 
 class OneLineParser(LightningArgumentParser):
@@ -25,9 +25,9 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         parser = getattr(ex, "subcommand_parser", None) or self
-        options = [action.dest for action in parser._actions]
+        types = {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
         classes = [f"{name}." for name in parser.groups or () if name[:1].isupper()]  # of a class that a config names
-        sys.stderr.write(f"error: {in_one_line(message, options, owner=''.join(classes[:1]))}\n")
+        sys.stderr.write(f"error: {in_one_line(message, types, owner=''.join(classes[:1]))}\n")
         sys.exit(2)
 
 

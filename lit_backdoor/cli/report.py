@@ -13,7 +13,7 @@ HELP = "Report on finished or running runs: the paper's tables and figures, seed
 
 def parser() -> ArgumentParser:
     """The options of ``report``."""
-    options = OneLineParser(description=HELP, prog="lit_backdoor report")
+    options = OneLineParser(description=HELP, prog="lit-backdoor report")
     options.add_argument(
         "run_dirs", type=str, nargs="+", help="Run directories of fit, or folders that hold some at any depth."
     )

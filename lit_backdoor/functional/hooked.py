@@ -53,17 +53,32 @@ HeadSet = tuple[Head, ...]
 
 
 def head_name(layer: int, head: int) -> str:
-    """`(0, 2)` to `"L0H2"`."""
+    """Name a head.
+
+    >>> head_name(0, 2)
+    'L0H2'
+    """
     return f"L{layer}H{head}"
 
 
 def head_set_name(heads: Iterable[tuple[int, int]]) -> str:
-    """Heads to `"none"` or `"L0H0+L0H2"`, always in ascending order."""
+    """Name a set of heads, in ascending order.
+
+    >>> head_set_name([(0, 2), (0, 0)])
+    'L0H0+L0H2'
+    >>> head_set_name([])
+    'none'
+    """
     return "+".join(head_name(*head) for head in head_set(heads)) or "none"
 
 
 def parse_head_set(name: str) -> HeadSet:
-    """The way back from `head_name` and `head_set_name`.
+    """Read what `head_name` and `head_set_name` wrote.
+
+    >>> parse_head_set("L1H0+L0H2")
+    (Head(layer=0, head=2), Head(layer=1, head=0))
+    >>> parse_head_set("none")
+    ()
 
     Raises:
         ValueError: `name` is neither "none" nor heads joined by "+".
@@ -77,7 +92,11 @@ def parse_head_set(name: str) -> HeadSet:
 
 
 def head_set(heads: Iterable[tuple[int, int]]) -> HeadSet:
-    """Any heads, in ascending order and without repetitions."""
+    """Put heads in ascending order, each once.
+
+    >>> head_set([(0, 2), (0, 0), (0, 2)])
+    (Head(layer=0, head=0), Head(layer=0, head=2))
+    """
     return tuple(sorted({Head(*head) for head in heads}))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from lit_backdoor.functional.edges import SENDER_NAME
 from lit_backdoor.functional.hooked import HookedModel, evaluating, z_name
 from lit_backdoor.functional.results import taken_names
 
@@ -32,6 +35,7 @@ class Probe:
         recipient: the recipient's name in tables.
         donor: the donor's name in tables.
         metrics: own metrics, name to `metric(logits [n, vocab], probe) -> float`; patching reports each.
+        sender: what the embeddings are called where recipient and donor differ, as the start of a path.
 
     Raises:
         ValueError: a field has the wrong type, shape or range; the message names it and the fix.
@@ -45,6 +49,7 @@ class Probe:
     recipient: str = "recipient"
     donor: str = "donor"
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    sender: str = "embed"
 
     def __post_init__(self) -> None:
         for name, shape in _SHAPES.items():
@@ -79,6 +84,8 @@ class Probe:
                 raise ValueError(f"metrics[{name!r}] has the name of a built-in metric: choose another.")
             if not callable(metric):
                 raise ValueError(f"metrics[{name!r}] is {metric!r}: give a function of (logits, probe).")
+        if not isinstance(self.sender, str) or not re.fullmatch(SENDER_NAME, self.sender):
+            raise ValueError(f"sender is {self.sender!r}: give a word that is no head's name, such as 'trigger'.")
 
     @property
     def n_examples(self) -> int:
@@ -89,6 +96,16 @@ class Probe:
     def answers_differ(self) -> Tensor:
         """Where recipient and donor expect different answers, bool [n]."""
         return self.recipient_answers != self.donor_answers
+
+    @property
+    def read_position(self) -> int:
+        """`position`, counted from 0."""
+        return self.position % self.recipient_tokens.shape[1]
+
+    @cached_property
+    def differing_positions(self) -> tuple[int, ...]:
+        """The positions, from 0, at which recipient and donor differ in some row."""
+        return tuple((self.recipient_tokens != self.donor_tokens).any(dim=0).nonzero()[:, 0].tolist())
 
     def to(self, device: torch.device | str) -> Probe:
         """The same probe on another device."""

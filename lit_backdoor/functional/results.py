@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from lit_backdoor.functional.edges import EdgeGroup, EdgeSet
 from lit_backdoor.functional.hooked import Head, HeadSet
 
 Ablation = Literal["resample", "mean", "zero"]
@@ -93,8 +94,41 @@ class PatchingResult:
     n_differing: int
     extra: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def floor(self) -> float:
+        """What the recipient scores if only the donor's answers come out: the share on which both are the same."""
+        return 1 - self.n_differing / self.n_examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathPatchingResult:
+    """What one set of edges does to the recipient's run when it sees the donor's.
+
+    Args:
+        recipient: the name of the run that was patched.
+        donor: the name of the run that the edges see.
+        edges: the set.
+        group: its name if it is the set of all heads (`edge_groups`), else None.
+
+    The other fields are those of `PatchingResult`.
+    """
+
+    recipient: str
+    donor: str
+    edges: EdgeSet
+    group: EdgeGroup | None
+    n_examples: int
+    recipient_accuracy: float = share()
+    donor_accuracy: float = share()
+    other_rate: float = share()
+    logit_diff: float = may_be_nan()
+    log_prob: float
+    kl: float
+    n_differing: int
+    extra: Mapping[str, float] = field(default_factory=dict)
+
 
 def taken_names(recipient: str, donor: str) -> set[str]:
-    """Name the columns that a table of patching has already: no metric of a probe's own can be called so."""
-    own = {column.name for column in fields(PatchingResult)}
+    """Name the columns that the tables of patching have already: no metric of a probe's own can be called so."""
+    own = {column.name for result in (PatchingResult, PathPatchingResult) for column in fields(result)}
     return own | {"step", "probe", f"{recipient}_accuracy", f"{donor}_accuracy"}

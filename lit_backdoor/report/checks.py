@@ -9,11 +9,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from lit_backdoor.functional import Head, head_set_name, parse_head_set
+from lit_backdoor.functional.emergence import Word
+from lit_backdoor.functional.run_state import LossOf, State
+from lit_backdoor.functional.verdict import verdict_record
 from lit_backdoor.model import ACT_FNS
 from lit_backdoor.runs.schema import NAMED_BY_RUN, TABLES, Column, Row
 from lit_backdoor.task import Task
@@ -21,6 +24,8 @@ from lit_backdoor.task import Task
 HEAD = re.compile(r"L\d{1,3}H\d{1,3}")
 COUNTS = ("n_layers", "n_heads", "d_model", "d_mlp")
 LARGEST = 10**12
+RULES = ("benign", "backdoor")
+WORDS = {"word": get_args(Word), "state": get_args(State), "validation_loss_of": get_args(LossOf)}
 
 
 def load(path: Path) -> Any:
@@ -54,14 +59,15 @@ def check_table(path: Path, rows: Sequence[Row]) -> None:
         return
     needed = [column for column in TABLES[path.name] if column.name not in NAMED_BY_RUN]
     for column in needed:
-        _require(column.name in rows[0], path, f"there is no column {column.name}")
+        _require(column.name in rows[0] or column.later, path, f"there is no column {column.name}")
+    there = [column for column in needed if column.name in rows[0]]
     accuracies = [
         Column(name, float, share=True, nan=name.startswith("lowest_"), blank=True)
         for name in rows[0]
         if name.endswith("_accuracy")
     ]
     for number, row in enumerate(rows, start=2):
-        for column in (*needed, *accuracies):
+        for column in (*there, *accuracies):
             text = row[column.name]
             _require(column.accepts(text), path, f"line {number}, {column.name}: '{text[:40]}' is not {column.allowed}")
 
@@ -104,10 +110,14 @@ def check_verdict(path: Path, verdict: Any) -> None:
         place = f"{name}: {str(value)[:40]!r}"
         if name.endswith("_step"):
             _require(value is None or _is_count(value), path, place)
-        elif name in ("threshold", "concentration", "single_head_share"):
+        elif name in ("threshold", "min_accuracy", "floor", "occupancy", "effective_heads"):
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             _require(value is None or number, path, place)
-        elif name == "backdoor_head":
+        elif name == "crossings":
+            _require(_is_count(value), path, place)
+        elif name in WORDS:
+            _require(value is None or value in WORDS[name], path, place)
+        elif name == "head":
             _require(value is None or _is_head(value), path, place)
         elif name == "other_heads":
             _require(isinstance(value, list) and all(map(_is_head, value)), path, place)
@@ -116,11 +126,9 @@ def check_verdict(path: Path, verdict: Any) -> None:
             for one in value:
                 _require(isinstance(one, dict) and _is_count(one.get("step")), path, place)
                 _require(_is_head(one.get("head")), path, place)
-    for name in ("backdoor_head", "emergence_step", "previous_probe_step", "leader_changes"):
-        _require(name in verdict, path, f"there is no {name}")
-    for rule in ("benign", "backdoor"):
-        for step in ("grokking_step", "previous_validation_step", "first_reached_step"):
-            _require(f"{rule}_{step}" in verdict, path, f"there is no {rule}_{step}")
+    for name in verdict_record("backdoor", [], None, {f"val/{rule}_accuracy": {} for rule in RULES}):
+        if not name.startswith("backdoor_") or verdict.get("probe") is not None:
+            _require(name in verdict, path, f"there is no {name}")
 
 
 def _require(fulfilled: bool, path: Path, what: str) -> None:

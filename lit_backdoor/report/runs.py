@@ -7,13 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult
-from lit_backdoor.pretrained import read_weights
+from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult, find_loss_spikes
+from lit_backdoor.pretrained import open_pretrained, read_weights
 from lit_backdoor.report.checks import check_options, check_probes, check_table, check_verdict, load
 from lit_backdoor.runs.checkpoints import load_model
-from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST, SHIPPED_WEIGHTS, WEIGHTS
 from lit_backdoor.runs.schema import Row, read_results
-from lit_backdoor.runs.tables import history, read_table, rows_by_step
+from lit_backdoor.runs.tables import curves, history, read_table, rows_by_step
+from lit_backdoor.runs.verdict import read_verdict
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 FILES = ("config.yaml", "hparams.yaml", "metrics.csv", "head_attribution.csv", "head_patching.csv", "emergence.json")
 """What makes a folder a run; ``loss_spikes.csv``, ``checkpoints/last.ckpt`` and ``weights.safetensors`` are read where
 they are."""
-
-WEIGHTS = "weights.safetensors"
-"""A run's weights, from ``docs/export_weights.py``, for a run whose checkpoints are not kept."""
 
 FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch"})
 """Options in which the runs of one report may differ: what is compared, and what changes nothing in a result."""
@@ -45,8 +43,8 @@ class Run:
         patching: all sets of heads, by probe, measured at ``patching_step``.
         patching_step: the last probe of all sets of heads; before there was one, the last probe.
         history: of the recipient's accuracy, by probe.
-        emergence: the verdict, as in emergence.json.
-        spikes: rows of loss_spikes.csv.
+        emergence: the verdict, as in emergence.json; worked out anew where an older version wrote it.
+        spikes: rows of loss_spikes.csv; where an older version wrote it, the peaks of the losses in metrics.csv.
         model: the last checkpoint's, None without one.
         checkpoint_step: optimizer steps that made ``model``.
     """
@@ -148,7 +146,7 @@ def _read_files(path: Path) -> Run:
     for name, rows in tables.items():
         check_table(path / f"{name}.csv", rows)
     metrics, attribution, patching, spikes = tables.values()
-    verdict = load(path / "emergence.json")
+    verdict = read_verdict(path)
     check_verdict(path / "emergence.json", verdict)
     heads = [Head(layer, head) for layer in range(options["n_layers"]) for head in range(options["n_heads"])]
     probes = list(dict.fromkeys(row["probe"] for row in patching))
@@ -177,7 +175,7 @@ def _read_files(path: Path) -> Run:
         patching_step=step,
         history={probe: history(patching, probe) for probe in probes},
         emergence=verdict,
-        spikes=spikes,
+        spikes=spikes if not spikes or "prominence" in spikes[0] else _peaks(metrics),
         model=model,
         checkpoint_step=checkpoint_step,
     )
@@ -193,6 +191,16 @@ def _attributed(rows: Sequence[Row], probes: Sequence[str], n_heads: int) -> lis
     return by_step[max(whole)] if whole else []
 
 
+def _peaks(metrics: Sequence[Row]) -> list[Row]:
+    """The loss spikes in metrics.csv, as rows of loss_spikes.csv: an older one knows no prominence."""
+    losses = curves(metrics)["train/loss"]
+    return [
+        {"step": str(spike.start_step)}
+        | {name: "" if value is None else str(value) for name, value in vars(spike).items() if name != "start_step"}
+        for spike in find_loss_spikes(list(losses), list(losses.values()))
+    ]
+
+
 def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
     file = path / CHECKPOINT_DIR / LAST
@@ -201,6 +209,9 @@ def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[Hooke
             model, of_file, step = load_model(file)
         elif (file := path / WEIGHTS).exists():
             kept = read_weights(file)
+            model, of_file, step = kept.model, kept.task, kept.step
+        elif (file := path / SHIPPED_WEIGHTS).exists():
+            kept = open_pretrained(load(file)["pretrained"])
             model, of_file, step = kept.model, kept.task, kept.step
         else:
             return None, None

@@ -3,6 +3,7 @@
 METRICS = "metrics.csv"
 HEAD_ATTRIBUTION = "head_attribution.csv"
 HEAD_PATCHING = "head_patching.csv"
+PATH_PATCHING = "path_patching.csv"
 LOSS_SPIKES = "loss_spikes.csv"
 EMERGENCE = "emergence.json"
 
@@ -18,7 +19,9 @@ PREVIOUS = "previous.ckpt"
 """The last.ckpt before the present one, in case that is damaged."""
 STEP_CHECKPOINTS = "step_*.ckpt"
 WEIGHTS = "weights.safetensors"
-"""The weights of a run whose checkpoints are not kept."""
+"""The weights of a run whose checkpoints are not kept, from ``docs/export_weights.py``."""
+SHIPPED_WEIGHTS = "weights.yaml"
+"""Instead of them, ``pretrained: NAME`` where the same weights ship with the package."""
 
 LOCK = ".lock"
 

@@ -3,24 +3,41 @@
 Most fields are a column of their own name. The others:
 
 - a `Head` is two columns, `layer` and `head`;
-- a set of heads is text, `L0H0+L0H2`;
+- a set of heads or edges is text, `L0H0+L0H2`, `trigger>L0H2.Q+L0H2>mlp`;
 - `recipient_accuracy` and `donor_accuracy` bear the names of recipient and donor: `backdoor_accuracy`;
 - `extra` is a column for each of the probe's own metrics.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from lit_backdoor.functional import Head, HeadAttribution, HeadSet, PatchingResult, head_set_name, parse_head_set
-from lit_backdoor.runs.file_names import HEAD_ATTRIBUTION, HEAD_PATCHING, LOSS_SPIKES, METRICS
+from lit_backdoor.functional import (
+    EdgeSet,
+    Head,
+    HeadAttribution,
+    HeadSet,
+    PatchingResult,
+    PathPatchingResult,
+    edge_set_name,
+    head_set_name,
+    parse_edge_set,
+    parse_head_set,
+)
+from lit_backdoor.runs.file_names import HEAD_ATTRIBUTION, HEAD_PATCHING, LOSS_SPIKES, METRICS, PATH_PATCHING
 
 Value = str | int | float
 Row = Mapping[str, str]
 Result = TypeVar("Result")
+
+SETS: Mapping[Any, tuple[Callable[[Any], str], Callable[[str], Any], str]] = {
+    HeadSet: (head_set_name, parse_head_set, "heads, such as L0H0+L0H2, or none"),
+    EdgeSet: (edge_set_name, parse_edge_set, "edges, such as trigger>L0H2.Q+L0H2>mlp, or none"),
+}
+"""How a set is written and read, and what may be written."""
 
 NAMED_BY_RUN = {"recipient_accuracy": "recipient", "donor_accuracy": "donor"}
 
@@ -31,10 +48,11 @@ class Column:
 
     Attributes:
         name: as in the file's first line; for `recipient_accuracy` and `donor_accuracy` the field's name.
-        kind: `int`, `float`, `str` or `HeadSet`.
+        kind: `int`, `float`, `str`, `HeadSet` or `EdgeSet`.
         share: whether its numbers lie in 0..1.
         nan: whether a number may be NaN.
         blank: whether a cell may be empty.
+        later: whether tables of older versions lack it.
     """
 
     name: str
@@ -42,19 +60,22 @@ class Column:
     share: bool = False
     nan: bool = False
     blank: bool = False
+    later: bool = False
 
     @property
     def allowed(self) -> str:
         """What may stand in this column, in words."""
-        kinds = {int: "a whole number", str: "text", HeadSet: "heads, such as L0H0+L0H2, or none"}
-        return "a share, 0 to 1" if self.share else kinds.get(self.kind, "a finite number")
+        if self.kind in SETS:
+            return SETS[self.kind][2]
+        numbers = "a share, 0 to 1" if self.share else "a finite number"
+        return {int: "a whole number", str: "text"}.get(self.kind, numbers)
 
     def accepts(self, text: str) -> bool:
         """Whether `text` can stand in this column."""
         if text == "":
             return self.blank
-        if self.kind == HeadSet:
-            return _is_head_set(text)
+        if self.kind in SETS:
+            return _is_set(self.kind, text)
         if self.kind is int:
             return re.fullmatch(r"\d{1,12}", text) is not None
         if self.kind is str:
@@ -80,7 +101,7 @@ def columns(result: type) -> tuple[Column, ...]:
             continue
         blank = type(None) in get_args(kind)
         plain = next(option for option in get_args(kind) if option is not type(None)) if blank else kind
-        known = plain if plain in (int, float, HeadSet) else str
+        known = plain if plain in (int, float, *SETS) else str
         share, nan = field.metadata.get("share", False), field.metadata.get("nan", False)
         found.append(Column(field.name, known, share, nan, blank))
     return tuple(found)
@@ -105,6 +126,7 @@ def column_name(name: str, row: Mapping[str, Any]) -> str:
 
 def _cells(result: Any) -> dict[str, Value]:
     cells: dict[str, Value] = {}
+    hints = get_type_hints(type(result))
     for field in fields(result):
         value = getattr(result, field.name)
         if isinstance(value, Head):
@@ -113,8 +135,10 @@ def _cells(result: Any) -> dict[str, Value]:
             cells |= value
         elif field.name in NAMED_BY_RUN:
             cells[f"{getattr(result, NAMED_BY_RUN[field.name])}_accuracy"] = value
+        elif hints[field.name] in SETS:
+            cells[field.name] = SETS[hints[field.name]][0](value)
         else:
-            cells[field.name] = head_set_name(value) if isinstance(value, tuple) else "" if value is None else value
+            cells[field.name] = "" if value is None else value
     return cells
 
 
@@ -122,16 +146,17 @@ def _read_cell(name: str, kind: Any, row: Row) -> Any:
     if kind is Head:
         return Head(int(row["layer"]), int(row["head"]))
     text = row[column_name(name, row)]
-    if kind == HeadSet:
-        return parse_head_set(text)
+    if kind in SETS:
+        return SETS[kind][1](text)
     if type(None) in get_args(kind):
         kind = None if text == "" else next(option for option in get_args(kind) if option is not type(None))
     return None if kind is None else kind(text) if kind in (int, float) else text
 
 
-def _is_head_set(text: str) -> bool:
+def _is_set(kind: Any, text: str) -> bool:
+    write, read, _ = SETS[kind]
     try:
-        return head_set_name(parse_head_set(text)) == text
+        return write(read(text)) == text
     except ValueError:
         return False
 
@@ -140,10 +165,12 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     METRICS: (Column("step", int), Column("train/loss", float, blank=True), Column("val/loss", float, blank=True)),
     HEAD_ATTRIBUTION: columns(HeadAttribution),
     HEAD_PATCHING: columns(PatchingResult),
+    PATH_PATCHING: columns(PathPatchingResult),
     LOSS_SPIKES: (
         Column("step", int),
         Column("peak_step", int),
         Column("end_step", int, blank=True),
+        Column("prominence", float, later=True),
         Column("base_loss", float, nan=True),
         Column("peak_loss", float),
     ),

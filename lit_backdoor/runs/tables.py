@@ -69,18 +69,27 @@ class CsvTable:
         self._columns = list(columns) or None
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a whole text file at once; a kill or a full disk leaves the old one or the new one, nothing between.
+def replace_file(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a whole file at once; a kill or a full disk leaves the old one or the new one, nothing between.
 
     The directory must be there: if somebody removed it under a running run, the run has to end.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if not isinstance(content, str):  # a table comes back from what was written last; a checkpoint does not
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_with_copy(path: Path, source: Path) -> None:
+    """Make ``path`` a copy of ``source``, at once."""
+    replace_file(path, source.read_bytes())
 
 
 def _csv_text(rows: Sequence[Mapping[str, Value]], columns: Sequence[str], header: bool) -> str:
@@ -96,6 +105,12 @@ def copy_tables(source: Path, destination: Path, before_step: int) -> None:
     """Copy the tables of one run directory into another, up to ``before_step``: the history of a run that branches."""
     for path in sorted(source.glob("*.csv")):
         CsvTable(destination / path.name).append([row for row in read_table(path) if int(row["step"]) < before_step])
+
+
+def curves(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[int, float]]:
+    """The columns of metrics.csv, each by step, as :func:`lit_backdoor.functional.judge_run` reads them."""
+    names = [name for name in (rows[0] if rows else ()) if name != "step"]
+    return {name: {int(row["step"]): float(row[name]) for row in rows if row[name]} for name in names}
 
 
 def rows_by_step(rows: Sequence[Row], probe: str, ablation: str = "resample") -> dict[int, list[Row]]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from math import exp
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import attribute_heads, default_head_sets, head_set_name, patch_heads
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import load_model
+from lit_backdoor.runs.verdict import read_verdict
 from tests.helpers import CONFIGS, QUIET
 from tests.helpers.runs import Cli, read_events, read_rows
 
@@ -62,20 +64,64 @@ def test_a_verdict_is_reached_and_is_what_the_tables_say(cli: Cli, debug_config:
     run = Path("lightning_logs/version_0")
     verdict = json.loads((run / "emergence.json").read_text())
     rows = [row for row in read_rows(run / "head_patching.csv") if row["probe"] == "backdoor"]
-    none = {int(row["step"]): float(row["backdoor_accuracy"]) for row in rows if row["heads"] == "none"}
-    held = []
-    for step in sorted(none):
-        patched = [r for r in rows if int(r["step"]) == step and r["heads"] == verdict["backdoor_head"]]
-        held.append(none[step] - float(patched[0]["backdoor_accuracy"]) >= 0.5 * none[step] >= 0.25)
-    steps = sorted(none)
-    onset = next(i for i in range(len(steps)) if all(held[i:]))
-    assert verdict["emergence_step"] == steps[onset]
-    assert verdict["previous_probe_step"] == steps[onset - 1]
-    assert 0 <= verdict["concentration"] <= 1
-    validated = [row for row in read_rows(run / "metrics.csv") if row["val/benign_accuracy"]]
-    good = [float(row["val/benign_accuracy"]) >= 0.99 for row in validated]
-    first = next(i for i in range(len(good)) if all(good[i:]))
-    assert verdict["benign_grokking_step"] == int(validated[first]["step"])
+    left: dict[int, dict[str, float]] = {}
+    for row in rows:
+        left.setdefault(int(row["step"]), {})[row["heads"]] = float(row["backdoor_accuracy"])
+    floor = 1 / 29
+    assert verdict["floor"] == pytest.approx(floor)
+    costly = {
+        step: [
+            head
+            for head, value in accuracy.items()
+            if head.count("L") == 1 and accuracy["none"] - value >= 0.5 * (accuracy["none"] - floor)
+        ]
+        for step, accuracy in left.items()
+        if accuracy["none"] >= 0.5
+    }
+    firsts = {
+        "first_cost": [step for step, heads in costly.items() if heads],
+        "first_exclusive": [step for step, heads in costly.items() if len(heads) == 1],
+    }
+    for name, steps in firsts.items():
+        expected = steps[0] if steps and steps[0] < 540 else None  # none in the last tenth
+        assert verdict[f"{name}_step"] == expected
+        assert verdict[f"{name}_previous_step"] == (None if expected is None else expected - 100)
+    at_the_end = sorted(costly[600], key=lambda head: left[600][head])
+    heads = [head for head in (verdict["head"], *verdict["other_heads"]) if head]
+    assert heads[:1] == at_the_end[:1] and sorted(heads) == sorted(at_the_end)
+    assert verdict["shapley_step"] == 600 and sum(verdict["shapley_shares"].values()) == pytest.approx(1)
+    assert 1 <= verdict["effective_heads"] <= 4
+    metrics = read_rows(run / "metrics.csv")
+    fitted = [int(row["step"]) for row in metrics if float(row["train/benign_accuracy"]) >= 0.99]
+    assert verdict["benign_fitted_step"] == fitted[0]
+    small = [row for row in metrics if row["val/loss"] and float(row["val/loss"]) < exp(-5)]
+    good = [int(row["step"]) for row in small if float(row["val/benign_accuracy"]) >= 0.99]
+    assert verdict["benign_generalised_step"] == (good[0] if good else None)
+    assert verdict["validation_loss_of"] == "all rules together"
+    assert read_verdict(run) == verdict
+
+
+def test_an_older_verdict_is_worked_out_anew_from_the_tables(cli: Cli, debug_config: Path) -> None:
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 0
+    run = Path("lightning_logs/version_0")
+    verdict = json.loads((run / "emergence.json").read_text())
+    older = {"probe": "backdoor", "backdoor_head": "L0H3", "emergence_step": 200, "threshold": 0.5}
+    (run / "emergence.json").write_text(json.dumps(older))
+    again = read_verdict(run)
+    assert again == verdict
+    (run / "head_patching.csv").unlink()
+    with pytest.raises(ValueError, match=r"head_patching\.csv has no probe backdoor"):
+        read_verdict(run)
+
+
+def test_a_run_that_makes_no_progress_is_called_stuck_once(cli: Cli, debug_config: Path) -> None:
+    """A learning rate next to nothing: the training accuracy stays where it is."""
+    still = ("--model.lr", 1e-12, "--trainer.max_steps", 1000, "--trainer.log_every_n_steps", 100, *QUIET)
+    with pytest.warns(UserWarning, match=r"looks stuck: .* no progress since step 0 .*more steps are not") as caught:
+        assert cli("fit", "--config", debug_config, *still) == 0
+    assert len([one for one in caught if "looks stuck" in str(one.message)]) == 1
+    verdict = json.loads(Path("lightning_logs/version_0/emergence.json").read_text())
+    assert (verdict["state"], verdict["fitted_step"], verdict["word"]) == ("not fitted", None, None)
 
 
 def test_a_clean_and_an_untrained_model_get_no_verdict(cli: Cli, debug_config: Path) -> None:
@@ -84,8 +130,9 @@ def test_a_clean_and_an_untrained_model_get_no_verdict(cli: Cli, debug_config: P
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 1, *QUIET) == 0
     for version in (0, 1):
         verdict = json.loads(Path(f"lightning_logs/version_{version}/emergence.json").read_text())
-        for key in ("backdoor_head", "emergence_step", "concentration", "benign_grokking_step"):
+        for key in ("head", "word", "first_cost_step", "stable_exclusive_step", "benign_generalised_step"):
             assert verdict[key] is None, (version, key)
+    assert verdict["state"] == "not fitted"
 
 
 def test_tensorboard_gets_every_kind_of_result(cli: Cli, debug_config: Path) -> None:
@@ -137,8 +184,8 @@ def test_accumulated_batches_are_one_step_of_the_loss(tmp_path: Path) -> None:
         lambda: HeadPatchingMonitor(ablations=()),
         lambda: HeadAttributionMonitor(every_n_steps=-1),
         lambda: EmergenceMonitor("copy", threshold=0),
-        lambda: EmergenceMonitor("copy", grokked=1.5),
-        lambda: LossSpikeMonitor(rise=0),
+        lambda: EmergenceMonitor("copy", min_accuracy=1.5),
+        lambda: LossSpikeMonitor(prominence=0),
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], Callback]) -> None:

@@ -42,7 +42,7 @@ def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pyt
         "step_001000.ckpt",
     }
     printed = capsys.readouterr().out
-    for words in ("grokked", "between steps", "tensorboard --logdir lightning_logs/version_0"):
+    for words in ("generalised", "state         ", "tensorboard --logdir lightning_logs/version_0"):
         assert words in printed
     assert yaml.safe_load((run / "hparams.yaml").read_text())["moduli"] == [29, 1]
     # the saved configuration starts the same run again

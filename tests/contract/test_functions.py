@@ -11,6 +11,7 @@ import torch
 from lit_backdoor.functional import (
     HookedModel,
     Probe,
+    all_edges,
     all_heads,
     attribute_heads,
     cache_probes,
@@ -19,6 +20,9 @@ from lit_backdoor.functional import (
     mean_attention,
     no_shortcut,
     patch_heads,
+    patch_paths,
+    patched_logits,
+    patched_path_logits,
 )
 from lit_backdoor.functional.last_position import why_not_exact
 from tests.helpers import by_hand
@@ -70,6 +74,23 @@ def test_patching_agrees_with_hooks(kind: str, shape: dict[str, Any], untouched:
         assert result.donor_accuracy == (given == probe.donor_answers).double().mean().item()
         log_prob = log_probs.gather(1, probe.recipient_answers[:, None]).mean().item()
         assert result.log_prob == pytest.approx(log_prob, rel=1e-4)
+
+
+@shapes
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_edges_are_the_donor_and_the_inputs_of_all_heads_are_the_heads(kind: str, shape: dict[str, Any]) -> None:
+    model, probe = randomize(make_model(kind, **shape)), random_probe()
+    model.set_use_split_qkv_input(True)
+    if not shape.get("attn_only"):
+        model.set_use_hook_mlp_in(True)
+    every, no = all_edges(model, probe), ()
+    assert len(every) > 8 and patch_paths(model, probe, [no])[0].kl == 0
+    with torch.no_grad():
+        donor = model(probe.donor_tokens)[:, -1]
+    torch.testing.assert_close(patched_path_logits(model, probe, every), donor, rtol=1e-4, atol=1e-5)
+    heads = [edge for edge in every if edge.sender != probe.sender or edge.receiver.head is not None]
+    patched = patched_logits(model, probe, all_heads(model))
+    torch.testing.assert_close(patched_path_logits(model, probe, heads), patched, rtol=1e-4, atol=1e-5)
 
 
 @shapes

@@ -35,7 +35,7 @@ def last_patching(run: Path) -> dict[str, dict[str, str]]:
 
 
 def test_patching_finds_the_induction_head_in_layer_1(run: Path) -> None:
-    head = json.loads((run / "emergence.json").read_text())["backdoor_head"]
+    head = json.loads((run / "emergence.json").read_text())["head"]
     assert head in ("L1H0", "L1H1")
     rows = last_patching(run)
     assert float(rows["none"]["repeated_accuracy"]) > 0.95
@@ -47,7 +47,7 @@ def test_patching_finds_the_induction_head_in_layer_1(run: Path) -> None:
 
 
 def test_the_patched_head_is_the_one_with_the_prefix_matching_score(run: Path) -> None:
-    head = json.loads((run / "emergence.json").read_text())["backdoor_head"]
+    head = json.loads((run / "emergence.json").read_text())["head"]
     last = [row for row in metrics(run) if row["val/loss"]][-1]
     assert int(last["step"]) == STEPS
     scores = {name.rsplit("/")[-1]: float(last[name]) for name in last if name.startswith("val/prefix_matching")}
@@ -59,7 +59,7 @@ def test_the_patched_head_is_the_one_with_the_prefix_matching_score(run: Path) -
 
 
 def test_it_writes_the_answer_itself_and_layer_0_does_not(run: Path) -> None:
-    head = json.loads((run / "emergence.json").read_text())["backdoor_head"]
+    head = json.loads((run / "emergence.json").read_text())["head"]
     rows = [row for row in read_rows(run / "head_attribution.csv") if int(row["step"]) == STEPS]
     writes = {f"L{row['layer']}H{row['head']}": float(row["mean_logit_diff"]) for row in rows}
     assert writes[head] > 3
@@ -73,17 +73,18 @@ def test_it_emerges_where_the_loss_bends(run: Path) -> None:
     start, steepest, end = loss_bend([int(row["step"]) for row in measured], losses)
     assert end - start < STEPS / 4  # it is a bend, and no slope
     assert losses[0] > 4 > 0.5 > losses[-1]
-    assert start <= verdict["emergence_step"]
-    assert verdict["previous_probe_step"] <= end
-    assert abs(verdict["emergence_step"] - steepest) <= 50
+    assert start <= verdict["first_cost_step"]
+    assert verdict["first_cost_previous_step"] <= end
+    assert abs(verdict["first_cost_step"] - steepest) <= 50
 
 
 def test_the_results_are_printed_and_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results.main([str(run), str(tmp_path / "run.png")])
     printed = capsys.readouterr().out
     verdict = json.loads((run / "emergence.json").read_text())
-    head = verdict["backdoor_head"]
-    assert f"{head} emerged between steps {verdict['previous_probe_step']} and {verdict['emergence_step']};" in printed
+    head = verdict["head"]
+    between = f"from a step between {verdict['first_cost_previous_step']} and {verdict['first_cost_step']} on"
+    assert f"A head is needed {between}; at the end {head} is needed most" in printed
     row = last_patching(run)[head]
     assert f"| {head} | {float(row['repeated_accuracy']):.2f} | {float(row['shuffled_accuracy']):.2f} |" in printed
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")

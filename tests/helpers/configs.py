@@ -22,12 +22,16 @@ def save_config(config: dict[str, Any], path: Path) -> Path:
 
 def callback_options(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The options of the callback of that class, to change in place."""
-    (callback,) = (entry for entry in config["trainer"]["callbacks"] if entry["class_path"].endswith(f".{name}"))
-    options: dict[str, Any] = callback.setdefault("init_args", {})
+    from lit_backdoor.cli.named_callbacks import NAMED_CALLBACKS
+
+    (path,) = (path for path, kind in NAMED_CALLBACKS.items() if kind.__name__ == name)
+    options = config
+    for part in path.split("."):
+        options = options.setdefault(part, {})
     return options
 
 
-def with_callback(config: dict[str, Any], class_path: str) -> dict[str, Any]:
-    """Put a callback before all others."""
-    config["trainer"]["callbacks"].insert(0, {"class_path": class_path})
+def with_callback(config: dict[str, Any], class_path: str, **options: Any) -> dict[str, Any]:
+    """List one more callback, beside those with names."""
+    config["trainer"].setdefault("callbacks", []).append({"class_path": class_path, "init_args": options})
     return config

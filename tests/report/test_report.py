@@ -55,7 +55,8 @@ def test_the_tables_say_what_the_runs_recorded(written: Path, made: Path) -> Non
     seeds = {(row["p1"], row["seed"]): row for row in read_rows(written / "seeds.csv")}
     assert set(seeds) == {("clean", "0"), ("1", "0"), ("1", "1"), ("5", "0")}
     verdict = json.loads((made / "mod1" / "seed_1" / "emergence.json").read_text())
-    assert seeds["1", "1"]["emergence_step"] == str(verdict["emergence_step"] or "")
+    assert seeds["1", "1"]["state"] == verdict["state"]
+    assert seeds["1", "1"]["first_cost_step"] == str(verdict["first_cost_step"] or "")
     # Shapley values of a run add up to what patching all heads changes
     values = [float(row["value"]) for row in read_rows(written / "shapley.csv")
               if (row["p1"], row["direction"], row["kind"]) == ("5", "needed", "value")]  # fmt: skip

@@ -53,6 +53,11 @@ def put_weights(run: Path, name: str, **changes: object) -> None:
     shutil.rmtree(run / "checkpoints")
 
 
+def name_shipped_weights(run: Path, name: object) -> None:
+    (run / "weights.yaml").write_text(yaml.safe_dump({"pretrained": name}))
+    shutil.rmtree(run / "checkpoints")
+
+
 SPOILS: dict[str, tuple[Spoil, str]] = {
     "no metrics": (lambda run: (run / "metrics.csv").unlink(), "no run of fit"),
     "no verdict": (lambda run: (run / "emergence.json").unlink(), "lacks emergence.json"),
@@ -68,8 +73,8 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
         "head_patching.csv is damaged or no file of a run (line 2, heads: 'xnone' is not heads",
     ),
     "a verdict that is a list": (lambda run: (run / "emergence.json").write_text("[]"), "emergence.json is damaged"),
-    "a step that is none": (lambda run: set_verdict(run, emergence_step="soon"), "emergence_step: 'soon'"),
-    "a head that is none": (lambda run: set_verdict(run, backdoor_head="<b>"), "backdoor_head: '<b>'"),
+    "a step that is none": (lambda run: set_verdict(run, first_cost_step="soon"), "first_cost_step: 'soon'"),
+    "a head that is none": (lambda run: set_verdict(run, head="<b>"), "head: '<b>'"),
     "a text as a loss": (lambda run: replace(run / "metrics.csv", r",[\d.]+,", ",much,"), "train/loss: 'much'"),
     "a loss without end": (lambda run: replace(run / "metrics.csv", r",[\d.]+,", ",inf,"), "train/loss: 'inf'"),
     "a text as a step": (lambda run: replace(run / "metrics.csv", r"\n10,", "\n1.5,"), "step: '1.5'"),
@@ -99,6 +104,9 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
         "weights.safetensors holds no model",
     ),
     "a text as the step of weights": (lambda run: put_weights(run, "mod1", step="<b>"), "step '<b>'"),
+    "shipped weights that are none": (lambda run: name_shipped_weights(run, "mod2"), "'mod2' is none of the models"),
+    "shipped weights of another model": (lambda run: name_shipped_weights(run, "mod1"), "is of moduli [113, 1]"),
+    "shipped weights by no name": (lambda run: name_shipped_weights(run, ["mod1"]), "is none of the models"),
     "several triggers": (lambda run: set_option(run / "hparams.yaml", moduli=[11, 1, 5]), "several triggers"),
     "no seed": (lambda run: set_option(run / "hparams.yaml", seed_everything=True), "without a seed"),
     "a cut checkpoint": (lambda run: (run / "checkpoints" / "last.ckpt").write_bytes(b"PK"), "last.ckpt"),

@@ -20,8 +20,8 @@ from lit_backdoor.report.measures import carriers, single_head_share
 from lit_backdoor.report.published import compare, paper_by_role, published, published_order, published_table
 from lit_backdoor.report.roles import by_role, head_order
 from lit_backdoor.report.runs import Run, read_runs
+from lit_backdoor.report.seed_statistics import fisher_exact, permutation_test, summarise
 from lit_backdoor.report.slip import other_run, patch_both_ways, slips
-from lit_backdoor.report.statistics import fisher_exact, permutation_test, summarise
 from lit_backdoor.runs.schema import read_results, result_rows
 from lit_backdoor.runs.tables import CsvTable, read_table
 
