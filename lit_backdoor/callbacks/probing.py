@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_backdoor.callbacks.charts import Charts, lay_out_charts
 from lit_backdoor.callbacks.run import ContractError, keeps_files, make_run_dir, refuse_existing, run_dir
-from lit_backdoor.functional import HookedModel, Probe
+from lit_backdoor.functional import HookedModel, Probe, no_shortcut
+from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.schema import Value
@@ -175,7 +177,10 @@ class ProbeCallback(Callback):
         start = time.perf_counter()
         step = trainer.global_step
         self.probes = {name: probe.to(module.device) for name, probe in self.probes.items()}
-        rows = self.probe(trainer, self._model(module), step, last)
+        model = self._model(module)
+        # A pass through the whole model keeps PyTorch's own threads: it can't be cut into blocks of rows.
+        with one_torch_thread() if no_shortcut(model) is None else nullcontext():
+            rows = self.probe(trainer, model, step, last)
         if table := self._table_of(trainer):
             if step == self.probed_step:
                 table.truncate(step)

@@ -109,7 +109,7 @@ def test_a_resume_is_exact_with_several_threads(
 ) -> None:
     """Several blocks of rows on two threads, as on a user's machine, and the whole HookedTransformer."""
     torch.set_num_threads(2)
-    monkeypatch.setattr("lit_backdoor.functional.last_position.BLOCK_ROWS", 200)
+    monkeypatch.setattr("lit_backdoor.functional.row_threads.BLOCK_ROWS", 200)
     try:
         for steps, more in (
             (12, ()),
