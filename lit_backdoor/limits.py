@@ -55,7 +55,8 @@ def within_limits(function: Callable[Parameters, Result]) -> Callable[Parameters
     """Check the arguments of ``function`` against the limits in its annotations, at every call.
 
     Limits are: the number types of this module, ``Literal``, and unions, lists and tuples of those. Whatever else is
-    annotated is not checked. An error of a constructor names its class, as in ``LossSpikeMonitor.rise``.
+    annotated is not checked. The function gets plain numbers. An error of a constructor names its class, as in
+    ``LossSpikeMonitor.rise``.
 
     Raises:
         ValueError: at the call, naming the argument, its value and what is allowed.
@@ -71,14 +72,30 @@ def within_limits(function: Callable[Parameters, Result]) -> Callable[Parameters
 
     @wraps(function)
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        given = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments
         owner = type(given["self"]).__name__ if "self" in given else function.__name__
         for name, value in given.items():
             if not _fits(value, kinds[name]):
                 raise ValueError(f"{owner}.{name}: {value!r} is not allowed; allowed: {allowed(kinds[name])}")
-        return function(*args, **kwargs)
+            given[name] = plain(value)
+        return function(*bound.args, **bound.kwargs)
 
     return checked
+
+
+def plain(value: Any) -> Any:
+    """Turn numbers of the types above, which the command line hands over, into those of Python.
+
+    What is saved in files must not need this module to be read again.
+    """
+    if hasattr(value, "_restrictions"):
+        return value._type(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
 
 
 def allowed(kind: Any) -> str:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def test_the_task_and_the_functions_need_no_lightning() -> None:
 
 
 FLOORS = (
+    {"limits"},
     {"limits"},
     {"functional", "task"},
     {"show", "model", "datamodule"},
@@ -57,14 +59,21 @@ def imports_of_rooms() -> Iterator[tuple[Path, str, str]]:
 
 def test_nothing_imports_upwards() -> None:
     floor = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-    there = {path.stem for path in (ROOT / "lit_backdoor").iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert there - ON_TOP - {"__pycache__", "py"} == floor.keys()
+    entries = (ROOT / "lit_backdoor").iterdir()
+    there = {path.stem for path in entries if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert there - ON_TOP == floor.keys()
     upward = [
         f"{path.relative_to(ROOT)} imports {imported}"
         for path, room, imported in imports_of_rooms()
         if room not in ON_TOP and imported in floor and floor[imported] >= floor[room]
     ]
     assert upward == []
+
+
+def test_a_wheel_has_every_package() -> None:
+    packages = {path.parent.relative_to(ROOT) for path in (ROOT / "lit_backdoor").rglob("__init__.py")}
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert set(listed) == {".".join(path.parts) for path in packages} | {"lit_backdoor.configs"}
 
 
 def test_no_function_hides_the_module_it_lives_in() -> None:

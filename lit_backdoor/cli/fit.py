@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -27,10 +27,11 @@ from lit_backdoor.cli.named_callbacks import add_named_callbacks, all_callbacks,
 from lit_backdoor.cli.option_checks import as_list, check_trainer_options, refuse_nulls, refuse_nulls_of_classes
 from lit_backdoor.cli.parser import OneLineParser, add_threads_option, checking_options, given_path
 from lit_backdoor.cli.quiet import quiet_lightning, quiet_writers
-from lit_backdoor.cli.resume import NO_OPTIMIZER, check_checkpoint, require_steps_left, stored_seed
+from lit_backdoor.cli.resume import OPTIMIZER_OPTIONS, check_checkpoint, require_steps_left, stored_seed
 from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.functional.row_threads import set_row_threads
+from lit_backdoor.limits import plain
 from lit_backdoor.logger import RunLogger
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import read_checkpoint
@@ -207,12 +208,10 @@ class BackdoorCLI(LightningCLI):
         """Lightning's ``--optimizer`` and ``--lr_scheduler``; the model's hyperparameters then name them too."""
         options = self.config_init[str(subcommand)]
         if options["lr_scheduler"] is not None and options["optimizer"] is None:
-            raise ValueError(
-                "lr_scheduler: it needs an optimizer; add one, such as --optimizer AdamW --optimizer.lr 1e-3"
-            )
+            raise ValueError("lr_scheduler: a schedule needs an optimizer: --optimizer AdamW --optimizer.lr 1e-3, say")
         super()._add_configure_optimizers_method_to_model(subcommand)
         if options["optimizer"] is not None:
-            chosen = {name: options[name] and options[name].as_dict() for name in NO_OPTIMIZER}
+            chosen = {name: options[name] and options[name].as_dict() for name in OPTIMIZER_OPTIONS}
             self.model.save_hyperparameters(chosen)
 
     @staticmethod
@@ -313,7 +312,8 @@ class CheckedFit(BackdoorCLI):
 def checked_fit_options(args: Sequence[str]) -> Namespace:
     """The options of a ``fit``, complete with their defaults. Exits with 2, as ``fit`` does, if one is wrong."""
     checked = CheckedFit(args)
-    return Namespace(checked.config[str(checked.subcommand)])
+    options: dict[str, Any] = checked.config[str(checked.subcommand)].as_dict()
+    return dict_to_namespace(plain(options))
 
 
 def _is_trial(trainer: Trainer) -> bool:

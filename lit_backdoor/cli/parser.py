@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_backdoor.cli.error_messages import in_one_line
+from lit_backdoor.cli.error_messages import in_one_line, unknown_option
 from lit_backdoor.limits import PositiveInt
 
 
@@ -27,8 +27,13 @@ class OneLineParser(LightningArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         types = {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
         classes = [f"{name}." for name in parser.groups or () if name[:1].isupper()]  # of a class that a config names
-        sys.stderr.write(f"error: {in_one_line(message, types, owner=''.join(classes[:1]))}\n")
+        hint = self.hint(unknown) if (unknown := unknown_option(message)) else None
+        sys.stderr.write(f"error: {hint or in_one_line(message, types, owner=''.join(classes[:1]))}\n")
         sys.exit(2)
+
+    def hint(self, option: str) -> str | None:
+        """What to say of an option that does not exist, where more than that can be said."""
+        return None
 
 
 def add_threads_option(options: ArgumentParser) -> None:

@@ -14,11 +14,9 @@ from lit_backdoor.runs.checkpoints import check_training_state, check_weights, r
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, HPARAMS, continued
 
 IGNORED_ON_RESUME = frozenset({"last_position"})
-IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {
-    "lr", "weight_decay", "betas", "optimizer", "lr_scheduler", "train_biases", "steps_per_epoch",
-}  # fmt: skip
-NO_OPTIMIZER = {"optimizer": None, "lr_scheduler": None}
-"""What a run has that says nothing of them: AdamW at a constant rate."""
+IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "train_biases", "steps_per_epoch"}
+OPTIMIZER_OPTIONS = frozenset({"optimizer", "lr_scheduler"})
+"""Hyperparameters of a run that does not use the module's own AdamW."""
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -63,12 +61,26 @@ def check_checkpoint(
         ValueError: naming the option or the part of the file that does not fit.
     """
     ignored = IGNORED_ON_EVALUATION if callbacks is None else IGNORED_ON_RESUME
-    stored = {**NO_OPTIMIZER, **checkpoint["hyper_parameters"]}
-    require_same(stored, {**NO_OPTIMIZER, **module.hparams}, "model", ignored)
+    stored = checkpoint["hyper_parameters"]
+    require_same(stored, dict(module.hparams), "model", ignored | OPTIMIZER_OPTIONS)
+    for option in OPTIMIZER_OPTIONS if callbacks is not None else ():
+        if stored.get(option) != module.hparams.get(option):
+            raise ValueError(
+                f"{option}: {_described(module.hparams.get(option))} does not fit the checkpoint, whose run has "
+                f"{_described(stored.get(option))}; use the run's own, or start without --ckpt_path"
+            )
     require_same(checkpoint["datamodule_hyper_parameters"], dict(datamodule.hparams), "data", ignored)
     check_weights(path, checkpoint["state_dict"], module)
     if callbacks is not None:
         check_training_state(path, checkpoint, module, callbacks)
+
+
+def _described(choice: Mapping[str, Any] | None) -> str:
+    """An optimizer or schedule in words."""
+    if choice is None:
+        return "the default"
+    options = ", ".join(f"{name} {value}" for name, value in choice["init_args"].items() if value)
+    return f"{choice['class_path'].rpartition('.')[2]} ({options})"
 
 
 def require_steps_left(max_steps: int, checkpoint: Mapping[str, Any] | None) -> None:

@@ -6,13 +6,14 @@ import lit_backdoor
 from lit_backdoor.cli.error_messages import suggestion
 
 PACKAGE = Path(lit_backdoor.__file__).parent
-PLACES = (PACKAGE / "configs", PACKAGE.parent / "configs")
-"""In the package, where a wheel has them; and in a clone, on systems without symbolic links."""
+CLONE = PACKAGE.parent
+FOLDER = CLONE / "configs" if (CLONE / "pyproject.toml").is_file() else PACKAGE / "configs"
+"""Beside the package in a clone, inside it where it was installed from a wheel."""
 
 
 def shipped_configs() -> dict[str, Path]:
     """The files of all shipped configurations, by name."""
-    return {path.stem: path for place in reversed(PLACES) for path in sorted(place.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 
 def find_config(given: str) -> Path:

@@ -29,11 +29,21 @@ from lit_backdoor.sweep.watch import watching
 HELP = "Train one configuration with many seeds and settings, side by side, on this machine or a Slurm cluster."
 
 
+class SweepParser(OneLineParser):
+    """Says how an option of ``fit`` is given to a sweep."""
+
+    def hint(self, option: str) -> str | None:
+        group, dot, _ = option.partition(".")
+        if not dot or group not in ("data", "model", "trainer", "monitors", "checkpoint", "optimizer", "lr_scheduler"):
+            return None
+        return f"{option}: this is an option of fit; give it to a sweep with --set {option}=[VALUE,...]"
+
+
 def parser() -> ArgumentParser:
     """The options of ``sweep``."""
     help_set = "An option of fit and its values: OPTION=[VALUE,...]. Given again for others; all combinations are run."
     help_dir = "Folder of the sweep. What is done in it already is not done again; the rest is continued."
-    options = OneLineParser(description=HELP, prog="lit-backdoor sweep")
+    options = SweepParser(description=HELP, prog="lit-backdoor sweep")
     options.add_argument("--config", type=str, required=True, help="Configuration of fit, such as configs/mod1.yaml.")
     options.add_argument("--seeds", type=str, default="0", help="Seeds: 0..9, or 0,3,7.")
     options.add_argument("--set", action="append", default=[], metavar="OPTION=[VALUE,...]", help=help_set)

@@ -192,11 +192,9 @@ def _check_optimizer(state: Mapping[str, Any], n_schedules: int, module: Lightni
     for index, parameter in enumerate(parameters if step else ()):
         if not parameter.requires_grad:
             continue
-        values = {average: state["state"][index][average] for average in averages}
-        values |= {
-            key: value for key, value in state["state"].get(index, {}).items() if isinstance(value, torch.Tensor)
-        }
-        for key, value in values.items():
+        stored = state["state"][index] if averages else state["state"].get(index, {})
+        tensors = {key: value for key, value in stored.items() if isinstance(value, torch.Tensor)}
+        for key, value in (tensors | {average: stored[average] for average in averages}).items():
             if not value.isfinite().all() or (key in averages and value.shape != parameter.shape):
                 raise ValueError(f"{key} of {names[id(parameter)]} has another shape or values that are not finite")
 
