@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
-from lit_backdoor.limits import allowed
-
 UNKNOWN = re.compile(
     r"unrecognized arguments: (?:--)?(?P<argument>[^\s=]*)"
     r"|does not accept option '(?P<key>[^']*)'"
@@ -85,4 +83,5 @@ def _wrong_value(text: str, kind: Any) -> str | None:
     values = [next(group for group in match.groups() if group is not None) for match in VALUE.finditer(text)]
     if not values or kind is None:
         return None
-    return f"'{' '.join(values[-1].split())}' is not allowed; allowed: {allowed(kind)}"
+    value = "null" if values[-1] == "None" else f"'{' '.join(values[-1].split())}'"
+    return f"{value} is not allowed; allowed: {allowed(kind)}"

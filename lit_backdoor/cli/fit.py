@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace, dict_to_namespace
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -71,7 +71,7 @@ class BackdoorCLI(LightningCLI):
         self._notes: list[str] = []
         sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given both ways
         with checking_options():
-            args = prepare_arguments(args)
+            args = prepare_arguments(args, self._notes)
         super().__init__(
             BackdoorModule,
             BackdoorDataModule,
@@ -309,8 +309,10 @@ class CheckedFit(BackdoorCLI):
 def checked_fit_options(args: Sequence[str]) -> Namespace:
     """The options of a ``fit``, complete with their defaults. Exits with 2, as ``fit`` does, if one is wrong."""
     checked = CheckedFit(args)
-    options: dict[str, Any] = checked.config[str(checked.subcommand)].as_dict()
-    return dict_to_namespace(plain(options))
+    options: Namespace = checked.config[str(checked.subcommand)].clone()
+    for name, value in checked.config[str(checked.subcommand)].items():
+        options[name] = plain(value)
+    return options
 
 
 def _is_trial(trainer: Trainer) -> bool:
