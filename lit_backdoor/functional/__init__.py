@@ -6,14 +6,12 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 
 from lit_backdoor.functional.attention import HeadAttention, compare_attention, mean_attention
 from lit_backdoor.functional.attribution import LogitParts, attribute_heads, logit_parts
+from lit_backdoor.functional.edge_sets import all_edges, default_edge_sets, edge_groups
 from lit_backdoor.functional.edges import (
     Edge,
     EdgeGroup,
     EdgeSet,
     Receiver,
-    all_edges,
-    default_edge_sets,
-    edge_groups,
     edge_name,
     edge_set_name,
     parse_edge_set,

@@ -8,7 +8,9 @@ training pairs: it rises when the model stops knowing its examples by heart.
 Here s = a + b is the integer sum, 0 to 2 P0 - 2, and each rule has its own waves of period P in s. For the first
 rule, P = P0, these are the usual ones. The waves of another modulus are no harmonics of P0: a Fourier transform over
 a and b modulo P0 smears them. They are not exactly orthogonal on the pairs either, so what several explain together
-is a projection and no sum. A rule modulo 1 has no waves; what does not depend on a and b, `constant`, is its measure.
+is a projection and no sum. A rule modulo 1 has no waves; its measures are the restricted loss, of the mean alone, and
+`constant`, what does not depend on a and b. Before training `constant` is high as well, for then nothing depends on
+anything: read the two together.
 
 Logits are centred over the vocabulary first, as softmax ignores a shift of all of them.
 """

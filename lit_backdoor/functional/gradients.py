@@ -70,7 +70,8 @@ def head_gradients(
             _gradient(model, parameters, tokens[rules == i], answers[rules == i], position, len(tokens))
             for i in indices
         ]
-    dots = torch.einsum("rhx,shx->hrs", stacked := torch.stack(by_rule), stacked)  # [head, rule, rule]
+    layers = [torch.stack(gradients) for gradients in zip(*by_rule, strict=True)]  # each [rule, head, parameter]
+    dots = torch.cat([torch.einsum("rhx,shx->hrs", layer, layer) for layer in layers])  # [layer * head, rule, rule]
     return [_result(head, indices, dots[i]) for i, head in enumerate(all_heads(model))]
 
 
@@ -96,8 +97,8 @@ def _parameters(model: Any) -> list[list[torch.nn.Parameter]]:
 
 def _gradient(
     model: Any, parameters: list[list[torch.nn.Parameter]], tokens: Tensor, answers: Tensor, position: int, n: int
-) -> Tensor:
-    """Of the rows' summed cross-entropy over `n`, float64 [layer * head, parameter]."""
+) -> list[Tensor]:
+    """Of the rows' summed cross-entropy over `n`; of each layer, float64 [head, parameter]."""
     flat = [parameter for layer in parameters for parameter in layer]
     total = [metrics.wide(torch.zeros_like(parameter)) for parameter in flat]
     plain = why_not_exact(model) is None and position in (-1, tokens.shape[1] - 1)
@@ -114,8 +115,7 @@ def _gradient(
         for sum_so_far, gradient in zip(total, gradients, strict=True):
             sum_so_far += metrics.wide(gradient)
     of_flat = iter(total)
-    layers = [torch.cat([next(of_flat).flatten(1) for _ in layer], dim=1) for layer in parameters]
-    return torch.cat(layers)  # biases of all layers are trained alike
+    return [torch.cat([next(of_flat).flatten(1) for _ in layer], dim=1) for layer in parameters]
 
 
 def _result(head: Head, rules: list[int], dots: Tensor) -> HeadGradient:
@@ -123,8 +123,8 @@ def _result(head: Head, rules: list[int], dots: Tensor) -> HeadGradient:
     norms = dict(zip(rules, dots.diagonal().sqrt().tolist(), strict=True))
     total = sum(norms.values())
     cosines = {}
-    for (i, one), (j, other) in combinations(enumerate(rules), 2):
-        scale = norms[one] * norms[other]
-        cosines[one, other] = min(max(float(dots[i, j]) / scale, -1.0), 1.0) if scale > 0 else nan
+    for (i, rule), (j, other) in combinations(enumerate(rules), 2):
+        scale = norms[rule] * norms[other]
+        cosines[rule, other] = min(max(float(dots[i, j]) / scale, -1.0), 1.0) if scale > 0 else nan
     shares = {rule: norm / total if total > 0 else nan for rule, norm in norms.items()}
     return HeadGradient(head, norms, shares, cosines)

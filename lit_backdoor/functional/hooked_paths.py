@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional.edges import Edge, EdgesEngine, EdgeSet, Receiver, sending_positions
+from lit_backdoor.functional.edge_sets import sending_positions
+from lit_backdoor.functional.edges import Edge, EdgesEngine, EdgeSet, Receiver
 from lit_backdoor.functional.hooked import Head, HookedModel, z_name
 from lit_backdoor.functional.probe import Probe
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional.edges import Edge, EdgesEngine, EdgeSet, sending_positions
+from lit_backdoor.functional.edge_sets import sending_positions
+from lit_backdoor.functional.edges import Edge, EdgesEngine, EdgeSet
 from lit_backdoor.functional.hooked import HookedModel
 from lit_backdoor.functional.last_position import why_not_exact
 from lit_backdoor.functional.one_layer import no_shortcut, readout

@@ -22,7 +22,8 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional.edges import Edge, EdgeGroup, EdgesEngine, EdgeSet, check_edges, edge_groups, edge_set
+from lit_backdoor.functional.edge_sets import check_edges, edge_groups
+from lit_backdoor.functional.edges import Edge, EdgeGroup, EdgesEngine, EdgeSet, edge_set
 from lit_backdoor.functional.hooked import HookedModel, evaluating, row_slices
 from lit_backdoor.functional.hooked_paths import hooked_engine
 from lit_backdoor.functional.one_layer_paths import is_plain, one_layer_engine

@@ -127,7 +127,7 @@ def _gap(model: Any, query_tokens: Tensor, key_tokens: Tensor, read: int, trigge
     attn, positions = model.blocks[0].attn, range(read + 1)
     q = (model.W_E + model.W_pos[read]) @ attn.W_Q + attn.b_Q[:, None]  # [head, d_vocab, d_head]
     q = q[:, query_tokens[:, read]]  # [head, n, d_head]
-    k = [(model.W_E + model.W_pos[pos]) @ attn.W_K + attn.b_K[:, None] for pos in positions]
+    k = [(model.W_E + model.W_pos[pos]) @ attn.W_K for pos in positions]  # b_K adds the same to all scores
     scores = torch.stack([(q * k[pos][:, key_tokens[:, pos]]).sum(dim=-1) for pos in positions], dim=1)
     mean = scores.double().mean(dim=-1) / attn.attn_scale  # [head, pos]
     others = [pos for pos in positions if pos != trigger]

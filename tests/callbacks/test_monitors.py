@@ -114,13 +114,18 @@ def test_an_older_verdict_is_worked_out_anew_from_the_tables(cli: Cli, debug_con
         read_verdict(run)
 
 
-def test_a_run_that_makes_no_progress_is_called_stuck_once(cli: Cli, debug_config: Path) -> None:
+def test_a_run_that_makes_no_progress_is_called_stuck_once(tmp_path: Path) -> None:
     """A learning rate next to nothing: the training accuracy stays where it is."""
-    still = ("--model.lr", 1e-12, "--trainer.max_steps", 1000, "--trainer.log_every_n_steps", 100, *QUIET)
+    monitor = HeadPatchingMonitor(every_n_steps=100)
+    trainer = Trainer(
+        default_root_dir=tmp_path, max_steps=800, logger=False, enable_checkpointing=False, log_every_n_steps=50,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        callbacks=[monitor, EmergenceMonitor("backdoor")],
+    )  # fmt: skip
     with pytest.warns(UserWarning, match=r"looks stuck: .* no progress since step 0 .*more steps are not") as caught:
-        assert cli("fit", "--config", debug_config, *still) == 0
+        trainer.fit(BackdoorModule([5, 2], n_heads=2, d_model=8, d_mlp=8, lr=1e-12), BackdoorDataModule([5, 2]))
     assert len([one for one in caught if "looks stuck" in str(one.message)]) == 1
-    verdict = json.loads(Path("lightning_logs/version_0/emergence.json").read_text())
+    verdict = json.loads((tmp_path / "emergence.json").read_text())
     assert (verdict["state"], verdict["fitted_step"], verdict["word"]) == ("not fitted", None, None)
 
 
@@ -130,7 +135,7 @@ def test_a_clean_and_an_untrained_model_get_no_verdict(cli: Cli, debug_config: P
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 1, *QUIET) == 0
     for version in (0, 1):
         verdict = json.loads(Path(f"lightning_logs/version_{version}/emergence.json").read_text())
-        for key in ("head", "word", "first_cost_step", "stable_exclusive_step", "benign_generalised_step"):
+        for key in ("head", "first_cost_step", "stable_exclusive_step", "benign_generalised_step"):
             assert verdict[key] is None, (version, key)
     assert verdict["state"] == "not fitted"
 

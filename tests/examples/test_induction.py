@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from examples.induction import induction, results
-from examples.induction.induction import RepeatedSequences, attention_scores
+from examples.induction.induction import InductionModule, RepeatedSequences, attention_scores
 from examples.induction.results import loss_bend
+from lit_backdoor.functional import parse_edge_set, patch_paths
 from tests.helpers import ROOT
 from tests.helpers.runs import metrics, read_rows
 
@@ -22,6 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped configuration, only shorter."""
     folder = tmp_path_factory.mktemp("induction")
     options = [f"--trainer.max_steps={STEPS}", "--trainer.enable_progress_bar=false"]
+    options.append("--trainer.enable_checkpointing=true")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["induction.py"])  # LightningCLI warns about arguments given both ways
@@ -56,6 +58,21 @@ def test_the_patched_head_is_the_one_with_the_prefix_matching_score(run: Path) -
     assert max(scores["L0H0"], scores["L0H1"]) < 0.2
     previous = {name.rsplit("/")[-1]: float(last[name]) for name in last if name.startswith("val/previous_token")}
     assert max(previous, key=lambda name: previous[name]).startswith("L0")
+
+
+def test_layer_0_reaches_the_induction_head_through_its_key_alone(run: Path) -> None:
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    model, probe = InductionModule.load_from_checkpoint(checkpoint).net, RepeatedSequences().probes()["induction"]
+    model.set_use_split_qkv_input(True)
+    induction_head = json.loads((run / "emergence.json").read_text())["head"]
+
+    layer_0 = ("L0H0", "L0H1")
+    both = {part: "+".join(f"{head}>{induction_head}.{part}" for head in layer_0) for part in "QKV"}
+    sets = ["none", *both.values()]
+    results = patch_paths(model, probe, [parse_edge_set(edges) for edges in sets])
+    left = dict(zip(sets, (result.recipient_accuracy for result in results), strict=True))
+    assert min(left["none"], left[both["Q"]], left[both["V"]]) > 0.95
+    assert left[both["K"]] < 0.3
 
 
 def test_it_writes_the_answer_itself_and_layer_0_does_not(run: Path) -> None:

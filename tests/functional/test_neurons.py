@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformer_lens import HookedTransformer
 
-from lit_backdoor.functional import NeuronCurve, Probe, accuracy_floor, cache_probes, patch_neurons
+from lit_backdoor.functional import NeuronCurve, Probe, accuracy_floor, cache_probes, cost_above_floor, patch_neurons
 from lit_backdoor.functional.neurons import N_STEPS
 from tests.helpers.tiny_models import ANSWER, VOCAB, make_model, make_probe
 
-fast = settings(max_examples=8, deadline=None, derandomize=True)
+fast = settings(max_examples=6, deadline=None, derandomize=True)
 
 
 def own_answers(model: HookedTransformer, n: int, seed: int, position: int) -> Probe:
@@ -46,7 +46,7 @@ def by_hand(model: HookedTransformer, probe: Probe) -> tuple[Any, Any]:
 
 
 @fast
-@given(st.integers(0, 1000), st.sampled_from([5, 45]), st.sampled_from(["relu", "gelu"]), st.integers(-2, -1))
+@given(st.integers(0, 1000), st.sampled_from([5, 40]), st.sampled_from(["relu", "gelu"]), st.integers(-2, -1))
 def test_against_hooks(seed: int, d_mlp: int, act_fn: str, position: int) -> None:
     model = make_model(seed, d_mlp=d_mlp, act_fn=act_fn, d_vocab=20)
     probe = own_answers(model, 150, seed, position)
@@ -76,10 +76,12 @@ def test_against_hooks(seed: int, d_mlp: int, act_fn: str, position: int) -> Non
     assert result.order.tolist() == sorted(range(d_mlp), key=lambda i: -result.effects[i])
 
     # the curves, and where they reach half
-    half = accuracy_floor(probe) + 0.5 * (result.left.accuracies[0] - accuracy_floor(probe))
+    def lost(accuracy: float) -> float:
+        return cost_above_floor(result.left.accuracies[0], accuracy, accuracy_floor(probe))
+
     for curve, tokens, source, reached in (
-        (result.left, probe.recipient_tokens, given_, lambda accuracy: accuracy <= half),
-        (result.brought, probe.donor_tokens, own, lambda accuracy: accuracy >= half),
+        (result.left, probe.recipient_tokens, given_, lambda accuracy: lost(accuracy) >= 0.5),
+        (result.brought, probe.donor_tokens, own, lambda accuracy: lost(accuracy) <= 0.5),
     ):
         assert curve.counts[0] == 0 and curve.counts[-1] == d_mlp and list(curve.counts) == sorted(set(curve.counts))
         assert len(curve.counts) == len(curve.accuracies) >= min(N_STEPS, d_mlp) + 1

@@ -32,6 +32,24 @@ def make_probe(seed: int = 0, n: int = 17, n_pos: int = 3, vocab: int = VOCAB, *
     return Probe(draw(n, n_pos), draw(n, n_pos), draw(n), draw(n), **changes)
 
 
+def split_model(seed: int = 0, **changes: Any) -> HookedTransformer:
+    """A random model whose receivers can all be hooked."""
+    model = make_model(seed, **changes)
+    model.set_use_split_qkv_input(True)
+    if not model.cfg.attn_only:
+        model.set_use_hook_mlp_in(True)
+    return model
+
+
+def trigger_probe(seed: int = 0, at: tuple[int, ...] = (2,), **changes: Any) -> Probe:
+    """Random tokens and answers; recipient and donor differ at the positions `at` alone."""
+    probe = make_probe(seed, **changes)
+    donor = probe.recipient_tokens.clone()
+    donor[:, list(at)] = (donor[:, list(at)] + 1 + probe.donor_tokens[:, list(at)] % (VOCAB - 1)) % VOCAB
+    answers = (probe.recipient_answers, probe.donor_answers)
+    return Probe(probe.recipient_tokens, donor, *answers, probe.position, metrics=probe.metrics, sender="trigger")
+
+
 def make_backdoor(strength: float = 10.0, layer: int = 0, n_layers: int = 1) -> HookedTransformer:
     """A model that reads (a, b, t): its first head answers a, and its second, if t is 1, answers ANSWER.
 
