@@ -44,10 +44,9 @@ def prepare_arguments(args: Sequence[str], notes: list[str]) -> list[str]:
             prepared += ["--config", _left_out(arg.removeprefix("--"))]
         else:
             prepared += [arg, value]
-    run_config = None if set(CONFIG_FLAGS) & set(split) else _config_of_the_run(split)
-    return (
-        prepared if run_config is None else [prepared[0], "--config", readable_config(run_config, notes), *prepared[1:]]
-    )
+    if run_config := None if set(CONFIG_FLAGS) & set(split) else _config_of_the_run(split):
+        prepared[1:1] = ["--config", readable_config(run_config, notes)]
+    return prepared
 
 
 def without_option(args: Sequence[str], *options: str) -> list[str]:

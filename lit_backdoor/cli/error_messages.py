@@ -84,4 +84,4 @@ def _wrong_value(text: str, kind: Any) -> str | None:
     if not values or kind is None:
         return None
     value = "null" if values[-1] == "None" else f"'{' '.join(values[-1].split())}'"
-    return f"{value} is not allowed; allowed: {allowed(kind)}"
+    return f"{value} is not allowed; allowed: {in_words(kind)}"
