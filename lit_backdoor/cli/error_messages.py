@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
+from lit_backdoor.limits import in_words
+
 UNKNOWN = re.compile(
     r"unrecognized arguments: (?:--)?(?P<argument>[^\s=]*)"
     r"|does not accept option '(?P<key>[^']*)'"

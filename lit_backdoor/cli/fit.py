@@ -174,6 +174,8 @@ class BackdoorCLI(LightningCLI):
         refuse_nulls_of_classes(options["trainer"])
         refuse_nulls_of_named_callbacks(options)
         check_trainer_options(options["trainer"])
+        if options["lr_scheduler"] is not None and options["optimizer"] is None:
+            raise ValueError("lr_scheduler: a schedule needs an optimizer: --optimizer AdamW --optimizer.lr 1e-3, say")
         self.save_config_callback: type[SaveConfigCallback] | None
         if self.subcommand != "fit":
             options["trainer"]["logger"] = False  # nothing to keep: the result is printed
@@ -204,8 +206,6 @@ class BackdoorCLI(LightningCLI):
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """Lightning's ``--optimizer`` and ``--lr_scheduler``; the model's hyperparameters then name them too."""
         options = self.config_init[str(subcommand)]
-        if options["lr_scheduler"] is not None and options["optimizer"] is None:
-            raise ValueError("lr_scheduler: a schedule needs an optimizer: --optimizer AdamW --optimizer.lr 1e-3, say")
         super()._add_configure_optimizers_method_to_model(subcommand)
         if options["optimizer"] is not None:
             chosen = {name: options[name] and options[name].as_dict() for name in OPTIMIZER_OPTIONS}

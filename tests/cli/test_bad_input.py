@@ -194,7 +194,7 @@ COMMANDS = [
     (("analyze", "--ckpt", "x", "--outputdir", "out"), "outputdir", "did you mean output_dir?"),
     (("sweep",), "config, output_dir", "required"),
     ((*SWEEP, "--config", "nowhere.yaml"), "config", "nowhere.yaml"),
-    ((*SWEEP, "--config", "/"), "config: /", "give a configuration"),
+    ((*SWEEP, "--config", "/"), "config: '/'", "not a file"),
     ((*SWEEP, "--seeds", "many"), "seeds: ", "0..9"),
     ((*SWEEP, "--seeds", ""), "seeds: ", "0..9"),
     ((*SWEEP, "--seeds", "3..1"), "seeds: ", "3..1"),
