@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from lightning.pytorch import LightningModule
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.run import ContractError, Run, find_model
 from lit_backdoor.callbacks.schedule import Schedule
-from lit_backdoor.functional import HookedModel, Probe
+from lit_backdoor.functional import HookedModel, Probe, no_shortcut
+from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.schema import Value
@@ -189,7 +191,9 @@ class ProbeCallback(MonitorCallback):
         assert self.run is not None  # from `begin` on
         start = time.perf_counter()
         self.probes = {name: probe.to(model.W_U.device) for name, probe in self.probes.items()}
-        results = self.measure(model, step, last)
+        # A pass through the whole model keeps PyTorch's own threads: it can't be cut into blocks of rows.
+        with one_torch_thread() if no_shortcut(model) is None else nullcontext():
+            results = self.measure(model, step, last)
         if self._table is not None:
             if step == self.probed_step:
                 self._table.truncate(step)

@@ -68,7 +68,7 @@ class Run:
     @property
     def task(self) -> Task:
         """What the run learns."""
-        return Task(tuple(self.options["moduli"]), self.options["trigger_position"])
+        return Task.from_options(self.options)
 
     @property
     def p1(self) -> int | None:
@@ -248,8 +248,8 @@ def _reported_step(by_step: Mapping[int, Sequence[Row]]) -> int:
 def _check_comparable(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        if run.task.d_vocab != first.task.d_vocab:
-            differs = f"data.moduli: P0 is {first.task.d_vocab} and {run.task.d_vocab}"
+        if run.task.n_numbers != first.task.n_numbers:
+            differs = f"data.moduli: P0 is {first.task.n_numbers} and {run.task.n_numbers}"
         elif names := [
             name
             for name in sorted(first.options.keys() | run.options.keys())

@@ -54,8 +54,8 @@ def describe_model(
     description = {"step": step, "seed": seed}
     if {"moduli", *MODEL_OPTIONS} <= module_options.keys() and "trigger_position" in data_options:
         options = {name: module_options[name] for name in MODEL_OPTIONS}
-        moduli, position = list(module_options["moduli"]), data_options["trigger_position"]
-        return {"moduli": moduli, "trigger_position": position, "model": options, **description}
+        task = {name: data_options.get(name) for name in ("trigger_position", "trigger_tokens")}
+        return {"moduli": list(module_options["moduli"]), **task, "model": options, **description}
     if type(model).__name__ == "HookedTransformer":
         return {"config": {name: _plain(value) for name, value in model.cfg.to_dict().items()}, **description}
     return description  # can be read into a model that its owner has built
@@ -86,7 +86,7 @@ def read_weights(path: Path) -> StoredModel:
         if "config" in description:
             model = _build_from_config(description["config"], weights)
         else:
-            task = Task(tuple(description["moduli"]), description["trigger_position"])
+            task = Task.from_options(description)
             require_memory_for(task.d_vocab, description["model"], weights)
             model = build_model(task.d_vocab, **description["model"])
     except (OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
