@@ -64,9 +64,8 @@ def test_every_shipped_config_runs(cli: Cli, config: Path) -> None:
     assert all(row[name] for row in table for name in row)
     verdicts = {path.name for path in Path("lightning_logs/version_0").glob("emergence*.json")}
     assert verdicts == {"emergence.json"} | ({"emergence_rule2.json"} if config.stem == "multi" else set())
-    shipped = yaml.safe_load(config.read_text())
-    steps = {"mod17": 40_000, "debug": 1000}.get(config.stem, 20_000)
-    assert shipped["trainer"]["max_steps"] == steps
+    stored = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
+    assert {"data", "model", "trainer", "monitors", "checkpoint", "progress_bar"} <= stored.keys()
 
 
 @pytest.fixture(scope="module")
