@@ -40,6 +40,7 @@ def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pyt
         "previous.ckpt",
         "step_000500.ckpt",
         "step_001000.ckpt",
+        "weights",
     }
     printed = capsys.readouterr().out
     for words in ("generalised", "state         ", "tensorboard --logdir lightning_logs/version_0"):
