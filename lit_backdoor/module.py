@@ -22,7 +22,7 @@ from lit_backdoor.functional.last_position import (
 from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.functional.whole_pass import whole_pass_logits, whole_pass_loss
-from lit_backdoor.limits import DecayRate, NonNegativeNumber, PositiveInt, PositiveNumber, within_limits
+from lit_backdoor.limits import DecayRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, within_limits
 from lit_backdoor.model import ActFn, build_model
 from lit_backdoor.task import Examples, Task, rule_name
 
@@ -82,6 +82,7 @@ class BackdoorModule(LightningModule):
         betas: Decay rates of AdamW's two averages.
         last_position: Compute only what the last position's logits need, wherever that is exact; false always
             takes the whole HookedTransformer, with the same result, about five times as slow.
+        trigger_tokens: The token that triggers each rule; follows data.trigger_tokens.
     """
 
     @within_limits
@@ -100,9 +101,10 @@ class BackdoorModule(LightningModule):
         weight_decay: NonNegativeNumber = 1.0,
         betas: tuple[DecayRate, DecayRate] = (0.9, 0.98),
         last_position: bool = True,
+        trigger_tokens: list[NonNegativeInt] | None = None,
     ) -> None:
         super().__init__()
-        task = Task(tuple(moduli))
+        task = Task(tuple(moduli), trigger_tokens=tuple(trigger_tokens or ()))
         self.model = build_model(
             task.d_vocab, n_heads, d_model, d_head, d_mlp, n_layers, act_fn, normalization_type, train_biases
         )

@@ -34,6 +34,7 @@ def run(options: Namespace) -> int:
         require_new_or_empty(output_dir)
         if options.pretrained is not None:
             shipped = open_pretrained(options.pretrained)
+            assert shipped.task is not None  # every model that ships has one of our tasks
             model, task, step = shipped.model, shipped.task, shipped.step
         else:
             model, task, step = load_model(given_path("ckpt_path", options.ckpt_path))

@@ -64,6 +64,12 @@ def keep_environment(run_dir: Path, directory: Path, step: int | None) -> list[s
         return [f"{first} can't be read"]
 
 
+def global_seed() -> int | None:
+    """The seed that Lightning's ``seed_everything`` was given in this process; None if it was not called."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return None if seed is None else int(seed)
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -102,7 +102,7 @@ def train(
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     torch.manual_seed(0)
     module = module or CopyModule(kind, **module_options)
-    settings = {"default_root_dir": folder, "max_steps": 6, "logger": False, "accelerator": "cpu", **options}
-    trainer = Trainer(**quiet, callbacks=list(callbacks), **settings)
+    settings = {**quiet, "default_root_dir": folder, "max_steps": 6, "logger": False, "accelerator": "cpu", **options}
+    trainer = Trainer(callbacks=list(callbacks), **settings)
     trainer.fit(module, datamodule or CopyData())
     return module
