@@ -46,9 +46,7 @@ def parser() -> ArgumentParser:
     help_set = "An option of fit and its values: OPTION=[VALUE,...]. Given again for others; all combinations are run."
     help_dir = "Folder of the sweep. What is done in it already is not done again; the rest is continued."
     options = SweepParser(description=HELP, prog="lit-backdoor sweep")
-    options.add_argument(
-        "--config", type=str, required=True, help="Configuration of fit: a file, or the name of one that ships."
-    )
+    options.add_argument("--config", type=str, required=True, help=help_config)
     options.add_argument("--seeds", type=str, default="0", help="Seeds: 0..9, or 0,3,7.")
     options.add_argument("--set", action="append", default=[], metavar="OPTION=[VALUE,...]", help=help_set)
     options.add_argument("--output_dir", type=str, required=True, help=help_dir)
