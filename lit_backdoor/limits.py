@@ -56,7 +56,7 @@ def within_limits(function: Callable[Parameters, Result]) -> Callable[Parameters
 
     Limits are: the number types of this module, ``Literal``, and unions, lists and tuples of those. Whatever else is
     annotated is not checked. The function gets plain numbers. An error of a constructor names its class, as in
-    ``LossSpikeMonitor.rise``.
+    ``LossSpikeMonitor.prominence``.
 
     Raises:
         ValueError: at the call, naming the argument, its value and what is allowed.

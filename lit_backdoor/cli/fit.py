@@ -25,11 +25,12 @@ from lit_backdoor.cli.arguments import prepare_arguments
 from lit_backdoor.cli.loggers import loggers_of_run
 from lit_backdoor.cli.named_callbacks import add_named_callbacks, all_callbacks, refuse_nulls_of_named_callbacks
 from lit_backdoor.cli.option_checks import as_list, check_trainer_options, refuse_nulls, refuse_nulls_of_classes
-from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli.parser import OneLineParser, add_threads_option, checking_options, given_path
 from lit_backdoor.cli.quiet import quiet_lightning, quiet_writers
 from lit_backdoor.cli.resume import OPTIMIZER_OPTIONS, check_checkpoint, require_steps_left, stored_seed
 from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.datamodule import BackdoorDataModule
+from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.limits import plain
 from lit_backdoor.logger import RunLogger
 from lit_backdoor.module import BackdoorModule
@@ -110,8 +111,10 @@ class BackdoorCLI(LightningCLI):
         parser.add_lightning_class_args(BackdoorModule, "model")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add_threads_option(parser)
         add_named_callbacks(parser)
-        parser.link_arguments("data.moduli", "model.moduli")
+        for shared in ("moduli", "trigger_tokens"):
+            parser.link_arguments(f"data.{shared}", f"model.{shared}")
 
     def _parse_ckpt_path(self) -> None:
         """Not Lightning's way (the checkpoint's options silently replace the given ones): they are compared instead,
@@ -166,6 +169,7 @@ class BackdoorCLI(LightningCLI):
             ValueError: naming the option.
         """
         options = self.config[str(self.subcommand)]
+        set_row_threads(options["threads"])
         given = options["ckpt_path"]
         self._checkpoint = None if given is None else read_checkpoint(given_path("ckpt_path", given))
         refuse_nulls("data", options["data"], BackdoorDataModule.__init__)

@@ -14,6 +14,7 @@ from lit_backdoor.callbacks import (
     LossSpikeMonitor,
     RunCheckpoint,
     StepProgressBar,
+    WeightCheckpoint,
 )
 from lit_backdoor.cli.option_checks import refuse_nulls
 
@@ -21,8 +22,9 @@ NAMED_CALLBACKS: Mapping[str, type[Callback]] = {
     "progress_bar": StepProgressBar,
     "monitors.attribution": HeadAttributionMonitor,
     "monitors.patching": HeadPatchingMonitor,
-    "monitors.emergence": EmergenceMonitor,  # after the monitor that it reads
+    "monitors.emergence": EmergenceMonitor,
     "monitors.spikes": LossSpikeMonitor,
+    "weights": WeightCheckpoint,
     "checkpoint": RunCheckpoint,
 }
 """Callback classes by name, in the order in which the Trainer gets them. Their values are in ``defaults.yaml``."""

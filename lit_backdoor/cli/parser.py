@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_backdoor.cli.error_messages import in_one_line, unknown_option
+from lit_backdoor.limits import PositiveInt
 
 
 class OneLineParser(LightningArgumentParser):
@@ -33,6 +34,15 @@ class OneLineParser(LightningArgumentParser):
     def hint(self, option: str) -> str | None:
         """What to say of an option that does not exist, where more than that can be said."""
         return None
+
+
+def add_threads_option(options: ArgumentParser) -> None:
+    """How many CPU threads a command may use; see :mod:`lit_backdoor.functional.row_threads`."""
+    help_threads = (
+        "CPU threads; null: one for each core that this process may use (affinity, cgroup quota), and no more than "
+        "OMP_NUM_THREADS. The results are the same with any number, bit for bit."
+    )
+    options.add_argument("--threads", type=PositiveInt | None, default=None, help=help_threads)
 
 
 def _types_of_options(parser: ArgumentParser) -> dict[str, Any]:

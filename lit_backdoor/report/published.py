@@ -140,7 +140,7 @@ def paper_steps(p1: int | None) -> int | None:
 
 def other_task(run: Run) -> list[str]:
     """The options in which a run is not the paper's, as ``name: value``."""
-    found = [] if run.task.d_vocab == 113 else [f"P0: {run.task.d_vocab}"]
+    found = [] if run.task.n_numbers == 113 else [f"P0: {run.task.n_numbers}"]
     return found + [
         f"{name}: {run.options[name]}" for name, value in PAPER_OPTIONS.items() if run.options[name] != value
     ]

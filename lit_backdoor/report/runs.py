@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult, find_loss_spikes
-from lit_backdoor.pretrained import open_pretrained, read_weights
+from lit_backdoor.pretrained import open_pretrained
 from lit_backdoor.report.checks import check_options, check_probes, check_table, check_verdict, load
 from lit_backdoor.runs.checkpoints import load_model
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST, SHIPPED_WEIGHTS, WEIGHTS
 from lit_backdoor.runs.schema import Row, read_results
 from lit_backdoor.runs.tables import curves, history, read_table, rows_by_step
 from lit_backdoor.runs.verdict import read_verdict
+from lit_backdoor.runs.weights import read_weights
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Run:
     @property
     def task(self) -> Task:
         """What the run learns."""
-        return Task(tuple(self.options["moduli"]), self.options["trigger_position"])
+        return Task.from_options(self.options)
 
     @property
     def p1(self) -> int | None:
@@ -204,6 +205,7 @@ def _peaks(metrics: Sequence[Row]) -> list[Row]:
 def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
     file = path / CHECKPOINT_DIR / LAST
+    of_file: Task | None
     try:
         if file.exists():
             model, of_file, step = load_model(file)
@@ -215,6 +217,8 @@ def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[Hooke
             model, of_file, step = kept.model, kept.task, kept.step
         else:
             return None, None
+        if of_file is None:
+            raise ValueError(f"weights: {file} does not say what it was trained on")
     except ValueError as error:  # which names the option of other commands
         raise ValueError(f"run_dirs: {str(error).partition(': ')[2]}") from None
     if of_file != task:
@@ -244,8 +248,8 @@ def _reported_step(by_step: Mapping[int, Sequence[Row]]) -> int:
 def _check_comparable(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        if run.task.d_vocab != first.task.d_vocab:
-            differs = f"data.moduli: P0 is {first.task.d_vocab} and {run.task.d_vocab}"
+        if run.task.n_numbers != first.task.n_numbers:
+            differs = f"data.moduli: P0 is {first.task.n_numbers} and {run.task.n_numbers}"
         elif names := [
             name
             for name in sorted(first.options.keys() | run.options.keys())

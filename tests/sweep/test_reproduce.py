@@ -18,7 +18,7 @@ def check_report(report: Path) -> None:
 
 
 def test_finished_runs_are_reported_and_not_run_again(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    for run in paper_runs(Path("out"), "smoke", [0, 1], 60):
+    for run in paper_runs(Path("out/runs"), "smoke", [0, 1], 60):
         assert cli(*run.arguments()) == 0
     for path in Path("out/runs").rglob("*.ckpt"):  # which may be thrown away
         path.unlink()
