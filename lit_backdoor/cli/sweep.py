@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lit_backdoor.cli.checked_cli import checked_fit_options
 from lit_backdoor.cli.engine_options import add_engine_options, make_engine
-from lit_backdoor.cli.fit import checked_fit_options
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.shipped_configs import find_config
