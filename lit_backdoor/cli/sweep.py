@@ -43,6 +43,7 @@ class SweepParser(OneLineParser):
 
 def parser() -> ArgumentParser:
     """The options of ``sweep``."""
+    help_config = "Configuration of fit: a file, or the name of one that ships, such as mod1."
     help_set = "An option of fit and its values: OPTION=[VALUE,...]. Given again for others; all combinations are run."
     help_dir = "Folder of the sweep. What is done in it already is not done again; the rest is continued."
     options = SweepParser(description=HELP, prog="lit-backdoor sweep")
