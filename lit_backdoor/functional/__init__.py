@@ -4,6 +4,7 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 `Probe`.
 """
 
+from lit_backdoor.functional.ablation import Ablation
 from lit_backdoor.functional.attention import mean_attention
 from lit_backdoor.functional.attribution import HeadAttribution, LogitParts, attribute_heads, logit_parts
 from lit_backdoor.functional.emergence import (
@@ -17,6 +18,7 @@ from lit_backdoor.functional.emergence import (
 )
 from lit_backdoor.functional.hooked import (
     Head,
+    Heads,
     HeadSet,
     HookedModel,
     all_heads,
@@ -36,7 +38,6 @@ from lit_backdoor.functional.metrics import (
 )
 from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, no_shortcut
 from lit_backdoor.functional.patching import (
-    Ablation,
     PatchingResult,
     default_head_sets,
     patch_heads,
@@ -54,6 +55,7 @@ __all__ = [
     "HeadCache",
     "HeadScores",
     "HeadSet",
+    "Heads",
     "HookedModel",
     "LogitParts",
     "LossSpike",

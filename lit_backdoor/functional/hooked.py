@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import index
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -51,6 +52,9 @@ class Head(NamedTuple):
 HeadSet = tuple[Head, ...]
 """Heads in ascending order, each at most once; `()` is "none"."""
 
+Heads = str | Iterable[tuple[int, int] | str]
+"""How a set of heads may be given: (layer, head) pairs or names such as `"L0H2"`, or a name of the whole set."""
+
 
 def head_name(layer: int, head: int) -> str:
     """`(0, 2)` to `"L0H2"`."""
@@ -76,9 +80,22 @@ def parse_head_set(name: str) -> HeadSet:
     return head_set((int(m[1]), int(m[2])) for m in matches if m)
 
 
-def head_set(heads: Iterable[tuple[int, int]]) -> HeadSet:
-    """Any heads, in ascending order and without repetitions."""
-    return tuple(sorted({Head(*head) for head in heads}))
+def head_set(heads: Heads) -> HeadSet:
+    """Any heads, in ascending order and without repetitions.
+
+    Raises:
+        ValueError: `heads` is no set of heads.
+    """
+    if isinstance(heads, str):
+        return parse_head_set(heads)
+    try:
+        given = [parse_head_set(head) if isinstance(head, str) else [Head(*map(index, head))] for head in heads]
+    except TypeError:  # a number where a pair belongs, or a pair of something else
+        raise ValueError(
+            f"{heads!r} is not a set of heads: give a list of (layer, head), such as [(0, 2)], or a name, such as "
+            '"L0H2", "L0H0+L0H2" or "none".'
+        ) from None
+    return tuple(sorted({head for part in given for head in part}))
 
 
 def all_heads(model: HookedModel) -> HeadSet:
@@ -89,6 +106,12 @@ def all_heads(model: HookedModel) -> HeadSet:
 def z_name(layer: int) -> str:
     """The hook on a layer's attention-weighted values, [n, pos, head, d_head]."""
     return f"blocks.{layer}.attn.hook_z"
+
+
+def carries_hooks(model: HookedModel) -> bool:
+    """Whether hooks that somebody added change, or see, what a module of the model returns."""
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def row_slices(n: int, rows: int = 512) -> Iterator[slice]:
