@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -60,10 +61,10 @@ def deep_model(seed: int = 0, **shape: Any) -> Any:
     return make_model(seed, **{"n_layers": 3, "n_heads": 2, "n_ctx": 5, "dtype": torch.float64, **shape})
 
 
-def deep_probe(seed: int = 0, n: int = 7, n_shared: int = 0, **changes: Any) -> Probe:
-    """Five random tokens, the first `n_shared` the same in recipient and donor."""
+def deep_probe(seed: int = 0, n: int = 7, same: Collection[int] = (), **changes: Any) -> Probe:
+    """Five random tokens; those at the positions `same` are the same in recipient and donor."""
     probe = make_probe(seed, n, n_pos=5, **changes)
-    probe.donor_tokens[:, :n_shared] = probe.recipient_tokens[:, :n_shared]
+    probe.donor_tokens[:, list(same)] = probe.recipient_tokens[:, list(same)]
     return probe
 
 
@@ -73,15 +74,15 @@ def deep_probe(seed: int = 0, n: int = 7, n_shared: int = 0, **changes: Any) -> 
     shape=shapes,
     seed=st.integers(0, 1000),
     position=st.integers(-5, 4),
-    n_shared=st.integers(0, 5),
+    same=st.sampled_from([(), (0,), (0, 1, 2), (0, 2, 3), (1, 4), range(5)]),
     ablation=st.sampled_from(ABLATIONS),
     tokens_at_once=st.sampled_from([1, 12, 40, 8192]),
     data=st.data(),
 )
 def test_layer_by_layer_agrees_with_transformer_lens(
-    shape: dict[str, Any], seed: int, position: int, n_shared: int, ablation: Any, tokens_at_once: int, data: Any
+    shape: dict[str, Any], seed: int, position: int, same: Any, ablation: Any, tokens_at_once: int, data: Any
 ) -> None:
-    model, probe = deep_model(seed, **shape), deep_probe(seed, n_shared=n_shared, position=position)
+    model, probe = deep_model(seed, **shape), deep_probe(seed, same=same, position=position)
     assert not_layer_by_layer(model) is None
     subsets = st.sets(st.sampled_from(all_heads(model))).map(lambda heads: tuple(sorted(heads)))
     sets: list[HeadSet] = data.draw(st.lists(subsets, min_size=1, max_size=8, unique=True))
@@ -96,10 +97,23 @@ def test_layer_by_layer_agrees_with_transformer_lens(
         assert torch.equal(logits.argmax(-1), theirs.argmax(-1))
 
 
+@pytest.mark.parametrize("same", [(), (0, 2, 3), (1, 2), (0, 1, 2, 3), range(5)])
+@pytest.mark.parametrize("position", [-1, 2])
+@pytest.mark.parametrize("attention_dir", ["causal", "bidirectional"])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_equal_tokens_are_shared_only_where_nothing_differs_before(
+    same: Any, position: int, attention_dir: str, ablation: Any
+) -> None:
+    model, probe = deep_model(attention_dir=attention_dir), deep_probe(same=same, position=position)
+    for heads in ([], [(0, 0)], [(1, 0), (2, 1)], all_heads(model)):
+        ours, theirs = patched_logits(model, probe, heads, ablation), patched_by_hand(model, probe, heads, ablation)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_all_engines_agree(ablation: Any) -> None:
     """A plain one-layer model can be patched in each of the three ways."""
-    model, probe = deep_model(n_layers=1), deep_probe(n_shared=2)
+    model, probe = deep_model(n_layers=1), deep_probe(same=[0, 1])
     sets = default_head_sets(1, 2)
     with evaluating(model), patching_engine(model, probe, sets, ablation) as shortcut:
         rows, by_layers = slice(2, 6), LayerByLayer(model, probe, sets, ablation)
@@ -113,7 +127,7 @@ def test_all_engines_agree(ablation: Any) -> None:
 @pytest.mark.parametrize("position", [-1, 1])
 def test_what_is_the_same_runs_once(position: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers in the module's docstring: of 66 passes, each layer sees only those that differ before it."""
-    model, probe = deep_model(n_layers=4, n_heads=8, d_head=2), deep_probe(n=3, n_shared=1, position=position)
+    model, probe = deep_model(n_layers=4, n_heads=8, d_head=2), deep_probe(n=3, same=[0], position=position)
     seen: list[tuple[int, int]] = []
     whole = TransformerBlock.forward
 
@@ -130,7 +144,7 @@ def test_what_is_the_same_runs_once(position: int, monkeypatch: pytest.MonkeyPat
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several threads run the layers of one model at a time."""
     monkeypatch.setattr(layers, "TOKENS_AT_ONCE", 60)
-    model, probe = deep_model(), deep_probe(n=40, n_shared=1)
+    model, probe = deep_model(), deep_probe(n=40, same=[0])
     results = []
     threads = torch.get_num_threads()
     try:
@@ -148,7 +162,7 @@ def test_a_deep_model_is_left_as_it_was(ablation: Any, untouched: Any) -> None:
     model.blocks[1].eval()
     unchanged = untouched(model)
     sets = default_head_sets(3, 2)
-    patch_heads(model, deep_probe(n_shared=2), sets, ablation)
+    patch_heads(model, deep_probe(same=[0, 1]), sets, ablation)
     unchanged()
     beyond = deep_probe()
     beyond.recipient_tokens[0, 0] = 99
@@ -159,7 +173,7 @@ def test_a_deep_model_is_left_as_it_was(ablation: Any, untouched: Any) -> None:
 
 def test_other_dtypes() -> None:
     """bfloat16, and float64 where the configuration still says float32."""
-    shape, probe, heads = {"normalization_type": "LN"}, deep_probe(n_shared=2), [(1, 0)]
+    shape, probe, heads = {"normalization_type": "LN"}, deep_probe(same=[0, 1]), [(1, 0)]
     for model, apart in (
         (deep_model(**shape, dtype=torch.bfloat16), 0.05),
         (deep_model(**shape, dtype=torch.float32).double(), 1e-9),
