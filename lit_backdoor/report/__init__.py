@@ -15,7 +15,7 @@ from lit_backdoor.report.published import compare
 from lit_backdoor.report.runs import Run, read_runs
 from lit_backdoor.report.sections import lead, sections, title
 from lit_backdoor.report.slip import slips
-from lit_backdoor.show.figures import figure_bytes
+from lit_backdoor.show.style import figure_bytes
 
 __all__ = ["Finding", "read", "write", "write_report"]
 

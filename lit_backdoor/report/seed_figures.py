@@ -16,7 +16,7 @@ from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import summarise
 from lit_backdoor.report.slip import Slip
 from lit_backdoor.report.wording import plural, whole_percent
-from lit_backdoor.show.figures import emergence_figure
+from lit_backdoor.show.training import emergence_figure
 
 ROLE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#7f7f7f")
 OURS, PAPER, SLIP = "#0072b2", "#d55e00", "#cc79a7"

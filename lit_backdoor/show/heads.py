@@ -1,23 +1,21 @@
-"""Results as matplotlib figures. Nothing here opens a window or writes a file."""
+"""Figures of heads at one step: what each contributes, what patching costs, which rule it serves, where it looks."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult, RuleHeads, head_name, head_set_name
-
-HEAD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
-"""Okabe and Ito's colours, told apart by colour-blind readers too."""
-
-
-def head_colour(index: int) -> str:
-    """The same colour for the same head in every figure."""
-    return HEAD_COLOURS[index % len(HEAD_COLOURS)]
+from lit_backdoor.functional import (
+    HeadAttribution,
+    PatchingResult,
+    PositionAttention,
+    RuleHeads,
+    head_name,
+    head_set_name,
+)
+from lit_backdoor.show.style import HEAD_COLOURS, head_colour
 
 
 def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figure:
@@ -47,51 +45,6 @@ def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribut
     for axis in (top, contribution):
         axis.margins(y=0.15)
         axis.spines[["top", "right"]].set_visible(False)
-
-
-def emergence_figure(
-    history: Sequence[HeadScores], metric: str, marks: Mapping[str, int | None] | None = None
-) -> Figure:
-    """A head coming into being: the recipient's accuracy against the step with each head patched alone (lines; of more
-    than eight heads, the eight that once cost most have colours), and what patching each costs (head x step heat map).
-
-    Args:
-        history: of one probe.
-        metric: name of the accuracy, for the axis.
-        marks: moments to mark, by name, in steps.
-    """
-    steps = [one.step for one in history]
-    heads = list(history[0].patched)
-    drops = np.array([[one.drop(head) for one in history] for head in heads])
-    coloured = sorted(np.argsort(-drops.max(axis=1), kind="stable")[: len(HEAD_COLOURS)])
-    heat_height = max(1.6, 0.16 * len(heads))
-    figure = Figure(figsize=(8, 3.6 + heat_height), layout="constrained")
-    lines, heat = figure.subplots(2, 1, sharex=True, height_ratios=[3.6, heat_height])
-    lines.plot(steps, [one.unpatched for one in history], color="black", linestyle="--", label="nothing patched")
-    for index, head in enumerate(heads):
-        values = [one.patched[head] for one in history]
-        if index in coloured:
-            colour, name, width = head_colour(coloured.index(index)), f"{head_name(*head)} patched", 1.8
-        else:
-            colour, name, width = "lightgrey", None, 0.8
-        lines.plot(steps, values, color=colour, label=name, linewidth=width, zorder=1 + bool(name))
-    lines.plot(steps, [one.all_patched for one in history], color="grey", linestyle=":", label="all patched")
-    lines.set(ylabel=metric, ylim=(-0.03, 1.05))
-    lines.spines[["top", "right"]].set_visible(False)
-    reached = {name: step for name, step in (marks or {}).items() if step is not None}
-    for index, (name, step) in enumerate(reached.items()):
-        for axis in (lines, heat):
-            axis.axvline(step, color="black", linewidth=0.8, alpha=0.6)
-        late = step > (steps[0] + steps[-1]) / 2  # a name stays over the lines
-        place, side = (-3 if late else 3, 6 + 9 * index), "right" if late else "left"
-        lines.annotate(name, (step, 1.0), xytext=place, ha=side, textcoords="offset points", fontsize=8)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    edges = _edges(steps)
-    mesh = heat.pcolormesh(edges, np.arange(len(heads) + 1), drops, cmap="magma_r", vmin=0, vmax=1)
-    heat.set(xlabel="optimizer step", yticks=np.arange(len(heads)) + 0.5, yticklabels=[head_name(*h) for h in heads])
-    heat.invert_yaxis()
-    figure.colorbar(mesh, ax=heat, label="cost of patching")
-    return figure
 
 
 def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
@@ -158,43 +111,20 @@ def attention_figure(patterns: Mapping[str, Tensor], positions: Sequence[str]) -
     return figure
 
 
-def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> Figure:
-    """The paper's Figure 3 for one run: log loss, and the validation accuracy of each rule, from metrics.csv."""
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
-    for stage, colour in (("train", "#0072b2"), ("val", "#d55e00")):
-        steps, values = column(rows, f"{stage}/loss")
-        loss.semilogy(steps, values, color=colour, label={"train": "training", "val": "validation"}[stage], linewidth=1)
-    loss.set(ylabel="loss")
-    for index, rule in enumerate(rules):
-        steps, values = column(rows, f"val/{rule}_accuracy")
-        accuracy.plot(steps, values, color=HEAD_COLOURS[2 + index], label=f"{rule} rule")
-    accuracy.set(xlabel="optimizer step", ylabel="validation accuracy", ylim=(-0.03, 1.05))
-    for axis in (loss, accuracy):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+def attention_shift_figure(results: Mapping[str, Sequence[PositionAttention]]) -> Figure:
+    """How the counterfactual moves each head's attention, [head, pos] per panel; one panel for each title."""
+    figure = Figure(figsize=(3.4 * len(results) + 0.8, 3), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False)
+    for axis, (title, of_panel) in zip(axes[0], results.items(), strict=True):
+        heads = list(dict.fromkeys(one.head for one in of_panel))
+        shift = np.array([one.shift for one in of_panel]).reshape(len(heads), -1)
+        image = axis.imshow(shift, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        if shift.size <= 64:
+            for (head, position), value in np.ndenumerate(shift):
+                colour = "white" if abs(value) > 0.6 else "black"
+                axis.text(position, head, f"{value:+.2f}", ha="center", va="center", color=colour)
+        axis.set(title=title, xticks=range(shift.shape[1]), xlabel="attended position")
+        axis.set(yticks=range(len(heads)), yticklabels=[head_name(*head) for head in heads])
+        axis.title.set_fontsize(10)
+    figure.colorbar(image, ax=axes[0].tolist(), label="shift of attention")
     return figure
-
-
-def figure_bytes(figure: Figure) -> dict[str, bytes]:
-    """The figure as ``png`` and ``svg`` files; the same figure always gives the same bytes."""
-    png, svg = BytesIO(), BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "lit_backdoor"}):
-        figure.savefig(png, format="png", dpi=130)
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return {"png": png.getvalue(), "svg": svg.getvalue()}
-
-
-def column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
-    """The steps at which ``name`` was measured, and its values."""
-    measured = [row for row in rows if row.get(name)]
-    return [int(row["step"]) for row in measured], [float(row[name]) for row in measured]
-
-
-def _edges(steps: Sequence[int]) -> np.ndarray:
-    """Edges of the cells whose centres are ``steps``."""
-    centres = np.asarray(steps, dtype=float)
-    if len(centres) == 1:
-        return np.array([centres[0] - 0.5, centres[0] + 0.5])
-    middles = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([centres[:1], middles, centres[-1:]])
