@@ -10,8 +10,13 @@ from lit_backdoor.functional import Probe, RuleExamples
 from lit_backdoor.limits import NonNegativeInt, OpenUnitInterval, PositiveInt, within_limits
 from lit_backdoor.task import Examples, Split, Task, rule_name, split_examples
 
-SPLIT_OPTIONS = ("train_fraction", "split", "split_seed", "permute_trigger")
-"""Options of the datamodule that say which examples train."""
+SPLIT_OPTIONS = {
+    "train_fraction": "train_fraction",
+    "split": "split",
+    "split_seed": "seed",
+    "permute_trigger": "permute_trigger",
+}
+"""Options of the datamodule that say which examples train, and the arguments of ``split_examples`` that they are."""
 
 
 class FullBatch:

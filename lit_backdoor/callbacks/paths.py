@@ -36,7 +36,7 @@ class PathPatchingMonitor(ProbeCallback):
     Args:
         every_n_steps: Optimizer steps between two probes, step 0 included. The last step is always probed.
         full_every_n_steps: Optimizer steps between two probes of single edges (of models with up to 128 edges).
-        max_examples: Before the last step, measure no more than so many examples of a probe, evenly spaced; null: all.
+        max_examples: Measure no more than so many examples of a probe, drawn at random once; null: all.
         probes: What to measure on, by name, or a function that returns it (in YAML its import path); null asks the
             datamodule.
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
@@ -95,7 +95,7 @@ class PathPatchingMonitor(ProbeCallback):
         measured, results = Measurement([]), {}
         with with_all_inputs_hooked(model):
             for name, probe in self.probes.items():
-                sample = probe if last or self.max_examples is None else _evenly_spaced(probe, self.max_examples)
+                sample = probe if self.max_examples is None else probe.sample(self.max_examples)
                 results[name] = patch_paths(model, sample, _edge_sets(model, sample, full))
         for name, of_probe in results.items():
             measured.rows += result_rows(step, name, of_probe)
@@ -128,10 +128,6 @@ class PathPatchingMonitor(ProbeCallback):
             measured.figures[f"figures/{self.prefix}paths_{name}"] = figure
             if any(len(one.edges) == 1 for one in results[name]):
                 measured.figures[f"figures/{self.prefix}circuit_{name}"] = circuit_figure(results[name])
-
-
-def _evenly_spaced(probe: Probe, at_most: int) -> Probe:
-    return probe.rows(slice(None, None, -(-probe.n_examples // at_most)))
 
 
 def _edge_sets(model: HookedModel, probe: Probe, full: bool) -> Sequence[EdgeSet]:

@@ -208,15 +208,14 @@ def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[Hooke
     of_file: Task | None
     try:
         if file.exists():
-            model, of_file, step = load_model(file)
+            kept = load_model(file)
         elif (file := path / WEIGHTS).exists():
             kept = read_weights(file)
-            model, of_file, step = kept.model, kept.task, kept.step
         elif (file := path / SHIPPED_WEIGHTS).exists():
             kept = open_pretrained(load(file)["pretrained"])
-            model, of_file, step = kept.model, kept.task, kept.step
         else:
             return None, None
+        model, of_file, step = kept.model, kept.task, kept.step
         if of_file is None:
             raise ValueError(f"weights: {file} does not say what it was trained on")
     except ValueError as error:  # which names the option of other commands

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lit_backdoor.functional import (
     HeadAttribution,
+    HeadSpecificity,
     PatchingResult,
     PositionAttention,
     RuleHeads,
@@ -94,12 +94,12 @@ def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
     return figure
 
 
-def attention_figure(patterns: Mapping[str, Tensor], positions: Sequence[str]) -> Figure:
+def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str]) -> Figure:
     """Mean attention from the last position, [head, pos] per rule, layer 0."""
     figure = Figure(figsize=(3.4 * len(patterns) + 0.8, 3), layout="constrained")
     axes = figure.subplots(1, len(patterns), squeeze=False)
     for axis, (rule, pattern) in zip(axes[0], patterns.items(), strict=True):
-        values = pattern.cpu().numpy()
+        values = np.array([one.attention for one in pattern if one.head.layer == 0]).reshape(-1, len(positions))
         image = axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (head, position), value in np.ndenumerate(values):
             axis.text(
@@ -111,8 +111,15 @@ def attention_figure(patterns: Mapping[str, Tensor], positions: Sequence[str]) -
     return figure
 
 
-def attention_shift_figure(results: Mapping[str, Sequence[PositionAttention]]) -> Figure:
-    """How the counterfactual moves each head's attention, [head, pos] per panel; one panel for each title."""
+def attention_shift_figure(
+    results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] | None = None
+) -> Figure:
+    """How the counterfactual moves each head's attention, [head, pos] per panel; one panel for each title.
+
+    Args:
+        results: of all heads and positions, by title.
+        positions: what the positions are called; None for their numbers.
+    """
     figure = Figure(figsize=(3.4 * len(results) + 0.8, 3), layout="constrained")
     axes = figure.subplots(1, len(results), squeeze=False)
     for axis, (title, of_panel) in zip(axes[0], results.items(), strict=True):
@@ -123,8 +130,33 @@ def attention_shift_figure(results: Mapping[str, Sequence[PositionAttention]]) -
             for (head, position), value in np.ndenumerate(shift):
                 colour = "white" if abs(value) > 0.6 else "black"
                 axis.text(position, head, f"{value:+.2f}", ha="center", va="center", color=colour)
-        axis.set(title=title, xticks=range(shift.shape[1]), xlabel="attended position")
+        names = positions or [str(position) for position in range(shift.shape[1])]
+        axis.set(title=title, xticks=range(len(names)), xticklabels=names, xlabel="attended position")
         axis.set(yticks=range(len(heads)), yticklabels=[head_name(*head) for head in heads])
         axis.title.set_fontsize(10)
     figure.colorbar(image, ax=axes[0].tolist(), label="shift of attention")
+    return figure
+
+
+def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecificity]]]) -> Figure:
+    """What each head costs the recipient's rule and what the donor's: a dot for each head, a trail over training.
+
+    A head that serves the recipient's rule alone is at the lower right.
+
+    Args:
+        results: by probe and step.
+    """
+    figure = Figure(figsize=(4.3 * len(results) + 0.4, 4), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
+    for axis, (probe, by_step) in zip(axes[0], results.items(), strict=True):
+        for index, last in enumerate(by_step[max(by_step)]):
+            trail = [(by_step[step][index].cost, by_step[step][index].donor_cost) for step in sorted(by_step)]
+            colour, name = head_colour(index), head_name(*last.head)
+            axis.plot(*zip(*trail, strict=True), color=colour, linewidth=1, alpha=0.5, marker=".", markersize=3)
+            axis.plot(last.cost, last.donor_cost, "o", color=colour, markersize=8, label=name)
+        axis.plot([0, 1], [0, 1], color="0.8", linewidth=0.8, zorder=0)
+        axis.set(title=probe, xlabel="cost to its rule", xlim=(-0.08, 1.08), ylim=(-0.08, 1.08))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("cost to the donor's rule when ablated")
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     return figure
