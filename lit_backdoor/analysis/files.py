@@ -1,7 +1,8 @@
 """The tables and figures that ``analyze`` writes."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lit_backdoor.analysis.document import analysis_markdown
 from lit_backdoor.analysis.measure import Analysis, rule_heads
@@ -39,7 +40,7 @@ def tables(analysis: Analysis) -> dict[str, list[dict[str, Value]]]:
     """The rows of every table, by file name; those of monitors have the columns that the monitors write."""
     step, probes = analysis.step, analysis.probes
     patching = {name: [row for some in one.patching.values() for row in some] for name, one in probes.items()}
-    by_file = {
+    by_file: dict[str, Mapping[str, Sequence[Any]]] = {
         HEAD_ATTRIBUTION: {name: one.attribution for name, one in analysis.of_rules.items()},
         HEAD_PATCHING: patching,
         PATH_PATCHING: {name: one.paths for name, one in probes.items()},

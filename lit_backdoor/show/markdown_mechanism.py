@@ -60,15 +60,10 @@ def attention_markdown(results: Sequence[PositionAttention]) -> str:
 
 def specificity_markdown(results: Sequence[HeadSpecificity]) -> str:
     """A row for each head."""
-    rows = [
-        [
-            head_name(*one.head),
-            _number(one.cost, ".1%"),
-            _number(one.donor_cost, ".1%"),
-            _number(one.selectivity, ".2f"),
-        ]
-        for one in results
-    ]
+    rows = []
+    for one in results:
+        costs = (_number(cost, ".1%") for cost in (one.cost, one.donor_cost))
+        rows.append([head_name(*one.head), *costs, _number(one.selectivity, ".2f")])
     return markdown_table(["head", "cost to the rule", "cost to the donor's rule", "selectivity"], rows)
 
 

@@ -41,9 +41,11 @@ def test_every_method_finds_the_known_head() -> None:
     assert backdoor.chance == pytest.approx(1 / 7)
     (own,) = [one for one in backdoor.attention if one.head == known and one.position == 2]
     assert own.attention == pytest.approx(1.0, abs=1e-6)
-    # the trigger is a value of the known head alone, and the logits read it
-    costly = [edge_set_name(one.edges) for one in backdoor.paths if one.recipient_accuracy < 1]
-    assert costly[-3:] == ["trigger>L0H2.V", "L0H2>logits", "trigger>L0H2.Q+trigger>L0H2.K"][:2] or costly, costly
+    # the trigger is a value of the known head alone, and the logits read what it writes
+    costly = {one.group or edge_set_name(one.edges) for one in backdoor.paths if one.recipient_accuracy < 1}
+    assert costly == {"V", "QKV", "A_logits", "trigger>L0H2.V", "L0H2>logits"}
+    costs = {one.head: one.cost for one in backdoor.specificity}
+    assert costs == {head: float(head == known) for head in costs}
     # what suffices: the known head alone brings the trigger's answer into the benign run
     (moved,) = [one for one in analysis.probes["benign"].patching["resample"] if one.heads == (known,)]
     assert moved.donor_accuracy == 1.0
