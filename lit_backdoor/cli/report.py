@@ -43,6 +43,6 @@ def report_on(run_dirs: Sequence[Path], output_dir: Path) -> None:
 
     with checking_options():
         runs = read(run_dirs, output_dir)
-    for one in write(runs, output_dir):
-        print(f"{one.title} ({one.verdict}): {one.headline}")
+    for finding in write(runs, output_dir):
+        print(f"{finding.title} ({finding.verdict}): {finding.headline}")
     print(f"report: {os.path.relpath(output_dir / 'index.html')}")

@@ -13,7 +13,7 @@ import torch
 import yaml
 from lightning.pytorch.loggers import Logger
 
-from lit_backdoor.cli.fit import checked_fit_options
+from lit_backdoor.cli.checked_cli import checked_fit_options
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.named_callbacks import NAMED_CALLBACKS
 from lit_backdoor.runs.checkpoints import read_checkpoint
