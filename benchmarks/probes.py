@@ -23,6 +23,7 @@ from lit_backdoor.functional import (
 )
 from lit_backdoor.functional.last_position import TokenLayout
 from lit_backdoor.functional.last_position_loss import last_position_loss
+from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task, split_examples
 
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    set_row_threads(args.threads)
     torch.manual_seed(0)
     print(f"{args.threads} threads")
     measure_one_layer(args.rounds)
