@@ -72,8 +72,8 @@ def all_callbacks(options: Namespace, listed: Sequence[Callback], notes: list[st
         callbacks += substitutes or [kind(**own_options)]
         left = [callback for callback in left if callback not in substitutes]
         replaced += [f"{name} ({type(callback).__name__})" for callback in substitutes]
-    unlisted = [one for one in callbacks if one not in listed and not isinstance(one, WeightCheckpoint)]
-    if replaced and unlisted:  # a list of all is from before they had names, and weights were kept
+    complete = any(isinstance(callback, RunCheckpoint) for callback in listed)  # as all lists were before the names
+    if replaced and not complete:
         notes.append(
             f"trainer.callbacks takes the place of {', '.join(replaced)}; to have both, give the listed one a name "
             "(init_args: {name: ...})"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -399,3 +400,16 @@ def test_csv_logger_alone(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nan" not in printed and "tensorboard" not in printed
     (loss,) = (line.split() for line in printed.splitlines() if line.startswith("loss "))
     assert len(loss) == 3 and all(0 < float(value) < 10 for value in loss[1:])
+
+
+def readme_commands() -> list[list[str]]:
+    """The commands of fit in README's table."""
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if "`lit-backdoor fit" in line]
+    commands = [shlex.split(row.split("`lit-backdoor ")[1].split("`")[0]) for row in rows]
+    return [command for command in commands if "--help" not in command and "--ckpt_path" not in command]
+
+
+@pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
+def test_the_readmes_commands_are_whole(cli: Cli, command: list[str]) -> None:
+    options = checked_fit_options(command)
+    assert options.trainer.max_steps >= 1000
