@@ -37,7 +37,7 @@ COMPARED = ("metrics.csv", "head_attribution.csv", "head_patching.csv", "loss_sp
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 PHASES = {  # by what is on the stack, the first that fits
     "writing a checkpoint": ("callbacks/checkpoint.py",),
-    "writing a table or verdict": ("lit_backdoor/records.py",),
+    "writing a table or verdict": ("runs/tables.py",),
     "writing for TensorBoard": ("lit_backdoor/logger.py", "tensorboard"),
     "in a probe": ("callbacks/probing.py",),
     "in a validation": ("in validation_step", "in _validate_now"),
