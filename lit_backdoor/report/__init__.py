@@ -128,7 +128,9 @@ def _page_values(
     """What report.md.j2 is made of."""
     return {
         "study": study,
-        "counts": {name: sum(run.group == name for run in study.runs) for name in dict.fromkeys(r.group for r in study.runs)},
+        "counts": {
+            name: sum(run.group == name for run in study.runs) for name in dict.fromkeys(r.group for r in study.runs)
+        },
         "groups": measures.groups(study.runs),
         "statements": said,
         "declared": declared(),
@@ -154,7 +156,9 @@ def _bug_in_short(both: Sequence[BothWays]) -> dict[str, str]:
 
     def alone(column: str) -> int:
         singles = rows[rows["ranks"].str.isdecimal()].assign(left=rows[column])
-        merged = singles.merge(none[["p1", "seed", "split", column]], on=["p1", "seed", "split"], suffixes=("", "_none"))
+        merged = singles.merge(
+            none[["p1", "seed", "split", column]], on=["p1", "seed", "split"], suffixes=("", "_none")
+        )
         base = merged[f"{column}_none"]
         costly = (base - merged["left"]) / (base - merged["floor"]) >= declared().threshold
         return int((costly.groupby([merged["p1"], merged["seed"], merged["split"]]).sum() == 1).sum())

@@ -92,7 +92,9 @@ def check_heads(path: Path, task: Task, heads: Sequence[Head], patching: pd.Data
         named = sorted(head_name(*head) for head in zip(rows["layer"], rows["head"], strict=True))
         _require(named == sorted(head_name(*head) for head in heads), attributed, f"probe {probe} lacks heads")
     wrong = last[(last["n_examples"] <= 0) | (last["top_count"] > last["n_examples"])]
-    _require(wrong.empty, attributed, f"top_count: {wrong['top_count'].tolist()[:1]} of {wrong['n_examples'].tolist()[:1]}")
+    _require(
+        wrong.empty, attributed, f"top_count: {wrong['top_count'].tolist()[:1]} of {wrong['n_examples'].tolist()[:1]}"
+    )
 
 
 def check_verdict(path: Path, verdict: Any) -> None:

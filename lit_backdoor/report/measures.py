@@ -88,7 +88,9 @@ def specificity(run: Run) -> dict[Head, HeadSpecificity]:
     if "head_specificity" in run.tables:
         table = run.tables["head_specificity"]
         rows = table[table["step"] == table["step"].max()].itertuples()
-        return {(head := Head(r.layer, r.head)): HeadSpecificity(head, r.cost, r.donor_cost, r.selectivity) for r in rows}  # type: ignore[arg-type]
+        return {
+            (head := Head(r.layer, r.head)): HeadSpecificity(head, r.cost, r.donor_cost, r.selectivity) for r in rows
+        }  # type: ignore[arg-type]
     if run.model is None or run.task is None:
         return {}
     return {result.head: result for result in head_specificity(run.model, task_probes(run.task)["backdoor"])}
@@ -173,7 +175,11 @@ def seeds(runs: Sequence[Run]) -> pd.DataFrame:
             }
         rows.append(row)
     frame = pd.DataFrame(rows)
-    whole = [name for name in frame if name.endswith("_step") or name in ("steps_asked_for", "n_costly_heads", "crossings", "leader_changes")]
+    whole = [
+        name
+        for name in frame
+        if name.endswith("_step") or name in ("steps_asked_for", "n_costly_heads", "crossings", "leader_changes")
+    ]
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
 

@@ -29,7 +29,9 @@ def escaped(text: object) -> Markdown:
 
 def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> Markdown:
     """A Markdown table, its cells escaped."""
-    return Markdown(markdown_table([escaped(cell) for cell in header], [[escaped(cell) for cell in row] for row in rows]))
+    return Markdown(
+        markdown_table([escaped(cell) for cell in header], [[escaped(cell) for cell in row] for row in rows])
+    )
 
 
 def bold(text: object) -> Markdown:

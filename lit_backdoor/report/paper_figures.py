@@ -1,8 +1,8 @@
 """The paper's Figures 2 to 8, in its form."""
 
-import numpy as np
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from lit_backdoor.functional import HeadAttribution
@@ -59,7 +59,9 @@ def _attributions(experiments: Sequence[Mapping[str, Sequence[HeadAttribution]]]
 
 def training_figure(runs: Sequence[Run]) -> Figure:
     """Figure 3: log loss and the accuracy of each rule against the step, a column per run."""
-    accuracies = list(dict.fromkeys(name.partition("/")[2] for run in runs for name in run.metrics if name.endswith("_accuracy")))
+    accuracies = list(
+        dict.fromkeys(name.partition("/")[2] for run in runs for name in run.metrics if name.endswith("_accuracy"))
+    )
     figure = Figure(figsize=(3.1 * len(runs) + 0.9, 2.2 * (1 + len(accuracies))), layout="constrained")
     axes = figure.subplots(1 + len(accuracies), len(runs), squeeze=False, sharex="col", sharey="row")
     for position, run in enumerate(runs):

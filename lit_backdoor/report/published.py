@@ -80,7 +80,12 @@ def comparison_rows(runs: Sequence[Run]) -> pd.DataFrame:
             {name: number[name] for name in ("source", "experiment", "p1")}
             | {"quantity": QUANTITIES[number["quantity"]].format(what=shown), "paper_heads": number["heads"]}
             | {name: number[name] for name in ("low", "high", "how")}
-            | {"n_runs": ours.n, "ours_median": ours.median, "ours_smallest": ours.smallest, "ours_largest": ours.largest}
+            | {
+                "n_runs": ours.n,
+                "ours_median": ours.median,
+                "ours_smallest": ours.smallest,
+                "ours_largest": ours.largest,
+            }
         )
     return pd.DataFrame(rows)
 

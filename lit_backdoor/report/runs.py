@@ -93,7 +93,9 @@ class Run:
     @property
     def slug(self) -> str:
         """The name in file names, `mod7_seed0`."""
-        return re.sub(r"[^\w]+", "_", self.name.replace("mod ", "mod").replace("seed ", "seed").replace("split ", "split"))
+        return re.sub(
+            r"[^\w]+", "_", self.name.replace("mod ", "mod").replace("seed ", "seed").replace("split ", "split")
+        )
 
     @property
     def step(self) -> int:
@@ -222,7 +224,9 @@ def _read_files(path: Path) -> Run:
         if not (path / name).is_file():
             raise ValueError(f"{path} lacks {name}; a report needs what the shipped configurations record")
     task = check_options(path / HPARAMS, options) if ours else None
-    task = task if task is not None and len(task.moduli) <= 2 else None  # with several triggers, no table of the paper's
+    task = (
+        task if task is not None and len(task.moduli) <= 2 else None
+    )  # with several triggers, no table of the paper's
     configs = [path / CONFIG, *sorted(path.glob(continued(CONFIG, 0).replace("0", "*")), key=_start)]
     first, config = (load(file) if file.exists() else {} for file in (configs[0], configs[-1]))
     seed = options.get("seed_everything", config.get("seed_everything"))
@@ -239,10 +243,23 @@ def _read_files(path: Path) -> Run:
     tables.setdefault("head_attribution", pd.DataFrame({"step": [], "probe": []}))
     _check_tables(path, task, options, tables)
     model, step = _weights(path, task, options) if task is not None else (None, None)
-    return Run(path, options, config, task, seed if is_seed else None, tables, _verdict(path), _parent(path, first), model, step)
+    return Run(
+        path,
+        options,
+        config,
+        task,
+        seed if is_seed else None,
+        tables,
+        _verdict(path),
+        _parent(path, first),
+        model,
+        step,
+    )
 
 
-def _check_tables(path: Path, task: Task | None, options: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
+def _check_tables(
+    path: Path, task: Task | None, options: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]
+) -> None:
     patching, attribution = tables["head_patching"], tables["head_attribution"]
     for name in ("metrics", "head_attribution", "head_patching", "loss_spikes") if task else ("head_patching",):
         check_columns(path / f"{name}.csv", tables.get(name, pd.DataFrame()))

@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lit_backdoor.functional import parse_head_set
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import ALL, by_state, costs, left, order_of, shapley, specificity
+from lit_backdoor.report.measures import ALL, by_state, costs, order_of, shapley, specificity
 from lit_backdoor.report.published import paper_table, single_costs
-from lit_backdoor.report.ranks import rank_key, rank_set_name, ranks_of, table_1_sets
+from lit_backdoor.report.ranks import rank_key, rank_set_name, table_1_sets
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import exactly_one_curve
 from lit_backdoor.report.wording import percent, plural
@@ -63,7 +62,9 @@ def strips_figure(runs: Sequence[Run]) -> Figure:
                 time.plot(step, y, marker, color="black", markersize=size, markeredgecolor="white", markeredgewidth=0.9)
         if (result := shapley(run)) is not None and result.total:
             value = max(result.values.values(), key=lambda value: value / result.total) / result.total
-            share.bar_label(share.barh(y, value, height=0.62, color="#7f7f7f"), [percent(value, 0)], padding=3, fontsize=8)
+            share.bar_label(
+                share.barh(y, value, height=0.62, color="#7f7f7f"), [percent(value, 0)], padding=3, fontsize=8
+            )
     handles: list[Artist] = [
         Patch(color=colour_of(rank), label=f"rank {rank} costs most") for rank in range(1, n_ranks + 1)
     ]
@@ -106,7 +107,9 @@ def curve_figure(curve: pd.DataFrame) -> Figure:
         state = str(name).removeprefix("ours, ")
         colour = PAPER if name == "the paper" else OURS
         label = f"{name} ({rows['n_runs'].iloc[0]})"
-        axis.plot(rows["threshold"], rows["rate"], STATE_STYLES.get(state, "-"), color=colour, label=label, linewidth=1.6)
+        axis.plot(
+            rows["threshold"], rows["rate"], STATE_STYLES.get(state, "-"), color=colour, label=label, linewidth=1.6
+        )
         if state in (ALL, "the paper"):
             axis.fill_between(rows["threshold"], rows["wilson95_low"], rows["wilson95_high"], color=colour, alpha=0.15)
     axis.axvline(declared().threshold, color="black", linewidth=0.8, linestyle=":")
@@ -136,7 +139,9 @@ def foreign_figure(name: str, rows: pd.DataFrame) -> Figure:
         "patched properly": (_by_rank(rows, "backdoor_accuracy", n_heads), OURS),
         "with the notebook's bug": (_by_rank(rows, "foreign_backdoor_accuracy", n_heads), FOREIGN),
     }
-    return _dots_figure(f"{name}, {plural(int((rows['ranks'] == 'none').sum()))}", "backdoor accuracy left", series, (-0.04, 1.06))
+    return _dots_figure(
+        f"{name}, {plural(int((rows['ranks'] == 'none').sum()))}", "backdoor accuracy left", series, (-0.04, 1.06)
+    )
 
 
 def shapley_figure(name: str, rows: pd.DataFrame) -> Figure:

@@ -151,7 +151,11 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
     for state, some in by_state(frame):
         words = some["word"].fillna("no backdoor").value_counts(sort=False).sort_index()
         said = enumerate_words([f"{word} in {n}" for word, n in words.items()])
-        spread = f", effective heads {span(some['effective_heads'].tolist(), 1)}" if some["effective_heads"].notna().any() else ""
+        spread = (
+            f", effective heads {span(some['effective_heads'].tolist(), 1)}"
+            if some["effective_heads"].notna().any()
+            else ""
+        )
         parts.append(f"{_runs(state, len(some))}: {said}{spread}")
     first = claims[claims["rank"] == 1]
     carried = int((first["claim"] == "carries the backdoor").sum())
@@ -193,7 +197,9 @@ def _length(runs: Sequence[Run]) -> Statement:
     parts = []
     for name in dict.fromkeys(run.group for run in short):
         some = [run for run in short if run.group == name]
-        parts.append(f"{name}: {span([run.step for run in some])} steps in {plural(len(some))}, the paper {paper_steps(some[0].p1):,}")
+        parts.append(
+            f"{name}: {span([run.step for run in some])} steps in {plural(len(some))}, the paper {paper_steps(some[0].p1):,}"
+        )
     text = f"Shorter are {'; '.join(parts)}. What they show may still change." if parts else ""
     unfinished = [f"{run.name} ({run.step:,} of {run.max_steps:,})" for run in runs if run.step < (run.max_steps or 0)]
     if unfinished:

@@ -75,13 +75,17 @@ def differing(run: Run, base: Mapping[str, Any] = PAPER_OPTIONS, p0: int = 113) 
     """The options in which a run is not like `base`, as `name: value`."""
     assert run.task is not None
     moduli = [] if run.task.d_vocab == p0 else [f"P0: {run.task.d_vocab}"]
-    return moduli + [f"{name}: {run.options.get(name)}" for name in base if not _same(run.options.get(name), base[name])]
+    return moduli + [
+        f"{name}: {run.options.get(name)}" for name in base if not _same(run.options.get(name), base[name])
+    ]
 
 
 def _options(run: Run) -> dict[str, Any]:
     """What must be alike; an option that an older version did not have counts as off."""
     assert run.task is not None
-    options = {name: run.options[name] for name in sorted(run.options) if name not in FREE_OPTIONS and run.options[name]}
+    options = {
+        name: run.options[name] for name in sorted(run.options) if name not in FREE_OPTIONS and run.options[name]
+    }
     return {"P0": run.task.d_vocab, **options}
 
 

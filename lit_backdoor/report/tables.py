@@ -99,7 +99,9 @@ def ranks_table(sets: pd.DataFrame) -> Markdown:
     for ranks in table_1_sets(n_heads):
         some = sets[sets["ranks"] == ranks]
         cells = [rank_set_name(ranks, n_heads), percent_span(some[needed].tolist())]
-        cells += [percent_span(some.loc[some["state"] == state, needed].tolist()) for state in states if len(states) > 1]
+        cells += [
+            percent_span(some.loc[some["state"] == state, needed].tolist()) for state in states if len(states) > 1
+        ]
         if theirs is not None:
             cells.append(percent_span(theirs[ranks].tolist()) if ranks in theirs else NOTHING)
         rows.append([*cells, percent_span(some[brings].tolist())])
@@ -108,7 +110,16 @@ def ranks_table(sets: pd.DataFrame) -> Markdown:
 
 def claims_table(claims: pd.DataFrame) -> Markdown:
     """The costliest head of every run: what holds of it."""
-    header = ["model", "seed", "state", "head", "cost to the backdoor", "brings", "cost to the benign rule", "selectivity"]
+    header = [
+        "model",
+        "seed",
+        "state",
+        "head",
+        "cost to the backdoor",
+        "brings",
+        "cost to the benign rule",
+        "selectivity",
+    ]
     rows = [
         [_model(row.p1), _seed(row), row.state, row.head, percent(row.backdoor_cost, 0), percent(row.backdoor_brought, 0),
          percent(row.benign_cost, 0), number(row.selectivity), row.claim]
@@ -147,10 +158,15 @@ def comparison_table(comparison: pd.DataFrame) -> Markdown:
     for row in comparison.itertuples():
         share = "accuracy" in row.quantity or "share" in row.quantity
         digits = 2 if "contribution" in row.quantity or "loss" in row.quantity else 0
-        theirs = percent(row.low, 3 if "all pairs" in row.quantity else 2) if share else span([row.low, row.high], digits)
+        theirs = (
+            percent(row.low, 3 if "all pairs" in row.quantity else 2) if share else span([row.low, row.high], digits)
+        )
         ours = [row.ours_median, span([row.ours_smallest, row.ours_largest], digits)]
         if share:
-            ours = [row.ours_median, " to ".join(dict.fromkeys((percent(row.ours_smallest), percent(row.ours_largest))))]
+            ours = [
+                row.ours_median,
+                " to ".join(dict.fromkeys((percent(row.ours_smallest), percent(row.ours_largest)))),
+            ]
         middle = percent(ours[0]) if share else number(ours[0], digits)
         source = f"{row.source}, {row.experiment}" if row.source != "notebook" else "notebook"
         rows.append([source, _model(row.p1), row.quantity, theirs, middle, ours[1], str(row.n_runs)])
@@ -182,8 +198,15 @@ SHORT = ["state", "steps", "benign accuracy", "backdoor accuracy", "the backdoor
 
 def _in_short(run: Run) -> list[str]:
     """The cells of `SHORT`."""
-    accuracies = {probe: next(r.recipient_accuracy for r in results if not r.heads) for probe, results in run.patching.items()}
-    cells = [run.state or NOTHING, number(run.step, 0), percent(accuracies.get("benign")), percent(accuracies.get("backdoor"))]
+    accuracies = {
+        probe: next(r.recipient_accuracy for r in results if not r.heads) for probe, results in run.patching.items()
+    }
+    cells = [
+        run.state or NOTHING,
+        number(run.step, 0),
+        percent(accuracies.get("benign")),
+        percent(accuracies.get("backdoor")),
+    ]
     if run.p1 is None:
         return [*cells, *[NOTHING] * 3]
     costliest = min(value for heads, value in left(run).items() if len(heads) == 1)
