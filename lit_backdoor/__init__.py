@@ -1,6 +1,6 @@
 """Train a small transformer with a backdoor and watch one attention head take it over."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,3 +23,10 @@ def read_run(run_dir: "str | Path") -> "dict[str, pd.DataFrame]":
     from lit_backdoor.runs import frames
 
     return frames.read_run(run_dir)
+
+
+def replay(*args: Any, **kwargs: Any) -> None:
+    """Measure models that are there already; see :func:`lit_backdoor.callbacks.recorder.replay`."""
+    from lit_backdoor.callbacks import recorder
+
+    recorder.replay(*args, **kwargs)

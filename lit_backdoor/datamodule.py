@@ -40,9 +40,12 @@ class BackdoorDataModule(LightningDataModule):
 
     Args:
         moduli: The modulus of each rule: [113] is the clean model, [113, 7] the mod 7 backdoor, [113, 1, 7] has two
-            triggers. The first (2 or more) is also the range of a and b and the vocabulary; the later ones lie
-            between 1 and it. Rule i is triggered by token i.
+            triggers. The first (2 or more) is also the range of a and b; the later ones lie between 1 and it.
         trigger_position: Where the trigger token stands among the three tokens: 0, 1 or 2.
+        trigger_tokens: The token that triggers each rule; null: token i triggers rule i, as in the paper. Tokens from
+            the first modulus on are no numbers; the vocabulary grows with them.
+        permute_trigger: A control: shuffle the trigger tokens over the examples, so that they say nothing about the
+            rule.
         train_fraction: Share of the examples that trains, inside (0, 1). All the rest validates.
         split: What is drawn at random: single examples, as in the paper, or pairs (a, b), which then train or are
             held out under every trigger alike.
@@ -59,10 +62,14 @@ class BackdoorDataModule(LightningDataModule):
         split: Split = "examples",
         split_seed: NonNegativeInt = 0,
         steps_per_epoch: PositiveInt = 1000,
+        trigger_tokens: list[NonNegativeInt] | None = None,
+        permute_trigger: bool = False,
     ) -> None:
         super().__init__()
-        self.task = Task(tuple(moduli), trigger_position)
-        self.train_examples, self.val_examples = split_examples(self.task, train_fraction, split, split_seed)
+        self.task = Task(tuple(moduli), trigger_position, tuple(trigger_tokens or ()))
+        self.train_examples, self.val_examples = split_examples(
+            self.task, train_fraction, split, split_seed, permute_trigger
+        )
         self.steps_per_epoch = steps_per_epoch
         self.save_hyperparameters()
 
@@ -109,6 +116,6 @@ def task_probes(task: Task) -> dict[str, Probe]:
     if n_rules > 1:
         needed = {rule_name(rule): probe(rule, 0) for rule in range(1, n_rules)}
         return needed | {sufficiency_probe(rule): probe(0, rule) for rule in range(1, n_rules)}
-    other = torch.randperm(task.d_vocab**2, generator=torch.Generator().manual_seed(0))
+    other = torch.randperm(task.n_numbers**2, generator=torch.Generator().manual_seed(0))
     tokens, answers = task.tokens(0), task.answers(0)
     return {"benign": Probe(tokens, tokens[other], answers, answers[other], recipient="benign", donor="other_pair")}

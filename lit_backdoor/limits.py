@@ -56,7 +56,7 @@ def within_limits(function: Callable[Parameters, Result]) -> Callable[Parameters
 
     Limits are: the number types of this module, ``Literal``, and unions, lists and tuples of those. Whatever else is
     annotated is not checked. The function gets plain numbers. An error of a constructor names its class, as in
-    ``LossSpikeMonitor.rise``.
+    ``LossSpikeMonitor.prominence``.
 
     Raises:
         ValueError: at the call, naming the argument, its value and what is allowed.
@@ -77,7 +77,7 @@ def within_limits(function: Callable[Parameters, Result]) -> Callable[Parameters
         owner = type(given["self"]).__name__ if "self" in given else function.__name__
         for name, value in given.items():
             if not _fits(value, kinds[name]):
-                raise ValueError(f"{owner}.{name}: {value!r} is not allowed; allowed: {allowed(kinds[name])}")
+                raise ValueError(f"{owner}.{name}: {value!r} is not allowed; allowed: {in_words(kinds[name])}")
             given[name] = plain(value)
         return function(*bound.args, **bound.kwargs)
 
@@ -98,23 +98,23 @@ def plain(value: Any) -> Any:
     return value
 
 
-def allowed(kind: Any) -> str:
+def in_words(kind: Any) -> str:
     """Say in words what values a type allows.
 
-    >>> allowed(Literal["LN"] | None)
+    >>> in_words(Literal["LN"] | None)
     'LN, null'
-    >>> allowed(tuple[DecayRate, DecayRate])
+    >>> in_words(tuple[DecayRate, DecayRate])
     'a list of 2, each a number inside [0, 1)'
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return ", ".join(map(str, inner))
     if origin in (Union, types.UnionType):
-        return ", ".join(map(allowed, inner))
+        return ", ".join(dict.fromkeys(in_words(kind) for kind in inner))
     if origin is tuple:
-        return f"a list of {len(inner)}, each {allowed(inner[0])}"
+        return f"a list of {len(inner)}, each {in_words(inner[0])}"
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"a list, such as [1, 2], each {allowed(inner[0])}"
+        return f"a list, such as [1, 2], each {in_words(inner[0])}"
     name = getattr(kind, "__name__", str(kind))
     return WORDS.get(name, name)
 

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_backdoor.runs.directory import claim_next_version, require_plain_name
+from lit_backdoor.runs.environment import global_seed
 from lit_backdoor.runs.file_names import METRICS
 from lit_backdoor.runs.tables import CsvTable
 
@@ -118,8 +119,8 @@ class RunLogger(TensorBoardLogger):
     ) -> None:
         """Keep ``params`` for hparams.yaml; TensorBoard's hparams view gets them beside the first metrics."""
         known = dict(vars(params) if isinstance(params, Namespace) else params)
-        if "PL_GLOBAL_SEED" in os.environ:  # where Lightning keeps the seed of seed_everything
-            known["seed_everything"] = int(os.environ["PL_GLOBAL_SEED"])
+        if (seed := global_seed()) is not None:
+            known["seed_everything"] = seed
         super().log_hyperparams(known, metrics, step)
         self._unshown_hparams = {name: str(known[name]) for name in sorted(known, key=_hparams_order)}
 

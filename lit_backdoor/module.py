@@ -15,13 +15,14 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from lit_backdoor.functional.last_position import (
-    SMALLEST_GRADIENT,
     TokenLayout,
     last_position_logits,
     why_not_exact,
 )
 from lit_backdoor.functional.last_position_loss import last_position_loss
-from lit_backdoor.limits import DecayRate, NonNegativeNumber, PositiveInt, PositiveNumber, within_limits
+from lit_backdoor.functional.row_threads import one_torch_thread
+from lit_backdoor.functional.whole_pass import whole_pass_logits, whole_pass_loss
+from lit_backdoor.limits import DecayRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, within_limits
 from lit_backdoor.model import ActFn, build_model
 from lit_backdoor.task import Examples, Task, rule_name
 
@@ -81,6 +82,7 @@ class BackdoorModule(LightningModule):
         betas: Decay rates of AdamW's two averages.
         last_position: Compute only what the last position's logits need, wherever that is exact; false always
             takes the whole HookedTransformer, with the same result, about five times as slow.
+        trigger_tokens: The token that triggers each rule; follows data.trigger_tokens.
     """
 
     @within_limits
@@ -99,9 +101,10 @@ class BackdoorModule(LightningModule):
         weight_decay: NonNegativeNumber = 1.0,
         betas: tuple[DecayRate, DecayRate] = (0.9, 0.98),
         last_position: bool = True,
+        trigger_tokens: list[NonNegativeInt] | None = None,
     ) -> None:
         super().__init__()
-        task = Task(tuple(moduli))
+        task = Task(tuple(moduli), trigger_tokens=tuple(trigger_tokens or ()))
         self.model = build_model(
             task.d_vocab, n_heads, d_model, d_head, d_mlp, n_layers, act_fn, normalization_type, train_biases
         )
@@ -112,11 +115,12 @@ class BackdoorModule(LightningModule):
         betas = list(betas)  # type: ignore[assignment]  # saved as plain YAML
         self.save_hyperparameters()
 
+    @one_torch_thread()
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits at the last position, [n, d_vocab], for ``tokens`` [n, 3]."""
         if self.uses_last_position_form:
             return last_position_logits(self.model, tokens)
-        return self.model(tokens)[:, -1]
+        return whole_pass_logits(self.model, tokens)
 
     @property
     def uses_last_position_form(self) -> bool:
@@ -124,25 +128,31 @@ class BackdoorModule(LightningModule):
         autocast = torch.is_autocast_enabled(self.device.type)
         return bool(self.hparams["last_position"]) and not autocast and why_not_exact(self.model) is None
 
+    @one_torch_thread()
     def training_step(self, batch: Examples, batch_idx: int) -> Tensor:
         if self.uses_last_position_form:
             if self._layout is None or self._layout[0] is not batch.tokens:
-                layout = TokenLayout.of(batch.tokens, self.model)
-                self._layout = (batch.tokens, layout)
+                self._layout = (batch.tokens, TokenLayout.of(batch.tokens, self.model))
             loss, logits = last_position_loss(self.model, self._layout[1], batch.answers)
         else:
-            logits = self.model(batch.tokens)[:, -1]
-            wide = logits.double()
-            wide.register_hook(lambda grad: F.hardshrink(grad, SMALLEST_GRADIENT))
-            loss = F.cross_entropy(wide, batch.answers)
+            loss, logits = whole_pass_loss(self.model, batch.tokens, batch.answers)
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the training loss is {loss.item()} at step {self.global_step}")
         every_n_steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every_n_steps and self.global_step % every_n_steps == 0:
-            self.train_metrics.update(loss, logits.detach(), batch)
+            self.train_metrics.update(loss, logits, batch)
             self._record("train", self.train_metrics)
         return loss
 
+    @one_torch_thread()
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(loss, *args, **kwargs)
+
+    @one_torch_thread()
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+
+    @one_torch_thread()
     def validation_step(self, batch: Examples, batch_idx: int) -> None:
         logits = self(batch.tokens)
         loss = F.cross_entropy(logits.double(), batch.answers)
@@ -176,6 +186,7 @@ class BackdoorModule(LightningModule):
         if isinstance(interval, int) and self.global_step % interval == 0:
             self._validate_now()
 
+    @one_torch_thread()
     def on_train_end(self) -> None:
         if self._last_validated_step != self.global_step:
             self._validate_now()

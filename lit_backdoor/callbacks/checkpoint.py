@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lit_backdoor.callbacks.run import make_run_dir, refuse_existing, run_dir
+from lit_backdoor.callbacks.run import run_dir, run_of
 from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST, PREVIOUS, step_checkpoint
 from lit_backdoor.runs.tables import replace_file, replace_with_copy
@@ -94,7 +94,7 @@ class RunCheckpoint(Checkpoint):
         Raises:
             ContractError: a fresh run would overwrite checkpoints.
         """
-        refuse_existing(trainer, self._last)
+        run_of(trainer).refuse_existing(f"{CHECKPOINT_DIR}/{LAST}")
         if self._rng_state is not None:
             _set_rng_state(self._rng_state)
             self._rng_state = None
@@ -107,7 +107,6 @@ class RunCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the run directory."""
-        make_run_dir(trainer)
         self._last = run_dir(trainer) / CHECKPOINT_DIR / LAST
         self._received = None
         self._handlers = {}

@@ -1,37 +1,28 @@
 """The verdict: where a behaviour sits among the heads and since when, and what the run has come to."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lit_backdoor.callbacks.accuracies import AccuracyHistory
+from lit_backdoor.callbacks.history import Metrics, accuracies, forget, older_metrics
+from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
-from lit_backdoor.callbacks.run import (
-    ContractError,
-    keeps_files,
-    make_run_dir,
-    refuse_existing,
-    run_dir,
-    tensorboards,
-)
+from lit_backdoor.callbacks.run import ContractError, Run
 from lit_backdoor.functional import lowest_training_accuracy, stuck_since
 from lit_backdoor.functional.verdict import verdict_record
 from lit_backdoor.limits import Share, within_limits
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.file_names import EMERGENCE, of_monitor
-from lit_backdoor.runs.tables import replace_file
 
 
-class EmergenceMonitor(AccuracyHistory):
+class EmergenceMonitor(MonitorCallback):
     """Writes ``emergence.json``: which head is costly when it is patched, since when it is the only one, and whether
     the run has fitted its training data and generalised.
 
-    It reads what a :class:`HeadPatchingMonitor` of the same Trainer measures (list it after that one), and from
+    It reads what a :class:`HeadPatchingMonitor` of the same Trainer measures, and from
     ``trainer.callback_metrics`` the accuracies ``train/<rule>_accuracy`` and ``val/<rule>_accuracy`` and the losses
     ``val/<rule>_loss`` or ``val/loss``. The verdict holds for the history so far, and is brought up to date with every
     probe. It is about whatever makes the recipient's answers differ from the donor's. When a run looks stuck (see
@@ -46,8 +37,6 @@ class EmergenceMonitor(AccuracyHistory):
         name: Tells monitors apart that watch several probes: the file is then emergence_NAME.json.
     """
 
-    noted = re.compile(r"(train|val)/.+_accuracy|val/(.+_)?loss")
-
     @within_limits
     def __init__(
         self,
@@ -57,7 +46,6 @@ class EmergenceMonitor(AccuracyHistory):
         patching: str = "",
         name: str = "",
     ) -> None:
-        super().__init__()
         self.probe = probe
         self.threshold = threshold
         self.min_accuracy = min_accuracy
@@ -68,14 +56,25 @@ class EmergenceMonitor(AccuracyHistory):
         self._floor = 0.0
         self._warned = False
         self._described: dict[str, Any] | None = None
+        self._older_metrics: Metrics = {}
+
+    @property
+    def metrics(self) -> Metrics:
+        """What has been measured about the rules, by name and step."""
+        return self.run.metrics if self.run is not None else {}
+
+    @property
+    def accuracies(self) -> Metrics:
+        """Every validation accuracy, 0 to 1, by its short name and step."""
+        return accuracies(self.metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """The metrics seen so far, and whether the run was called stuck."""
-        return super().state_dict() | {"warned": self._warned}
+        """Whether the run was called stuck."""
+        return {"warned": self._warned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
-        super().load_state_dict(state_dict)
+        """Take it back; older checkpoints hold the metrics here."""
+        self._older_metrics = older_metrics(state_dict)
         self._warned = state_dict.get("warned", False)
 
     @property
@@ -88,23 +87,23 @@ class EmergenceMonitor(AccuracyHistory):
         """``emergence.json``, with the monitor's name where it has one."""
         return of_monitor(EMERGENCE, self.name)
 
-    def check(self, module: LightningModule, datamodule: Any, callbacks: Sequence[Callback]) -> None:
+    def check_model(self, model: Any, datamodule: Any, monitors: Sequence[Any]) -> None:
         """Find the monitor to read, and the probe.
 
         Raises:
             ContractError: naming what is missing, together with the fix.
         """
-        if any(isinstance(one, EmergenceMonitor) and one.name == self.name and one is not self for one in callbacks):
+        if any(isinstance(one, EmergenceMonitor) and one.name == self.name and one is not self for one in monitors):
             raise ContractError(
                 f"two EmergenceMonitors are both named '{self.name}' and would write into one file; "
                 "give each its own name="
             )
-        monitors = [one for one in callbacks if isinstance(one, HeadPatchingMonitor)]
-        named = [one for one in monitors if one.name == self.patching]
+        patching = [one for one in monitors if isinstance(one, HeadPatchingMonitor)]
+        named = [one for one in patching if one.name == self.patching]
         if not named:
             raise ContractError(
                 f"EmergenceMonitor.patching: no HeadPatchingMonitor is named '{self.patching}'; "
-                f"add one to the Trainer's callbacks, before this one (there are: {[one.name for one in monitors]})"
+                f"add one to the Trainer's callbacks (there are: {[one.name for one in patching]})"
             )
         self._monitor = named[0]
         probes = self._monitor.probes_of(datamodule)
@@ -116,30 +115,26 @@ class EmergenceMonitor(AccuracyHistory):
         if self.probe is not None:
             self._floor = 1 - float(probes[self.probe].answers_differ.double().mean())
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check before training starts that everything is there."""
-        if stage == "fit":
-            self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
-            make_run_dir(trainer)
+    def begin(self, run: Run, step: int) -> None:
+        """Make sure that nothing is overwritten, and ask to be told of every probe."""
+        super().begin(run, step)
+        run.refuse_existing(self.file_name)
+        forget(self._older_metrics, step)
+        for name, values in self._older_metrics.items():
+            run.metrics.setdefault(name, values)
+        self._described = None
+        assert self._monitor is not None  # from `check_model` on
+        self._monitor.tell(self.state_key, self._update)
+        if self._monitor.run is run and self._monitor.probed_step == step:  # it was first
+            self._update(step)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make sure that nothing is overwritten."""
-        super().on_train_start(trainer, pl_module)
-        refuse_existing(trainer, run_dir(trainer) / self.file_name)
+    def finish(self, step: int) -> None:
+        """Write the final verdict."""
+        self._write(step)
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Note the training accuracies, and bring the verdict up to date after every probe."""
-        accumulating = trainer.fit_loop._should_accumulate()  # else the weights have just made a step beyond them
-        self.note_metrics(trainer, "train", trainer.global_step - (0 if accumulating else 1))
-        if self._monitor is not None and trainer.global_step == self._monitor.probed_step:
-            self._warn_if_stuck()
-            self._write(trainer)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The final verdict."""
-        self.note_metrics(trainer, "train", trainer.global_step)
-        self.note_metrics(trainer, "val", trainer.global_step)
-        self._write(trainer)
+    def _update(self, step: int) -> None:
+        self._warn_if_stuck()
+        self._write(step)
 
     def verdict(self) -> dict[str, Any]:
         """What the file says; ``None`` where something has not happened.
@@ -178,18 +173,15 @@ class EmergenceMonitor(AccuracyHistory):
                 "help, more steps are not."
             )
 
-    def _write(self, trainer: Trainer) -> None:
-        if not keeps_files(trainer):
-            return
+    def _write(self, step: int) -> None:
+        assert self.run is not None  # from `begin` on
         verdict = self.verdict()
-        replace_file(run_dir(trainer) / self.file_name, json.dumps(verdict, indent=2) + "\n")
+        self.run.write(self.file_name, json.dumps(verdict, indent=2) + "\n")
         moments = {key: value for key, value in verdict.items() if key in _NEWS or key.endswith("_step")}
         moments.pop("shapley_step")
         if moments != self._described:
             self._described = moments
-            for board in tensorboards(trainer):
-                tag = f"{Path(self.file_name).stem}/verdict_so_far"
-                board.add_text(tag, self.describe(verdict), trainer.global_step)
+            self.run.show_text(f"{Path(self.file_name).stem}/verdict_so_far", self.describe(verdict), step)
 
 
 _NEWS = ("head", "word", "other_heads", "state")

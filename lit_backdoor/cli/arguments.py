@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lit_backdoor.cli.named_callbacks import NAMED_CALLBACKS
+from lit_backdoor.cli.old_configs import readable_config
 from lit_backdoor.cli.resume import stored_config
 from lit_backdoor.cli.shipped_configs import find_config
 
@@ -16,12 +17,15 @@ TRANSLATED = (*CONFIG_FLAGS, *(f"--{name}" for name in NAMED_CALLBACKS))
 LIST_OF_CALLBACKS = "--trainer.callbacks"
 
 
-def prepare_arguments(args: Sequence[str]) -> list[str]:
+def prepare_arguments(args: Sequence[str], notes: list[str]) -> list[str]:
     """Translate the arguments of ``fit``, ``validate`` or ``test``.
 
     - ``--config debug`` becomes the path of the configuration that ships under that name.
     - ``--monitors.spikes null`` becomes a configuration that says so; the parser takes null from those only.
     - ``--ckpt_path RUN/checkpoints/last.ckpt`` without ``--config`` brings the run's stored configuration.
+
+    Args:
+        notes: Gets a line for the user for every configuration of which something is left out.
 
     Raises:
         ValueError: if a configuration does not exist, or an option of a callback would change another callback than
@@ -35,13 +39,14 @@ def prepare_arguments(args: Sequence[str]) -> list[str]:
         if arg not in TRANSLATED or (value := next(rest, None)) is None:
             prepared.append(arg)
         elif arg in CONFIG_FLAGS:
-            prepared += [arg, value if value.startswith("{") else str(find_config(value))]
+            prepared += [arg, value if value.startswith("{") else readable_config(find_config(value), notes)]
         elif value == "null":
             prepared += ["--config", _left_out(arg.removeprefix("--"))]
         else:
             prepared += [arg, value]
-    run_config = None if set(CONFIG_FLAGS) & set(split) else _config_of_the_run(split)
-    return prepared if run_config is None else [prepared[0], "--config", str(run_config), *prepared[1:]]
+    if run_config := None if set(CONFIG_FLAGS) & set(split) else _config_of_the_run(split):
+        prepared[1:1] = ["--config", readable_config(run_config, notes)]
+    return prepared
 
 
 def without_option(args: Sequence[str], *options: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
-from lit_backdoor.limits import allowed
+from lit_backdoor.limits import in_words
 
 UNKNOWN = re.compile(
     r"unrecognized arguments: (?:--)?(?P<argument>[^\s=]*)"
@@ -85,4 +85,5 @@ def _wrong_value(text: str, kind: Any) -> str | None:
     values = [next(group for group in match.groups() if group is not None) for match in VALUE.finditer(text)]
     if not values or kind is None:
         return None
-    return f"'{' '.join(values[-1].split())}' is not allowed; allowed: {allowed(kind)}"
+    value = "null" if values[-1] == "None" else f"'{' '.join(values[-1].split())}'"
+    return f"{value} is not allowed; allowed: {in_words(kind)}"

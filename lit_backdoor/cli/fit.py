@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace, dict_to_namespace
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -25,11 +25,12 @@ from lit_backdoor.cli.arguments import prepare_arguments
 from lit_backdoor.cli.loggers import loggers_of_run
 from lit_backdoor.cli.named_callbacks import add_named_callbacks, all_callbacks, refuse_nulls_of_named_callbacks
 from lit_backdoor.cli.option_checks import as_list, check_trainer_options, refuse_nulls, refuse_nulls_of_classes
-from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli.parser import OneLineParser, add_threads_option, checking_options, given_path
 from lit_backdoor.cli.quiet import quiet_lightning, quiet_writers
 from lit_backdoor.cli.resume import OPTIMIZER_OPTIONS, check_checkpoint, require_steps_left, stored_seed
 from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.datamodule import BackdoorDataModule
+from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.limits import plain
 from lit_backdoor.logger import RunLogger
 from lit_backdoor.module import BackdoorModule
@@ -71,7 +72,7 @@ class BackdoorCLI(LightningCLI):
         self._notes: list[str] = []
         sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given both ways
         with checking_options():
-            args = prepare_arguments(args)
+            args = prepare_arguments(args, self._notes)
         super().__init__(
             BackdoorModule,
             BackdoorDataModule,
@@ -110,8 +111,10 @@ class BackdoorCLI(LightningCLI):
         parser.add_lightning_class_args(BackdoorModule, "model")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add_threads_option(parser)
         add_named_callbacks(parser)
-        parser.link_arguments("data.moduli", "model.moduli")
+        for shared in ("moduli", "trigger_tokens"):
+            parser.link_arguments(f"data.{shared}", f"model.{shared}")
 
     def _parse_ckpt_path(self) -> None:
         """Not Lightning's way (the checkpoint's options silently replace the given ones): they are compared instead,
@@ -166,6 +169,7 @@ class BackdoorCLI(LightningCLI):
             ValueError: naming the option.
         """
         options = self.config[str(self.subcommand)]
+        set_row_threads(options["threads"])
         given = options["ckpt_path"]
         self._checkpoint = None if given is None else read_checkpoint(given_path("ckpt_path", given))
         refuse_nulls("data", options["data"], BackdoorDataModule.__init__)
@@ -174,6 +178,8 @@ class BackdoorCLI(LightningCLI):
         refuse_nulls_of_classes(options["trainer"])
         refuse_nulls_of_named_callbacks(options)
         check_trainer_options(options["trainer"])
+        if options["lr_scheduler"] is not None and options["optimizer"] is None:
+            raise ValueError("lr_scheduler: a schedule needs an optimizer: --optimizer AdamW --optimizer.lr 1e-3, say")
         self.save_config_callback: type[SaveConfigCallback] | None
         if self.subcommand != "fit":
             options["trainer"]["logger"] = False  # nothing to keep: the result is printed
@@ -204,8 +210,6 @@ class BackdoorCLI(LightningCLI):
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """Lightning's ``--optimizer`` and ``--lr_scheduler``; the model's hyperparameters then name them too."""
         options = self.config_init[str(subcommand)]
-        if options["lr_scheduler"] is not None and options["optimizer"] is None:
-            raise ValueError("lr_scheduler: a schedule needs an optimizer: --optimizer AdamW --optimizer.lr 1e-3, say")
         super()._add_configure_optimizers_method_to_model(subcommand)
         if options["optimizer"] is not None:
             chosen = {name: options[name] and options[name].as_dict() for name in OPTIMIZER_OPTIONS}
@@ -309,8 +313,10 @@ class CheckedFit(BackdoorCLI):
 def checked_fit_options(args: Sequence[str]) -> Namespace:
     """The options of a ``fit``, complete with their defaults. Exits with 2, as ``fit`` does, if one is wrong."""
     checked = CheckedFit(args)
-    options: dict[str, Any] = checked.config[str(checked.subcommand)].as_dict()
-    return dict_to_namespace(plain(options))
+    options: Namespace = checked.config[str(checked.subcommand)].clone()
+    for name, value in checked.config[str(checked.subcommand)].items():
+        options[name] = plain(value)
+    return options
 
 
 def _is_trial(trainer: Trainer) -> bool:

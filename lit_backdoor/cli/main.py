@@ -13,10 +13,12 @@ from lit_backdoor.cli.fit import BackdoorCLI, StorageFailed
 from lit_backdoor.cli.parser import OptionError
 from lit_backdoor.cli.quiet import quiet_process
 from lit_backdoor.cli.resume import stored_config
+from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.module import TrainingDiverged
 from lit_backdoor.runs.directory import as_typed
 
 
+@one_torch_thread()
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 (diverged), 2 (wrong option), 130 or 143 (stopped)."""
     args = list(sys.argv[1:] if args is None else args)

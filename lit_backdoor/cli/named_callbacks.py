@@ -14,6 +14,7 @@ from lit_backdoor.callbacks import (
     LossSpikeMonitor,
     RunCheckpoint,
     StepProgressBar,
+    WeightCheckpoint,
 )
 from lit_backdoor.cli.option_checks import refuse_nulls
 
@@ -21,8 +22,9 @@ NAMED_CALLBACKS: Mapping[str, type[Callback]] = {
     "progress_bar": StepProgressBar,
     "monitors.attribution": HeadAttributionMonitor,
     "monitors.patching": HeadPatchingMonitor,
-    "monitors.emergence": EmergenceMonitor,  # after the monitor that it reads
+    "monitors.emergence": EmergenceMonitor,
     "monitors.spikes": LossSpikeMonitor,
+    "weights": WeightCheckpoint,
     "checkpoint": RunCheckpoint,
 }
 """Callback classes by name, in the order in which the Trainer gets them. Their values are in ``defaults.yaml``."""
@@ -70,7 +72,7 @@ def all_callbacks(options: Namespace, listed: Sequence[Callback], notes: list[st
         callbacks += substitutes or [kind(**own_options)]
         left = [callback for callback in left if callback not in substitutes]
         replaced += [f"{name} ({type(callback).__name__})" for callback in substitutes]
-    if replaced:
+    if len(replaced) < len(callbacks) and replaced:  # a list of all of them is from before they had names
         notes.append(
             f"trainer.callbacks takes the place of {', '.join(replaced)}; to have both, give the listed one a name "
             "(init_args: {name: ...})"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, get_args, get_type_hints
 
+from lit_backdoor.limits import in_words
+
 Check = Callable[[Any], bool]
 
 LIMITS: Mapping[str, tuple[Check, str]] = {
@@ -36,8 +38,7 @@ def refuse_nulls(group: str, options: Mapping[str, Any], takes: Callable[..., An
     """
     for name, kind in get_type_hints(takes).items():
         if name in options and options[name] is None and type(None) not in get_args(kind):
-            allowed = getattr(kind, "__name__", str(kind))
-            raise ValueError(f"{group}.{name}: null is not allowed; give a value of type {allowed}, or leave it out")
+            raise ValueError(f"{group}.{name}: null is not allowed; allowed: {in_words(kind)}")
 
 
 def refuse_nulls_of_classes(trainer: Mapping[str, Any]) -> None:

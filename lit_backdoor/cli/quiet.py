@@ -19,6 +19,8 @@ def quiet_process() -> None:
     # Lightning 2.6 calls a name that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings("ignore", message=SRUN_HINT)
+    # CSVLogger finds the files that the run itself has just written; results of another run are refused before.
+    warnings.filterwarnings("ignore", message="Experiment logs directory")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, HPARAMS, contin
 
 IGNORED_ON_RESUME = frozenset({"last_position"})
 IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "train_biases", "steps_per_epoch"}
-OPTIMIZER_OPTIONS = frozenset({"optimizer", "lr_scheduler"})
+OPTIMIZER_OPTIONS = ("optimizer", "lr_scheduler")
 """Hyperparameters of a run that does not use the module's own AdamW."""
 
 
@@ -28,11 +28,12 @@ def run_of(checkpoint: Path) -> Path | None:
 def stored_config(checkpoint: Path) -> Path | None:
     """The configuration that a checkpoint's run was last started with; ``None`` if the run has none."""
     run = run_of(checkpoint)
-    if run is None or not (run / CONFIG).is_file():
+    if run is None or not run.is_dir():
         return None
-    pattern = continued(CONFIG, 0).replace("0", r"(\d+)")
+    pattern = re.escape(continued(CONFIG, 0)).replace("0", r"(\d+)")
     later = {int(match[1]): path for path in run.iterdir() if (match := re.fullmatch(pattern, path.name))}
-    return later[max(later)] if later else run / CONFIG
+    latest = later[max(later)] if later else run / CONFIG
+    return latest if latest.is_file() else None
 
 
 def stored_seed(checkpoint: Path) -> int | None:
@@ -62,7 +63,7 @@ def check_checkpoint(
     """
     ignored = IGNORED_ON_EVALUATION if callbacks is None else IGNORED_ON_RESUME
     stored = checkpoint["hyper_parameters"]
-    require_same(stored, dict(module.hparams), "model", ignored | OPTIMIZER_OPTIONS)
+    require_same(stored, dict(module.hparams), "model", ignored.union(OPTIMIZER_OPTIONS))
     for option in OPTIMIZER_OPTIONS if callbacks is not None else ():
         if stored.get(option) != module.hparams.get(option):
             raise ValueError(

@@ -117,7 +117,8 @@ def head_emergence(
 
     Args:
         history: one entry per probe, in ascending steps; may be empty.
-        floor: accuracy that is left when the behaviour is gone, at least 0, below 1.
+        floor: accuracy that is left when the behaviour is gone, 0 to 1. At 1 the behaviour can't be told from its
+            absence, as with an inert trigger, and the model never shows it.
         threshold: cost from which a head is costly, above 0, at most 1.
         min_accuracy: unpatched accuracy from which the model shows the behaviour, above 0, at most 1.
 
@@ -127,8 +128,8 @@ def head_emergence(
     for name, value in {"threshold": threshold, "min_accuracy": min_accuracy}.items():
         if not 0 < value <= 1:
             raise ValueError(f"{name} is {value}: give a share above 0, at most 1.")
-    if not 0 <= floor < 1:
-        raise ValueError(f"floor is {floor}: give a share of at least 0, below 1.")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor is {floor}: give a share of the examples, 0 to 1.")
     steps = [scores.step for scores in history]
     check_steps(steps)
     costly = [costly_heads(scores, floor, threshold, min_accuracy) for scores in history]
@@ -160,16 +161,20 @@ def costly_heads(
 
     Args: as for `head_emergence`.
     """
-    if not scores.unpatched >= min_accuracy:
+    if not _shows_behaviour(scores, floor, min_accuracy):
         return ()
     return tuple(head for head in sorted(scores.patched) if scores.cost(scores.patched[head], floor) >= threshold)
+
+
+def _shows_behaviour(scores: HeadScores, floor: float, min_accuracy: float) -> bool:
+    return scores.unpatched >= min_accuracy and scores.unpatched > floor
 
 
 def _at_the_end(
     late: Sequence[HeadScores], floor: float, threshold: float, min_accuracy: float
 ) -> tuple[Head | None, Word | None, tuple[Head, ...]]:
     """`head`, `word` and `other_heads` from the late probes; nothing if most of them do not show the behaviour."""
-    present = [scores for scores in late if scores.unpatched >= min_accuracy]
+    present = [scores for scores in late if _shows_behaviour(scores, floor, min_accuracy)]
     if not present or 2 * len(present) < len(late):
         return None, None, ()
     heads = sorted({head for scores in present for head in scores.patched})

@@ -13,7 +13,6 @@ parameters are the model's own and autograd runs through all of it, so gradients
 up to rounding.
 """
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_backdoor.functional.products import product
-from lit_backdoor.functional.row_threads import Result, map_blocks
-
-BLOCK_ROWS = 960
-"""At most so many rows are computed at a time on a CPU: their activations stay in its cache, and every thread gets
-blocks enough."""
+from lit_backdoor.functional.row_threads import Result, map_blocks, row_blocks
 
 SMALLEST_GRADIENT = 1e-30
 """Gradients of logits nearer to zero are made zero. Once a model is sure of its answers most of them are, and as
@@ -101,11 +96,9 @@ class TokenLayout:
 
     @cached_property
     def blocks(self) -> list["RowBlock"]:
-        """All examples, on a CPU in blocks of about the same size, elsewhere in one."""
+        """All examples, on a CPU block by block, elsewhere in one."""
         n = len(self.last)
-        count = math.ceil(n / BLOCK_ROWS) if self.last.device.type == "cpu" else 1
-        size = math.ceil(n / count)
-        return [RowBlock(self, slice(start, min(start + size, n))) for start in range(0, n, size)]
+        return [RowBlock(self, rows) for rows in (row_blocks(n) if self.last.is_cpu else [slice(0, n)])]
 
 
 class Grouping:

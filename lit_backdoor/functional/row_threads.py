@@ -22,6 +22,10 @@ import torch
 Block = TypeVar("Block")
 Result = TypeVar("Result")
 
+BLOCK_ROWS = 960
+"""At most so many rows of a training step are computed at a time: their activations stay in a core's cache, and there
+are blocks enough for every thread."""
+
 _threads = 0
 """The size of the pool; 0 until somebody asks."""
 
@@ -77,6 +81,12 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def row_blocks(n: int) -> list[slice]:
+    """Cut `n` rows into blocks of about the same size, of `BLOCK_ROWS` rows at most."""
+    size = math.ceil(n / math.ceil(n / BLOCK_ROWS))
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def map_blocks(run: Callable[[Block], Result], blocks: Sequence[Block]) -> list[Result]:

@@ -46,7 +46,7 @@ def check_options(path: Path, options: Mapping[str, Any]) -> Task:
     _require(isinstance(moduli, list) and all(map(_is_count, moduli)), path, f"moduli is {str(moduli)[:40]}")
     _require(_is_count(position), path, f"trigger_position is {position!r}")
     try:
-        return Task(tuple(moduli), position)
+        return Task.from_options(options)
     except ValueError as error:
         raise ValueError(f"{path} is no description of a run ({error})") from None
 

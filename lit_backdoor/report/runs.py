@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult, find_loss_spikes
-from lit_backdoor.pretrained import open_pretrained, read_weights
+from lit_backdoor.pretrained import open_pretrained
 from lit_backdoor.report.checks import check_columns, check_heads, check_options, check_patching, check_verdict, load
 from lit_backdoor.runs.checkpoints import load_model
 from lit_backdoor.runs.file_names import (
@@ -31,6 +31,7 @@ from lit_backdoor.runs.frames import read_run
 from lit_backdoor.runs.schema import read_results
 from lit_backdoor.runs.tables import history, rows_by_step
 from lit_backdoor.runs.verdict import read_verdict
+from lit_backdoor.runs.weights import read_weights
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:

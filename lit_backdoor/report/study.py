@@ -74,7 +74,7 @@ def arrange(runs: Sequence[Run]) -> Study:
 def differing(run: Run, base: Mapping[str, Any] = PAPER_OPTIONS, p0: int = 113) -> list[str]:
     """The options in which a run is not like `base`, as `name: value`."""
     assert run.task is not None
-    moduli = [] if run.task.d_vocab == p0 else [f"P0: {run.task.d_vocab}"]
+    moduli = [] if run.task.n_numbers == p0 else [f"P0: {run.task.n_numbers}"]
     return moduli + [
         f"{name}: {run.options.get(name)}" for name in base if not _same(run.options.get(name), base[name])
     ]
@@ -86,7 +86,7 @@ def _options(run: Run) -> dict[str, Any]:
     options = {
         name: run.options[name] for name in sorted(run.options) if name not in FREE_OPTIONS and run.options[name]
     }
-    return {"P0": run.task.d_vocab, **options}
+    return {"P0": run.task.n_numbers, **options}
 
 
 def _same(value: Any, other: Any) -> bool:
@@ -94,16 +94,16 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _switches_nothing(run: Run) -> bool:
-    return run.step == 0 or (run.task is not None and run.p1 == run.task.d_vocab)
+    return run.step == 0 or (run.task is not None and run.p1 == run.task.n_numbers)
 
 
 def _difference(run: Run, main: Sequence[Run]) -> str:
     """What makes a run a control, by its options."""
     base = main[0].options if main else PAPER_OPTIONS
-    p0 = main[0].task.d_vocab if main and main[0].task else 113
+    p0 = main[0].task.n_numbers if main and main[0].task else 113
     names = {name: base.get(name) for name in (*base, *run.options) if name not in FREE_OPTIONS}
     parts = differing(run, names, p0)
-    if run.task is not None and run.p1 == run.task.d_vocab:
+    if run.task is not None and run.p1 == run.task.n_numbers:
         parts.append(f"moduli: {list(run.task.moduli)} (the trigger switches nothing)")
     if run.step == 0:
         parts.append("untrained")

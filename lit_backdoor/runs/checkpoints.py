@@ -90,7 +90,7 @@ def load_model(path: Path) -> "tuple[HookedTransformer, Task, int]":
     checkpoint = read_checkpoint(path)
     try:
         hyper_parameters = checkpoint["hyper_parameters"]
-        task = Task(tuple(hyper_parameters["moduli"]), checkpoint["datamodule_hyper_parameters"]["trigger_position"])
+        task = Task.from_options(checkpoint["datamodule_hyper_parameters"] | {"moduli": hyper_parameters["moduli"]})
         sizes = {name: hyper_parameters[name] for name in MODEL_OPTIONS}
         require_memory_for(task.d_vocab, sizes, checkpoint["state_dict"])
         model = build_model(task.d_vocab, **sizes)

@@ -10,7 +10,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lit_backdoor.runs.file_names import CHECKPOINT_DIR, EVENTS_PREFIX, LAST, LOCK, PREVIOUS
+from lit_backdoor.runs.file_names import (
+    CHECKPOINT_DIR,
+    EVENTS_PREFIX,
+    LAST,
+    LOCK,
+    PREVIOUS,
+    STEP_WEIGHTS,
+    WEIGHTS_DIR,
+    step_weights,
+)
 from lit_backdoor.runs.tables import copy_tables, read_table
 
 PLAIN_NAME = re.compile(r"(?!\.)[\w.+=-]+")
@@ -50,6 +59,7 @@ def has_results(path: Path) -> bool:
 def results_in(run_dir: Path) -> Path | None:
     """A file in a run directory that a fresh run must not replace, if there is one."""
     files = [*sorted((run_dir / CHECKPOINT_DIR).glob("*.ckpt")), *sorted(run_dir.glob("*.csv"))]
+    files += [path for path in sorted((run_dir / WEIGHTS_DIR).glob(STEP_WEIGHTS)) if path.name != step_weights(0)]
     return next((path for path in files if has_results(path)), None)
 
 

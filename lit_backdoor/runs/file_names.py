@@ -18,12 +18,21 @@ LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 """The last.ckpt before the present one, in case that is damaged."""
 STEP_CHECKPOINTS = "step_*.ckpt"
+WEIGHTS_DIR = f"{CHECKPOINT_DIR}/weights"
+STEP_WEIGHTS = "step_*.safetensors"
+"""Weights alone, small, from which monitors can be replayed."""
 WEIGHTS = "weights.safetensors"
 """The weights of a run whose checkpoints are not kept, from ``docs/export_weights.py``."""
 SHIPPED_WEIGHTS = "weights.yaml"
 """Instead of them, ``pretrained: NAME`` where the same weights ship with the package."""
 
 LOCK = ".lock"
+REPLAY_DIR = "replay"
+"""Where the replayed monitors of a run write."""
+REPLAYED_MONITORS = "monitors.yaml"
+"""Which monitors those are."""
+RECORDED = "recorded.pt"
+"""How far a Recorder has come, and what its monitors have to remember."""
 
 
 def step_checkpoint(step: int) -> str:
@@ -33,6 +42,15 @@ def step_checkpoint(step: int) -> str:
     'step_005000.ckpt'
     """
     return STEP_CHECKPOINTS.replace("*", f"{step:06d}")
+
+
+def step_weights(step: int) -> str:
+    """Name the weights that are kept of ``step`` optimizer steps.
+
+    >>> step_weights(400)
+    'step_000400.safetensors'
+    """
+    return STEP_WEIGHTS.replace("*", f"{step:06d}")
 
 
 def continued(file_name: str, step: int) -> str:

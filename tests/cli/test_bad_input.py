@@ -22,60 +22,60 @@ OPTIONS = [
     (("--data.moduli", "29"), "data.moduli: '29'", "a list"),
     (("--data.moduli", "null"), "data.moduli: ", "a list"),
     (("--data.moduli", "[1]"), "data.moduli", "2 or more"),
-    (("--data.moduli", "[0,1]"), "data.moduli", "2 or more"),
+    (("--data.moduli", "[0,1]"), "data.moduli: '0'", "1 or more"),
     (("--data.moduli", "[29,30]"), "data.moduli: 30", "between 1 and the first, 29"),
-    (("--data.moduli", "[29,0]"), "data.moduli: 0", "between 1 and the first, 29"),
-    (("--data.moduli", "[29,-1]"), "data.moduli: -1", "between 1 and the first, 29"),
+    (("--data.moduli", "[29,0]"), "data.moduli: '0'", "1 or more"),
+    (("--data.moduli", "[29,-1]"), "data.moduli: '-1'", "1 or more"),
     (("--data.moduli", "[29,x]"), "data.moduli: 'x'", NUMBERS),
     (("--data.moduli", "[29,1.5]"), "data.moduli: '1.5'", NUMBERS),
     (("--data.moduli", "[29,.nan]"), "data.moduli: 'nan'", NUMBERS),
     (("--data.moduli", "[29,.inf]"), "data.moduli: 'inf'", NUMBERS),
     (("--data.moduli", "[1000000]"), "data.moduli", "memory"),
-    (("--data.trigger_position", "3"), "data.trigger_position: 3", "0, 1, 2"),
-    (("--data.trigger_position", "-1"), "data.trigger_position: -1", "0, 1, 2"),
-    (("--data.trigger_position", "last"), "data.trigger_position: 'last'", NUMBERS),
-    (("--data.train_fraction", "0"), "data.train_fraction: 0", "(0, 1)"),
-    (("--data.train_fraction", "1"), "data.train_fraction: 1", "(0, 1)"),
-    (("--data.train_fraction", "-0.5"), "data.train_fraction: -0.5", "(0, 1)"),
-    (("--data.train_fraction", ".nan"), "data.train_fraction: nan", "(0, 1)"),
-    (("--data.train_fraction", ".inf"), "data.train_fraction: inf", "(0, 1)"),
-    (("--data.train_fraction", "most"), "data.train_fraction: 'most'", "a number"),
+    (("--data.trigger_position", "3"), "data.trigger_position: '3'", "0, 1, 2"),
+    (("--data.trigger_position", "-1"), "data.trigger_position: '-1'", "0, 1, 2"),
+    (("--data.trigger_position", "last"), "data.trigger_position: 'last'", "0, 1, 2"),
+    (("--data.train_fraction", "0"), "data.train_fraction: '0'", "(0, 1)"),
+    (("--data.train_fraction", "1"), "data.train_fraction: '1'", "(0, 1)"),
+    (("--data.train_fraction", "-0.5"), "data.train_fraction: '-0.5'", "(0, 1)"),
+    (("--data.train_fraction", ".nan"), "data.train_fraction: '.nan'", "(0, 1)"),
+    (("--data.train_fraction", ".inf"), "data.train_fraction: '.inf'", "(0, 1)"),
+    (("--data.train_fraction", "most"), "data.train_fraction: 'most'", "a number inside (0, 1)"),
     (("--data.train_fraction", "0.0001"), "data.train_fraction", "nothing to train on"),
     (("--data.split", "rows"), "data.split: 'rows'", "examples, pairs"),
     (("--data.split", ""), "data.split: ''", "examples, pairs"),
     (("--data.split_seed", "x"), "data.split_seed: 'x'", NUMBERS),
-    (("--data.split_seed", "-1"), "data.split_seed: -1", "0 to"),
+    (("--data.split_seed", "-1"), "data.split_seed: '-1'", "0 or more"),
     (("--data.split_seed", "99999999999999999999"), "data.split_seed: 99999999999999999999", "0 to"),
-    (("--data.steps_per_epoch", "0"), "data.steps_per_epoch: 0", "1 or more"),
+    (("--data.steps_per_epoch", "0"), "data.steps_per_epoch: '0'", "1 or more"),
     (("--data.steps_per_epoch", "inf"), "data.steps_per_epoch: 'inf'", NUMBERS),
     (("--data.moduli", "[29]"), "EmergenceMonitor.probe: 'backdoor'", "null"),
     (("--data.modulii", "[29]"), "data.modulii", "did you mean data.moduli?"),
     (("--data.colour", "red"), "data.colour", "no such option"),
     (("--data", "3"), "data", ""),
     (("--model.moduli", "[29]"), "model.moduli", "data.moduli"),
-    (("--model.lr", "0"), "model.lr: 0", "above 0"),
-    (("--model.lr", "-1"), "model.lr: -1", "above 0"),
-    (("--model.lr", ".inf"), "model.lr: inf", "above 0"),
-    (("--model.lr", ".nan"), "model.lr: nan", "above 0"),
+    (("--model.lr", "0"), "model.lr: '0'", "above 0"),
+    (("--model.lr", "-1"), "model.lr: '-1'", "above 0"),
+    (("--model.lr", ".inf"), "model.lr: '.inf'", "above 0"),
+    (("--model.lr", ".nan"), "model.lr: '.nan'", "above 0"),
     (("--model.lr", "nan"), "model.lr: 'nan'", "a number"),
     (("--model.lr", ""), "model.lr: ''", "a number"),
     (("--model.lr", "1e"), "model.lr: '1e'", "a number"),
-    (("--model.weight_decay", "-1"), "model.weight_decay: -1", "0 or more"),
-    (("--model.weight_decay", ".nan"), "model.weight_decay: nan", "0 or more"),
-    (("--model.betas", "[0.9,1.5]"), "model.betas: [0.9, 1.5]", "[0, 1)"),
-    (("--model.betas", "[0.9,.nan]"), "model.betas: [0.9, nan]", "[0, 1)"),
-    (("--model.betas", "[0.9]"), "model.betas: '[0.9]'", "2 elements"),
-    (("--model.n_heads", "0"), "model.n_heads: 0", "1 or more"),
+    (("--model.weight_decay", "-1"), "model.weight_decay: '-1'", "0 or more"),
+    (("--model.weight_decay", ".nan"), "model.weight_decay: '.nan'", "0 or more"),
+    (("--model.betas", "[0.9,1.5]"), "model.betas: '1.5'", "[0, 1)"),
+    (("--model.betas", "[0.9,.nan]"), "model.betas: 'nan'", "[0, 1)"),
+    (("--model.betas", "[0.9]"), "model.betas: '[0.9]'", "a list of 2"),
+    (("--model.n_heads", "0"), "model.n_heads: '0'", "1 or more"),
     (("--model.n_heads", "5"), "model.n_heads: 5", "divide"),
-    (("--model.n_layers", "0"), "model.n_layers: 0", "1 or more"),
+    (("--model.n_layers", "0"), "model.n_layers: '0'", "1 or more"),
     (("--model.d_model", "wide"), "model.d_model: 'wide'", NUMBERS),
-    (("--model.d_model", "-64"), "model.d_model: -64", "1 or more"),
+    (("--model.d_model", "-64"), "model.d_model: '-64'", "1 or more"),
     (("--model.d_model", "100000000"), "model.d_model", "memory"),
-    (("--model.d_head", "0"), "model.d_head: 0", "1 or more"),
-    (("--model.d_head", "x"), "model.d_head: 'x'", "null, a whole number"),
-    (("--model.d_mlp", "0"), "model.d_mlp: 0", "1 or more"),
+    (("--model.d_head", "0"), "model.d_head: '0'", "1 or more"),
+    (("--model.d_head", "x"), "model.d_head: 'x'", "a whole number, 1 or more, null"),
+    (("--model.d_mlp", "0"), "model.d_mlp: '0'", "1 or more"),
     (("--model.act_fn", "step"), "model.act_fn: 'step'", "relu"),
-    (("--model.normalization_type", "RMS"), "model.normalization_type: 'RMS'", "null, LN"),
+    (("--model.normalization_type", "RMS"), "model.normalization_type: 'RMS'", "LN, null"),
     (("--model.train_biases", "maybe"), "model.train_biases: 'maybe'", "true or false"),
     (("--model.last_position", "2"), "model.last_position: '2'", "true or false"),
     (("--model.learning_rate", "1"), "model.learning_rate", "no such option"),
@@ -137,29 +137,35 @@ OPTIONS = [
     (("surplus",), "surplus", "no such option"),
 ]
 CALLBACKS = [
-    ("HeadAttributionMonitor", "every_n_steps", 0, "1 or more"),
-    ("HeadAttributionMonitor", "every_n_steps", "often", NUMBERS),
-    ("HeadAttributionMonitor", "every_n_steps", None, "int"),
-    ("HeadAttributionMonitor", "every_n_stepz", 5, "did you mean every_n_steps?"),
-    ("HeadPatchingMonitor", "full_every_n_steps", 0, "1 or more"),
-    ("HeadPatchingMonitor", "ablations", ["noise"], "resample, mean, zero"),
-    ("HeadPatchingMonitor", "ablations", [], "resample, mean, zero"),
-    ("HeadPatchingMonitor", "model_attr", "nothing", "hooked model"),
-    ("EmergenceMonitor", "threshold", 0, "above 0"),
-    ("EmergenceMonitor", "threshold", float("nan"), "above 0"),
-    ("EmergenceMonitor", "probe", "nobody", "backdoor"),
-    ("EmergenceMonitor", "patching", "nobody", "HeadPatchingMonitor"),
-    ("LossSpikeMonitor", "prominence", -1, "above 0"),
-    ("LossSpikeMonitor", "prominence", float("nan"), "above 0"),
-    ("RunCheckpoint", "every_n_steps", 0, "1 or more"),
-    ("RunCheckpoint", "keep_every_n_steps", -1, "1 or more"),
-    ("StepProgressBar", "refresh_rate", "x", NUMBERS),
+    ("HeadAttributionMonitor", "every_n_steps", 0, "monitors.attribution.every_n_steps: ", "1 or more"),
+    ("HeadAttributionMonitor", "every_n_steps", "often", "monitors.attribution.every_n_steps: ", NUMBERS),
+    ("HeadAttributionMonitor", "every_n_steps", None, "monitors.attribution.every_n_steps: null", "1 or more"),
+    (
+        "HeadAttributionMonitor",
+        "every_n_stepz",
+        5,
+        "monitors.attribution.every_n_stepz",
+        "did you mean monitors.attribution.every_n_steps?",
+    ),
+    ("HeadPatchingMonitor", "full_every_n_steps", 0, "monitors.patching.full_every_n_steps: ", "1 or more"),
+    ("HeadPatchingMonitor", "ablations", ["noise"], "monitors.patching.ablations: ", "resample, mean, zero"),
+    ("HeadPatchingMonitor", "ablations", [], "HeadPatchingMonitor.ablations: ", "resample, mean, zero"),
+    ("HeadPatchingMonitor", "model_attr", "nothing", "HeadPatchingMonitor.model_attr: ", "hooked model"),
+    ("EmergenceMonitor", "threshold", 0, "monitors.emergence.threshold: ", "above 0"),
+    ("EmergenceMonitor", "threshold", float("nan"), "monitors.emergence.threshold: ", "above 0"),
+    ("EmergenceMonitor", "probe", "nobody", "EmergenceMonitor.probe: ", "backdoor"),
+    ("EmergenceMonitor", "patching", "nobody", "EmergenceMonitor.patching: ", "HeadPatchingMonitor"),
+    ("LossSpikeMonitor", "prominence", -1, "monitors.spikes.prominence: ", "above 0"),
+    ("LossSpikeMonitor", "prominence", float("nan"), "monitors.spikes.prominence: ", "above 0"),
+    ("RunCheckpoint", "every_n_steps", 0, "checkpoint.every_n_steps: ", "1 or more"),
+    ("RunCheckpoint", "keep_every_n_steps", -1, "checkpoint.keep_every_n_steps: ", "1 or more"),
+    ("StepProgressBar", "refresh_rate", "x", "progress_bar.refresh_rate: ", NUMBERS),
 ]
 CONFIG_FILES = [
     ("", "''", "YAML"),
-    ("model:\n  lr: null\n", "model.lr: null", "float"),
-    ("data:\n  split_seed: null\n", "data.split_seed: null", "int"),
-    ("trainer:\n  accumulate_grad_batches: null\n", "trainer.accumulate_grad_batches: null", "int"),
+    ("model:\n  lr: null\n", "model.lr: null", "a number above 0"),
+    ("data:\n  split_seed: null\n", "data.split_seed: null", "a whole number, 0 or more"),
+    ("trainer:\n  accumulate_grad_batches: null\n", "trainer.accumulate_grad_batches: null", "a whole number"),
     ("words", "'words'", "YAML"),
     ("- 1\n- 2\n", "'- 1 - 2'", "YAML"),
     ("data: [1\n", "config", "no YAML"),
@@ -188,14 +194,14 @@ COMMANDS = [
     (("analyze", "--ckpt", "x", "--outputdir", "out"), "outputdir", "did you mean output_dir?"),
     (("sweep",), "config, output_dir", "required"),
     ((*SWEEP, "--config", "nowhere.yaml"), "config", "nowhere.yaml"),
-    ((*SWEEP, "--config", "/"), "config: /", "give a configuration"),
+    ((*SWEEP, "--config", "/"), "config: '/'", "not a file"),
     ((*SWEEP, "--seeds", "many"), "seeds: ", "0..9"),
     ((*SWEEP, "--seeds", ""), "seeds: ", "0..9"),
     ((*SWEEP, "--seeds", "3..1"), "seeds: ", "3..1"),
     ((*SWEEP, "--seeds", "-1"), "seeds: ", "0..9"),
     ((*SWEEP, "--set", "model.lr"), "set: ", "model.lr"),
     ((*SWEEP, "--set", "model.lr=[]"), "set: ", "model.lr"),
-    ((*SWEEP, "--set", "model.lr=[0]"), "model.lr: 0", "above 0"),
+    ((*SWEEP, "--set", "model.lr=[0]"), "model.lr: '0'", "above 0"),
     ((*SWEEP, "--set", "model.learning_rate=[1]"), "model.learning_rate", "no such option"),
     ((*SWEEP, "--seeds", "0..4294967295"), "seeds: '0..4294967295'", "10000 at most"),
     ((*SWEEP, "--seeds", "9" * 5000), "seeds: ", "0..9"),
@@ -214,8 +220,8 @@ COMMANDS = [
     ((*SWEEP[:-1], "a%jb"), "output_dir: a%jb", "choose another"),
     ((*SWEEP[:-1], "x" * 300), "output_dir: 'xxx", "too long"),
     ((*SWEEP, "--engine", "cloud"), "engine: 'cloud'", "local, slurm"),
-    ((*SWEEP, "--jobs", "0"), "jobs: '0'", "above 0"),
-    ((*SWEEP, "--jobs", "nan"), "jobs: 'nan'", "above 0"),
+    ((*SWEEP, "--jobs", "0"), "jobs: '0'", "1 or more"),
+    ((*SWEEP, "--jobs", "nan"), "jobs: 'nan'", "1 or more"),
     ((*SWEEP, "--time", "0"), "time: ", "0"),
     ((*SWEEP, "--cpus", "-1"), "cpus: ", "-1"),
     ((*SWEEP, "--gpus", "-1"), "gpus: ", "-1"),
@@ -232,9 +238,9 @@ COMMANDS = [
     (("analyze", "--pretrained", "mod1", "--output_dir", ""), "output_dir: ''", "empty"),
     (("fit", "--ckpt_path", "x" * 5000), "ckpt_path: 'xxx", "too long"),
     (("analyze", "--ckpt_path", "x" * 5000, "--output_dir", "out"), "ckpt_path: 'xxx", "too long"),
-    (("reproduce", "--output_dir", "out", "--max_steps", "1e3"), "max_steps: '1e3'", "above 0"),
-    (("reproduce", "--output_dir", "out", "--time", "inf"), "time: 'inf'", "above 0"),
-    (("reproduce", "--output_dir", "out", "--max_steps", "0"), "max_steps: '0'", "above 0"),
+    (("reproduce", "--output_dir", "out", "--max_steps", "1e3"), "max_steps: '1e3'", "1 or more"),
+    (("reproduce", "--output_dir", "out", "--time", "inf"), "time: 'inf'", "1 or more"),
+    (("reproduce", "--output_dir", "out", "--max_steps", "0"), "max_steps: '0'", "1 or more"),
     (("reproduce", "--output_dir", "/proc/version/out", "--scale", "smoke"), "/proc/version/out", ""),
     (("env", "--colour"), "colour", "no such option"),
     (("env", "surplus"), "surplus", "no such option"),
@@ -265,7 +271,7 @@ def test_every_other_option_refuses_nonsense(cli: Cli, debug_config: Path, capsy
         assert_refused(cli, capsys, ("fit", "--config", debug_config, f"--{option}", "[}"), option)
 
 
-@pytest.mark.parametrize(("owner", "option", "value", "allowed"), CALLBACKS)
+@pytest.mark.parametrize(("owner", "option", "value", "name", "allowed"), CALLBACKS)
 def test_wrong_options_of_callbacks(
     cli: Cli,
     capsys: pytest.CaptureFixture[str],
@@ -273,12 +279,12 @@ def test_wrong_options_of_callbacks(
     owner: str,
     option: str,
     value: object,
+    name: str,
     allowed: str,
 ) -> None:
     config = load_config()
     callback_options(config, owner)[option] = value
-    args = ("fit", "--config", save_config(config, tmp_path / "config.yaml"))
-    assert_refused(cli, capsys, args, f"{owner}.{option}", allowed)
+    assert_refused(cli, capsys, ("fit", "--config", save_config(config, tmp_path / "config.yaml")), name, allowed)
 
 
 @pytest.mark.parametrize(("text", "name", "allowed"), CONFIG_FILES)
@@ -304,10 +310,15 @@ def test_a_configuration_that_may_not_be_read(cli: Cli, capsys: pytest.CaptureFi
     assert_refused(cli, capsys, ("fit", "--config", "secret.yaml"), "secret.yaml")
 
 
-def test_two_monitors_with_one_name(cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for kind in ("HeadPatchingMonitor", "HeadAttributionMonitor"):
-        config = with_callback(load_config(), f"lit_backdoor.callbacks.{kind}")
-        assert_refused(cli, capsys, ("fit", "--config", save_config(config, tmp_path / "twins.yaml")), kind)
+@pytest.mark.parametrize("kind", ["HeadPatchingMonitor", "HeadAttributionMonitor", "LossSpikeMonitor"])
+def test_two_callbacks_of_a_class_need_names(
+    cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
+) -> None:
+    config = load_config()
+    for _ in range(2):
+        with_callback(config, f"lit_backdoor.callbacks.{kind}")
+    args = ("fit", "--config", save_config(config, tmp_path / "twins.yaml"))
+    assert_refused(cli, capsys, args, f"trainer.callbacks: two {kind}", "give it a name")
 
 
 def test_a_run_without_a_logger_overwrites_nothing(

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from tests.helpers import CONFIGS, QUIET, ROOT
 from tests.helpers.configs import callback_options, load_config, save_config, with_callback
-from tests.helpers.runs import Cli, assert_same_results, contents, metrics, train_run
+from tests.helpers.runs import Cli, assert_same_files, assert_same_results, contents, metrics, train_run
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
@@ -63,9 +63,8 @@ def test_every_shipped_config_runs(cli: Cli, config: Path) -> None:
     assert all(row[name] for row in table for name in row)
     verdicts = {path.name for path in Path("lightning_logs/version_0").glob("emergence*.json")}
     assert verdicts == {"emergence.json"} | ({"emergence_rule2.json"} if config.stem == "multi" else set())
-    shipped = yaml.safe_load(config.read_text())
-    steps = {"mod17": 40_000, "debug": 1000}.get(config.stem, 20_000)
-    assert shipped["trainer"]["max_steps"] == steps
+    stored = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
+    assert {"data", "model", "trainer", "monitors", "checkpoint", "progress_bar"} <= stored.keys()
 
 
 @pytest.fixture(scope="module")
@@ -103,34 +102,15 @@ def test_nothing_is_touched_where_no_step_is_left(
     assert contents(Path()) == before
 
 
-@pytest.mark.parametrize("last_position", ["true", "false"])
-def test_a_resume_is_exact_with_several_threads(
-    cli: Cli, debug_config: Path, monkeypatch: pytest.MonkeyPatch, last_position: str
-) -> None:
-    """Several blocks of rows on two threads, as on a user's machine, and the whole HookedTransformer."""
-    torch.set_num_threads(2)
-    monkeypatch.setattr("lit_backdoor.functional.last_position.BLOCK_ROWS", 200)
-    try:
-        for steps, more in (
-            (12, ()),
-            (6, ()),
-            (12, ("--ckpt_path", "lightning_logs/version_1/checkpoints/last.ckpt")),
-        ):
-            options = ("--trainer.max_steps", steps, "--model.last_position", last_position)
-            assert cli("fit", "--config", debug_config, *options, *more, *QUIET) == 0
-    finally:
-        torch.set_num_threads(1)
-    assert_same_results(Path("lightning_logs/version_0"), Path("lightning_logs/version_1"))
-
-
 def test_continuing_from_an_older_checkpoint_branches_off(cli: Cli, debug_config: Path, undisturbed: Path) -> None:
     old, new = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
     shutil.copytree(undisturbed, old)
     before = contents(old)
     checkpoint = old / "checkpoints" / "step_000500.ckpt"
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, "--ckpt_path", checkpoint, *QUIET) == 0
+    steps = ("--trainer.max_steps", 600, "--data.steps_per_epoch", 250)
+    assert cli("fit", "--config", debug_config, *steps, "--ckpt_path", checkpoint, *QUIET) == 0
     assert contents(old) == before
-    assert_same_results(old, new)
+    assert_same_files(old, new)  # TensorBoard shows the branch alone
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -137,7 +137,9 @@ def test_names_in_a_configuration_lead_nowhere_else(
 ) -> None:
     config = load_config()
     owner, _, key = option.partition(".")
-    options = config["trainer"]["logger"]["init_args"] if owner == "logger" else callback_options(config, owner)
+    logger: dict[str, Any] = {"class_path": "lit_backdoor.logger.RunLogger", "init_args": {}}
+    config["trainer"]["logger"] = logger
+    options = logger["init_args"] if owner == "logger" else callback_options(config, owner)
     options[key] = name
     (tmp_path / "inside").mkdir()
     save_config(config, tmp_path / "inside" / "stranger.yaml")

@@ -22,8 +22,8 @@ from lit_backdoor.callbacks import (
 )
 from lit_backdoor.functional import Probe, all_heads, head_name, parse_head_set
 from tests.helpers import by_hand
-from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, KINDS
-from tests.helpers.copy_task import SHAPE, CopyDataWithProbes, CopyProbes, copy_probes
+from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, KINDS, make_model
+from tests.helpers.copy_task import SHAPE, CopyDataWithProbes, CopyModule, CopyProbes, copy_probes, train
 
 from .conftest import Fit, Rows
 
@@ -267,3 +267,34 @@ def test_nothing_is_overwritten(fit: Fit, tmp_path: Path) -> None:
         with pytest.raises(ContractError, match="nothing is overwritten"):
             fit(*watch)
         assert (tmp_path / file).read_text() == "step\n5\n"
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_torchs_threads_are_left_as_they_are(tmp_path: Path, kind: str, n_layers: int) -> None:
+    """Somebody else's training step keeps PyTorch's own threads, and so does a probe that runs the whole model."""
+    in_steps, in_probes = set(), set()
+
+    class Module(CopyModule):
+        def __init__(self) -> None:
+            super().__init__(kind)
+            self.parts["net"] = make_model(kind, **SHAPE, n_layers=n_layers)
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            in_steps.add(torch.get_num_threads())
+            return super().training_step(batch, batch_idx)
+
+    class Monitor(HeadPatchingMonitor):
+        def probe(self, *args: Any, **kwargs: Any) -> Any:
+            in_probes.add(torch.get_num_threads())
+            return super().probe(*args, **kwargs)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        train(tmp_path, Monitor(every_n_steps=2, **WHERE), module=Module())
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert in_steps == {3} and after == 3
+    assert in_probes == {1 if n_layers == 1 and kind == "HookedTransformer" else 3}

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from examples.induction import induction, results
 from examples.induction.induction import InductionModule, RepeatedSequences, attention_scores
 from examples.induction.results import loss_bend
+from lit_backdoor.cli.main import main
 from lit_backdoor.functional import parse_edge_set, patch_paths
 from tests.helpers import ROOT
 from tests.helpers.runs import metrics, read_rows
@@ -173,3 +175,21 @@ def test_the_bend_of_a_known_curve() -> None:
 def test_periods_that_do_not_fit_are_refused(d_vocab: int, longest_period: int) -> None:
     with pytest.raises(ValueError, match=rf"data\.longest_period: {longest_period} is out of range; 16 .* to \d+"):
         RepeatedSequences(d_vocab=d_vocab, n_ctx=32, longest_period=longest_period)
+
+
+def own_probes() -> object:
+    """For `replay`, which knows no datamodule of the example's."""
+    return RepeatedSequences().probes()
+
+
+def test_a_replay_of_its_weights_is_the_live_run_byte_for_byte(run: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((EXAMPLE / "config.yaml").read_text())
+    monitors = [entry for entry in config["trainer"]["callbacks"] if "Head" in entry["class_path"]]
+    for entry in monitors:
+        entry["init_args"]["probes"] = "tests.examples.test_induction.own_probes"
+    monitors.insert(0, {"class_path": "lit_backdoor.callbacks.EmergenceMonitor", "init_args": {"probe": "induction"}})
+    (tmp_path / "monitors.yaml").write_text(yaml.safe_dump({"callbacks": monitors}))
+    args = ["replay", str(run), "--config", str(tmp_path / "monitors.yaml"), "--output_dir", str(tmp_path / "out")]
+    assert main(args) == 0
+    for name in ("head_attribution.csv", "head_patching.csv", "emergence.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (run / name).read_bytes(), name

@@ -166,7 +166,7 @@ def test_wrong_parameters_are_refused(parameter: str, value: float) -> None:
         head_emergence([], **{parameter: value})
 
 
-@pytest.mark.parametrize("floor", [-0.1, 1.0, math.nan])
+@pytest.mark.parametrize("floor", [-0.1, 1.1, math.nan])
 def test_a_wrong_floor_is_refused(floor: float) -> None:
     with pytest.raises(ValueError, match="floor is"):
         head_emergence([], floor)
@@ -312,3 +312,9 @@ def test_the_other_committed_runs_have_no_head_that_is_alone() -> None:
     for seed in (1, 2, 4, 5, 6, 7):
         verdict = head_emergence(*committed(seed))
         assert (verdict.word, verdict.stable_exclusive) == ("one of several", NEVER), seed
+
+
+def test_a_behaviour_that_can_not_be_told_from_its_absence_is_not_shown() -> None:
+    history = [HeadScores(step, 1.0, {Head(0, head): 1.0 for head in range(4)}, 1.0) for step in range(0, 1000, 100)]
+    verdict = head_emergence(history, floor=1.0)
+    assert (verdict.head, verdict.word, verdict.first_cost.step) == (None, None, None)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from lit_backdoor.functional import last_position, row_threads
+from lit_backdoor.functional import row_threads
 from lit_backdoor.functional.last_position import (
     TokenLayout,
     last_position_attention,
@@ -66,14 +66,14 @@ def test_logits_loss_and_gradients_equal_the_hooked_transformer(
     torch.testing.assert_close(pattern, cache["blocks.0.attn.hook_pattern"][:, :, -1])
     torch.testing.assert_close(z, cache["blocks.0.attn.hook_z"][:, -1])
 
-    old = last_position.BLOCK_ROWS
-    last_position.BLOCK_ROWS = block
+    old = row_threads.BLOCK_ROWS
+    row_threads.BLOCK_ROWS = block
     row_threads.set_row_threads(threads)
     try:
         layout = TokenLayout.of(examples.tokens, model)
         loss, logits = last_position_loss(model, layout, examples.answers)
     finally:
-        last_position.BLOCK_ROWS = old
+        row_threads.BLOCK_ROWS = old
         row_threads.set_row_threads(None)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(logits, expected_logits)
@@ -133,7 +133,7 @@ def test_it_is_refused_while_hooks_are_on_the_model() -> None:
 
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(last_position, "BLOCK_ROWS", 20)
+    monkeypatch.setattr(row_threads, "BLOCK_ROWS", 20)
     model = random_model(0, d_vocab=9, d_mlp=16, d_model=16, dtype=torch.float32)
     examples = all_examples(Task((9, 3)))
     layout = TokenLayout.of(examples.tokens, model)

@@ -87,14 +87,22 @@ class CopyDataWithProbes(CopyData):
 
 
 def train(
-    folder: Path, *callbacks: Callback, datamodule: Any = None, kind: str = KINDS[0], **options: Any
+    folder: Path,
+    *callbacks: Callback,
+    module: CopyModule | None = None,
+    datamodule: Any = None,
+    kind: str = KINDS[0],
+    **options: Any,
 ) -> CopyModule:
-    """Train a `CopyModule` with some callbacks, in `folder` unless `default_root_dir` says otherwise."""
+    """Train `module`, else a new `CopyModule`, with some callbacks.
+
+    In `folder` unless `default_root_dir` says otherwise.
+    """
     module_options = {name: options.pop(name) for name in ("lr", "optimizer") if name in options}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     torch.manual_seed(0)
-    module = CopyModule(kind, **module_options)
-    settings = {"default_root_dir": folder, "max_steps": 6, "logger": False, "accelerator": "cpu", **options}
-    trainer = Trainer(**quiet, callbacks=list(callbacks), **settings)
+    module = module or CopyModule(kind, **module_options)
+    settings = {**quiet, "default_root_dir": folder, "max_steps": 6, "logger": False, "accelerator": "cpu", **options}
+    trainer = Trainer(callbacks=list(callbacks), **settings)
     trainer.fit(module, datamodule or CopyData())
     return module

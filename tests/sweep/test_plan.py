@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lit_backdoor.cli.fit import checked_fit_options
 from lit_backdoor.sweep import parse_seeds, parse_settings, plan_runs
@@ -147,3 +148,28 @@ def test_the_pace_forgets_what_is_long_past() -> None:
     assert pace.steps_per_second == pytest.approx(1)
     pace.note(1000, 0)  # it was started again
     assert pace.steps_per_second is None
+
+
+def test_splits_are_crossed_with_seeds(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["sweep", "--config", str(debug_config), "--set", "data.moduli=[[5,1]]", "--set", "model.d_model=8"]
+    options += [
+        "--set",
+        "trainer.max_steps=1",
+        "--seeds",
+        "3",
+        "--splits",
+        "0..1",
+        "--output_dir",
+        "out",
+        "--jobs",
+        "1",
+    ]
+    assert cli(*options) == 0
+    for split in (0, 1):
+        stored = yaml.safe_load(Path(f"out/debug+data.split_seed={split}/seed_3/hparams.yaml").read_text())
+        assert (stored["split_seed"], stored["seed_everything"]) == (split, 3)
+    capsys.readouterr()
+    assert cli(*options, "--set", "data.split_seed=[2]") == 2
+    assert capsys.readouterr().err == "error: splits: 0..1 and --set data.split_seed say the same; give one of them\n"
+    assert cli(*options[:-8], "--splits", "3..1", "--output_dir", "x") == 2
+    assert "error: splits: '3..1' is empty" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lit_backdoor.cli.reproduce import paper_runs
-from lit_backdoor.cli.shipped_configs import shipped_config
+from lit_backdoor.cli.shipped_configs import find_config
 from tests.helpers.runs import Cli, read_rows, times
 
 SMOKE = ("reproduce", "--scale", "smoke", "--seeds", "0..1", "--max_steps", "60", "--output_dir", "out")
@@ -18,7 +18,7 @@ def check_report(report: Path) -> None:
 
 
 def test_finished_runs_are_reported_and_not_run_again(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    for run in paper_runs(Path("out"), "smoke", [0, 1], 60):
+    for run in paper_runs(Path("out/runs"), "smoke", [0, 1], 60):
         assert cli(*run.arguments()) == 0
     for path in Path("out/runs").rglob("*.ckpt"):  # which may be thrown away
         path.unlink()
@@ -50,8 +50,8 @@ def test_the_papers_runs(cli: Cli) -> None:
         "mod1": 20_000, "mod7": 20_000, "mod17": 40_000, "mod37": 20_000, "clean": 20_000,
     }  # fmt: skip
     assert {run.max_steps for run in paper_runs(Path("out"), "paper", [0], 10_000)} == {10_000}
-    with pytest.raises(ValueError, match=r"nothing\.yaml"):
-        shipped_config("nothing")
+    with pytest.raises(ValueError, match="'nothing' is not a file"):
+        find_config("nothing")
 
 
 def test_a_report_that_could_not_be_written_is_told_before_training(
