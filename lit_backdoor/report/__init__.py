@@ -1,6 +1,7 @@
 """From run directories alone to the paper's tables and figures, what they lack, and one page: `report`."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_backdoor.report import folder, measures, paper_figures, seed_figures, tables
+from lit_backdoor.report.comparison import comparison_rows
 from lit_backdoor.report.declared import declared, declared_text
 from lit_backdoor.report.foreign_embeddings import BothWays, foreign_rows, patched_both_ways
 from lit_backdoor.report.page import Markdown, html, markdown, pictures
-from lit_backdoor.report.published import comparison_rows
+from lit_backdoor.report.published import n_with_one_costly_head
 from lit_backdoor.report.runs import Run, read_runs
 from lit_backdoor.report.statements import Statement, by_ranks, statements
-from lit_backdoor.report.study import Study, arrange
+from lit_backdoor.report.study import Study, arrange, branch_lines
 from lit_backdoor.report.wording import count, enumerate_words, percent, plural, span
 from lit_backdoor.show.figures import attribution_figure, figure_bytes
 
@@ -70,16 +72,14 @@ def numbers(runs: Sequence[Run], both: Sequence[BothWays] = ()) -> dict[str, pd.
     if not runs:
         return {}
     sets, seeds = measures.head_sets(runs), measures.seeds(runs)
-    mod_1 = [run for run in runs if run.p1 == 1]
     frames = {"seeds": seeds, "times": measures.time_rows(seeds), "spikes": measures.spike_rows(runs)}
     frames |= {"comparison": comparison_rows(runs), "attribution": measures.attribution_rows(runs)}
     if len(sets):
-        first = {(str(measures.label(run)["p1"]), run.seed, run.split) for run in paper_figures.first_seeds(runs)}
-        keys = zip(sets["p1"].astype(str), sets["seed"], sets["split"], strict=True)
-        frames |= {"table1": sets[[key in first for key in keys]], "table2": sets, "ranks": measures.over_seeds(sets)}
+        first = [run.name for run in paper_figures.first_seeds(runs)]
+        frames |= {"table1": sets[sets["run"].isin(first)], "table2": sets, "ranks": measures.over_seeds(sets)}
         frames |= {"heads": measures.head_claims(runs), "shapley": measures.shapley_rows(runs)}
-    if mod_1:
-        frames["exactly_one"] = seed_figures.curve_rows(mod_1, by_ranks(sets[sets["p1"] == 1]))
+        if len(mod_1 := sets[sets["p1"] == 1]):
+            frames["exactly_one"] = seed_figures.curve_rows(by_ranks(mod_1))
     if both:
         frames["foreign_embeddings"] = foreign_rows(both)
     return {name: frame for name, frame in frames.items() if len(frame)}
@@ -100,7 +100,8 @@ def figures(study: Study, frames: dict[str, pd.DataFrame]) -> dict[str, Figure]:
     for name, group in measures.groups(study.runs).items():
         slug = name.replace(" ", "")
         sets = frames["table2"].query(f"p1 == {group[0].p1}")
-        drawn[f"ranks_{slug}"] = seed_figures.ranks_figure(name, sets)
+        if len(group) > 1:
+            drawn[f"ranks_{slug}"] = seed_figures.ranks_figure(name, sets)
         drawn[f"all_sets_{slug}"] = seed_figures.all_sets_figure(name, sets)
         if any(map(measures.specificity, group)):
             drawn[f"specificity_{slug}"] = seed_figures.specificity_figure(name, group)
@@ -128,21 +129,28 @@ def _page_values(
     """What report.md.j2 is made of."""
     return {
         "study": study,
-        "counts": {
-            name: sum(run.group == name for run in study.runs) for name in dict.fromkeys(r.group for r in study.runs)
-        },
+        "counts": Counter(run.group for run in study.runs),
         "groups": measures.groups(study.runs),
         "statements": said,
         "declared": declared(),
         "declared_text": Markdown(declared_text()),
         "frames": frames,
         "tables": tables,
+        "controls": _short_table(study.controls),
+        "branches": _short_table(pair for branch in study.branches for pair in branch_lines(*branch)),
+        "spikes": measures.spikes_over_seeds(frames["spikes"]) if "spikes" in frames else None,
         "pictures": lambda *prefixes: pictures([name for name in names if name.startswith(prefixes)]),
-        "both": _bug_in_short(both),
+        "bug": _bug_in_short(both),
         "plural": plural,
         "enumerate_words": enumerate_words,
         "splits": sorted({run.split for run in study.runs}),
     }
+
+
+def _short_table(lines: Iterable[tuple[Run, str]]) -> pd.DataFrame:
+    """seeds.csv of some runs, each with a note."""
+    runs = list(lines)
+    return measures.seeds([run for run, _ in runs]).assign(note=[note for _, note in runs]) if runs else pd.DataFrame()
 
 
 def _bug_in_short(both: Sequence[BothWays]) -> dict[str, str]:
@@ -150,24 +158,15 @@ def _bug_in_short(both: Sequence[BothWays]) -> dict[str, str]:
     shown = [ways for ways in both if ways.run.p1 == 1] or list(both)
     if not shown:
         return {}
-    rows = foreign_rows(shown)
-    changes = (rows["foreign_backdoor_accuracy"] - rows["backdoor_accuracy"]).abs()
-    none = rows[rows["ranks"] == "none"]
-
-    def alone(column: str) -> int:
-        singles = rows[rows["ranks"].str.isdecimal()].assign(left=rows[column])
-        merged = singles.merge(
-            none[["p1", "seed", "split", column]], on=["p1", "seed", "split"], suffixes=("", "_none")
-        )
-        base = merged[f"{column}_none"]
-        costly = (base - merged["left"]) / (base - merged["floor"]) >= declared().threshold
-        return int((costly.groupby([merged["p1"], merged["seed"], merged["split"]]).sum() == 1).sum())
-
+    rows, floor = foreign_rows(shown), shown[0].proper[0].floor
+    columns = {"proper": "backdoor_accuracy", "foreign": "foreign_backdoor_accuracy"}
+    ways = {name: by_ranks(rows[rows["p1"] == shown[0].run.p1], column) for name, column in columns.items()}
+    alone = {name: n_with_one_costly_head(table, floor) for name, table in ways.items()}
+    largest = (rows["foreign_backdoor_accuracy"] - rows["backdoor_accuracy"]).abs().max()
     return {
-        "models": enumerate_words(list(dict.fromkeys(ways.run.group for ways in shown))),
-        "others": enumerate_words(list(dict.fromkeys(ways.other.name for ways in both))),
-        "proper": span((100 * none["backdoor_accuracy"]).tolist(), 2),
-        "foreign": span((100 * none["foreign_backdoor_accuracy"]).tolist(), 2),
-        "alone": f"{alone('foreign_backdoor_accuracy')} instead of {count(alone('backdoor_accuracy'), len(shown))}",
-        "largest": percent(float(changes.max())),
+        "model": shown[0].run.group,
+        "others": enumerate_words(list(dict.fromkeys(one.other.name for one in both))),
+        **{name: f"{span(table['none'].tolist(), 2, 100)}%" for name, table in ways.items()},
+        "alone": f"{alone['foreign']} instead of {count(alone['proper'], len(ways['proper']))}",
+        "largest": percent(float(largest)),
     }

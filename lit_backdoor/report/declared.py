@@ -1,4 +1,4 @@
-"""What was declared before the runs: endpoint, margins, thresholds, family of tests. The numbers are in declared.yaml."""
+"""What was declared before the runs: endpoint, margins, thresholds and family of tests, as declared.yaml has them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

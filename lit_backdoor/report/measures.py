@@ -11,6 +11,7 @@ from lit_backdoor.functional import (
     Head,
     HeadSet,
     HeadSpecificity,
+    ShapleyResult,
     cost_above_floor,
     effective_heads,
     head_name,
@@ -21,6 +22,7 @@ from lit_backdoor.functional import (
 )
 from lit_backdoor.functional.moments import LATE
 from lit_backdoor.report.declared import declared
+from lit_backdoor.report.published import paper_steps
 from lit_backdoor.report.ranks import head_order, rank_key, ranks_of
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import kaplan_meier_median, summarise
@@ -29,9 +31,10 @@ from lit_backdoor.show.markdown import paper_name
 
 ALL = "all"
 STATES = ("generalised", "fitted", "not fitted", "")
-MOMENTS = {"fitted": 1.0, "generalised": 1.0} | dict.fromkeys(
-    ("first_cost", "first_exclusive", "stable_exclusive"), 1 - LATE
-)
+RULES = ("benign_", "backdoor_")
+WHOLE = ("steps_asked_for", "paper_steps", "n_costly_heads", "crossings", "leader_changes")
+HEAD_MOMENTS = ("first_cost", "first_exclusive", "stable_exclusive")
+MOMENTS = {"fitted": 1.0, "generalised": 1.0} | dict.fromkeys(HEAD_MOMENTS, 1 - LATE)
 """What is dated, and up to which share of a run's steps."""
 
 
@@ -49,11 +52,12 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def by_state(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """All rows, then those of each state that occurs; none is dropped."""
-    yield ALL, frame
-    for state in STATES:
-        if (frame["state"] == state).any():
-            yield state or "unknown", frame[frame["state"] == state]
+    """All rows, then those of each state that occurs, none dropped; of one state alone, that state."""
+    states = [state for state in STATES if (frame["state"] == state).any()]
+    if len(states) != 1:
+        yield ALL, frame
+    for state in states:
+        yield state or "unknown", frame[frame["state"] == state]
 
 
 def left(run: Run) -> dict[HeadSet, float]:
@@ -98,7 +102,8 @@ def specificity(run: Run) -> dict[Head, HeadSpecificity]:
 
 def label(run: Run) -> dict[str, Value]:
     """The first columns of every table."""
-    return {"p1": "clean" if run.p1 is None else run.p1, "seed": run.seed or 0, "split": run.split, "state": run.state}
+    p1 = "clean" if run.p1 is None else run.p1
+    return {"run": run.name, "p1": p1, "seed": run.seed or 0, "split": run.split, "state": run.state}
 
 
 def head_sets(runs: Sequence[Run]) -> pd.DataFrame:
@@ -148,39 +153,49 @@ def seeds(runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         verdict = run.emergence
+        moments = [f"{rule}{moment}_step" for rule in ("", *RULES) for moment in ("fitted", "generalised")]
         row = label(run) | {
             "step": run.step,
             "steps_asked_for": run.max_steps,
+            "paper_steps": paper_steps(run.p1),
             "measured_at_step": run.patching_step,
             "final_log_loss": final_log_loss(run),
             "validation_loss_of": verdict["validation_loss_of"],
+            **{f"{rule}accuracy_all_pairs": unpatched(run).get(rule.strip("_")) for rule in RULES},
+            **{name: verdict.get(name) for name in moments},
         }
-        names = [f"{rule}{moment}" for rule in ("", "benign_", "backdoor_") for moment in ("fitted", "generalised")]
-        row |= {f"{name}_step": verdict.get(f"{name}_step") for name in names}
         if run.p1 is not None:
-            cost, spread = sorted(costs(run).values(), reverse=True), shapley(run)
-            row |= {
-                "heads_by_rank": "+".join(head_name(*head) for head in order_of(run)),
-                "costliest_left": min(value for heads, value in left(run).items() if len(heads) == 1),
-                "costliest_cost": cost[0],
-                "n_costly_heads": sum(value >= declared().threshold for value in cost),
-                "word": verdict["word"],
-                "head": verdict["head"],
-                "largest_shapley_share": max(shares(spread).values()) if spread else None,
-                "effective_heads": effective_heads(spread) if spread else None,
-                **{f"{name}_step": verdict[f"{name}_step"] for name in list(MOMENTS)[2:]},
-                "occupancy": verdict["occupancy"],
-                "crossings": verdict["crossings"],
-                "leader_changes": max(len(verdict["leader_changes"]) - 1, 0),
-            }
+            row |= _heads_in_short(run)
         rows.append(row)
     frame = pd.DataFrame(rows)
-    whole = [
-        name
-        for name in frame
-        if name.endswith("_step") or name in ("steps_asked_for", "n_costly_heads", "crossings", "leader_changes")
-    ]
+    whole = [name for name in frame if name.endswith("_step") or name in WHOLE]
     return frame.astype(dict.fromkeys(whole, "Int64"))
+
+
+def unpatched(run: Run) -> dict[str, float]:
+    """The accuracy of each rule on all pairs, nothing patched."""
+    return {
+        probe: next(result.recipient_accuracy for result in results if not result.heads)
+        for probe, results in run.patching.items()
+    }
+
+
+def _heads_in_short(run: Run) -> dict[str, Value | None]:
+    """The columns of seeds.csv that only runs with a trigger have."""
+    verdict, result, cost = run.emergence, shapley(run), costs(run).values()
+    return {
+        "heads_by_rank": "+".join(head_name(*head) for head in order_of(run)),
+        "costliest_left": min(value for heads, value in left(run).items() if len(heads) == 1),
+        "n_costly_heads": sum(value >= declared().threshold for value in cost),
+        "word": verdict["word"],
+        "head": verdict["head"],
+        "largest_shapley_share": max(shares(result).values()) if result else None,
+        "effective_heads": effective_heads(result) if result else None,
+        **{f"{name}_step": verdict[f"{name}_step"] for name in HEAD_MOMENTS},
+        "occupancy": verdict["occupancy"],
+        "crossings": verdict["crossings"],
+        "leader_changes": max(len(verdict["leader_changes"]) - 1, 0),
+    }
 
 
 def head_claims(runs: Sequence[Run]) -> pd.DataFrame:
@@ -223,7 +238,7 @@ def claim(necessary: bool, sufficient: bool, specific: bool | None) -> str:
     return ", ".join(words[holds].format(name) for name, holds in parts.items())
 
 
-def shapley(run: Run, direction: str = "needed"):  # type: ignore[no-untyped-def]
+def shapley(run: Run, direction: str = "needed") -> ShapleyResult | None:
     """Shapley values of the backdoor accuracy; None unless all sets of heads were patched."""
     values = left(run) if direction == "needed" else brought_in(run)
     return shapley_values(values) if len(values) == 2 ** len(order_of(run)) else None
@@ -268,14 +283,28 @@ def attribution_rows(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def spike_rows(runs: Sequence[Run]) -> pd.DataFrame:
-    """spikes.csv: how many loss spikes each run has, by prominence, and how many of them it ended in."""
+    """spikes.csv: loss spikes of each run, by prominence; `without_end`: not over when the run ended (censored)."""
     rows = []
     for run in runs:
         for prominence in declared().prominences:
             spikes = run.spikes[run.spikes["prominence"] >= prominence] if len(run.spikes) else run.spikes
-            unended = int(spikes["end_step"].isna().sum()) if len(spikes) else 0
-            rows.append(label(run) | {"prominence": prominence, "spikes": len(spikes), "without_end": unended,
-                                      "per_10000_steps": 1e4 * len(spikes) / max(run.step, 1)})  # fmt: skip
+            row = {
+                "prominence": prominence,
+                "spikes": len(spikes),
+                "per_10000_steps": 1e4 * len(spikes) / max(run.step, 1),
+            }
+            rows.append(label(run) | row | {"without_end": int(spikes["end_step"].isna().sum()) if len(spikes) else 0})
+    return pd.DataFrame(rows)
+
+
+def spikes_over_seeds(spikes: pd.DataFrame) -> pd.DataFrame:
+    """Loss spikes by P1, state and prominence: median and range of the runs' rates."""
+    rows = []
+    for (p1, prominence), model in spikes.groupby(["p1", "prominence"], sort=False):
+        for state, some in by_state(model):
+            unended = int(some["without_end"].sum())
+            row = {"p1": p1, "prominence": prominence, "state": state, "without_end": unended}
+            rows.append(row | vars(summarise(some["per_10000_steps"].tolist())))
     return pd.DataFrame(rows)
 
 

@@ -7,7 +7,7 @@ The paper's own choice of "the most influential head" is the same selection.
 A set of heads by rank is text: `none`, `1`, `2+3+4`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lit_backdoor.functional import Head, HeadSet
 
@@ -52,3 +52,8 @@ def table_1_sets(n_heads: int) -> list[str]:
     """The columns of the paper's Table 1 by rank: none, each, all but the costliest, all."""
     ranks = [str(rank) for rank in range(1, n_heads + 1)]
     return list(dict.fromkeys([NONE, *ranks, *(["+".join(ranks[1:])] if n_heads > 2 else []), "+".join(ranks)]))
+
+
+def n_heads_of(sets: Iterable[str]) -> int:
+    """How many heads the model has of which these are all sets, or some and the largest."""
+    return max(rank_key(ranks)[0] for ranks in sets)

@@ -302,6 +302,7 @@ def _start(config: Path) -> int:
 def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
     file = path / CHECKPOINT_DIR / LAST
+    of_file: Task | None
     try:
         if file.exists():
             model, of_file, step = load_model(file)
@@ -313,6 +314,8 @@ def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[Hooke
             model, of_file, step = kept.model, kept.task, kept.step
         else:
             return None, None
+        if of_file is None:
+            raise ValueError(f"weights: {file} does not say what it was trained on")
     except ValueError as error:  # which names the option of other commands
         raise ValueError(f"{path}: {str(error).partition(': ')[2]}") from None
     if of_file != task:

@@ -10,9 +10,9 @@ from matplotlib.patches import Patch
 
 from lit_backdoor.functional import parse_head_set
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import ALL, by_state, costs, order_of, shapley, specificity
+from lit_backdoor.report.measures import ALL, by_state, order_of, shapley, specificity
 from lit_backdoor.report.published import paper_table, single_costs
-from lit_backdoor.report.ranks import rank_key, rank_set_name, table_1_sets
+from lit_backdoor.report.ranks import NONE, n_heads_of, rank_key, rank_set_name, table_1_sets
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import exactly_one_curve
 from lit_backdoor.report.wording import percent, plural
@@ -81,15 +81,13 @@ def strips_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def curve_rows(group: Sequence[Run], sets: pd.DataFrame) -> pd.DataFrame:
+def curve_rows(ours: pd.DataFrame) -> pd.DataFrame:
     """exactly_one.csv: in which share of the runs exactly one head is costly, by threshold, ours by state, the paper's.
 
     Args:
-        group: of mod 1.
-        sets: of the same runs, a row per run with its state; see `by_ranks`.
+        ours: what patching leaves in the runs of mod 1; see `by_ranks`.
     """
-    ours = pd.DataFrame({"state": sets["state"], "costs": [list(costs(run).values()) for run in group]})
-    series = [(f"ours, {state}", some["costs"].tolist()) for state, some in by_state(ours)]
+    series = [(f"ours, {state}", single_costs(some)) for state, some in by_state(ours)]
     series.append(("the paper", single_costs(paper_table("Table 2"))))
     return pd.DataFrame(
         {"whose": name, "threshold": threshold, "n_runs": len(values), "rate": rate.value,
@@ -121,9 +119,9 @@ def curve_figure(curve: pd.DataFrame) -> Figure:
 
 def ranks_figure(name: str, sets: pd.DataFrame) -> Figure:
     """The runs of one model: what is left after patching, by rank; for mod 1 the paper's experiments beside them."""
-    n_heads = int(sets["ranks"].map(lambda ranks: rank_key(ranks)[0]).max())
+    n_heads = n_heads_of(sets["ranks"])
     series: dict[str, tuple[Points, str]] = {
-        f"ours, {plural(int((sets['ranks'] == 'none').sum()))}": (_by_rank(sets, "backdoor_accuracy", n_heads), OURS)
+        f"ours, {plural(int((sets['ranks'] == NONE).sum()))}": (_by_rank(sets, "backdoor_accuracy", n_heads), OURS)
     }
     if name == "mod 1" and n_heads == 4:
         table = paper_table("Table 2")
@@ -134,14 +132,13 @@ def ranks_figure(name: str, sets: pd.DataFrame) -> Figure:
 
 def foreign_figure(name: str, rows: pd.DataFrame) -> Figure:
     """One model: Table 1 by rank, patched properly and with the notebook's bug."""
-    n_heads = int(rows["ranks"].map(lambda ranks: rank_key(ranks)[0]).max())
+    n_heads = n_heads_of(rows["ranks"])
     series = {
         "patched properly": (_by_rank(rows, "backdoor_accuracy", n_heads), OURS),
         "with the notebook's bug": (_by_rank(rows, "foreign_backdoor_accuracy", n_heads), FOREIGN),
     }
-    return _dots_figure(
-        f"{name}, {plural(int((rows['ranks'] == 'none').sum()))}", "backdoor accuracy left", series, (-0.04, 1.06)
-    )
+    title = f"{name}, {plural(int((rows['ranks'] == NONE).sum()))}"
+    return _dots_figure(title, "backdoor accuracy left", series, (-0.04, 1.06))
 
 
 def shapley_figure(name: str, rows: pd.DataFrame) -> Figure:

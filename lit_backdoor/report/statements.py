@@ -9,7 +9,7 @@ import pandas as pd
 
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import ALL, by_state, groups, head_claims, head_sets, seeds, time_rows
-from lit_backdoor.report.published import paper_steps, paper_table, single_costs
+from lit_backdoor.report.published import n_with_one_costly_head, paper_steps, paper_table
 from lit_backdoor.report.ranks import rank_set_name
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import (
@@ -57,10 +57,9 @@ def statements(runs: Sequence[Run], judged: bool = True) -> list[Statement]:
     return said if judged else [replace(one, verdict="inconclusive") if one.verdict else one for one in said]
 
 
-def by_ranks(sets: pd.DataFrame) -> pd.DataFrame:
+def by_ranks(sets: pd.DataFrame, accuracy: str = "backdoor_accuracy") -> pd.DataFrame:
     """What patching leaves: a row per run with its state, a column per set of ranks."""
-    table = sets.pivot(index=["seed", "split", "state"], columns="ranks", values="backdoor_accuracy")
-    return table.reset_index("state").reset_index(drop=True)
+    return sets.pivot(index=["seed", "split", "state"], columns="ranks", values=accuracy).reset_index("state")
 
 
 def compare(ours: pd.DataFrame) -> list[Statement]:
@@ -83,7 +82,8 @@ def logit(accuracy: float) -> float:
 
 
 def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
-    limits, parts, judged = declared(), [], {}
+    limits, parts = declared(), []
+    judged: dict[str, Verdict] = {}
     for state, some in by_state(ours):
         difference = difference_of_means(list(map(logit, some["1"])), list(map(logit, theirs["1"])))
         enough = len(some) >= limits.min_seeds
@@ -99,30 +99,28 @@ def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
         f"BCa interval. It agrees if the whole interval lies within {limits.margin_logits} logits (a factor of "
         f"{math.exp(limits.margin_logits):.1f} in the odds), and differs if it does not and excludes 0."
     )
-    return Statement("Primary endpoint: what the costliest head leaves", headline, text, judged[ALL])
+    first: Verdict = next(iter(judged.values()))  # of all runs, whatever their state
+    return Statement("Primary endpoint: what the costliest head leaves", headline, text, first)
 
 
 def _exactly_one_head(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
     limits = declared()
-
-    def alone(table: pd.DataFrame) -> int:
-        there = table[table["none"] >= limits.min_accuracy]
-        return sum(sum(cost >= limits.threshold for cost in run) == 1 for run in single_costs(there))
-
-    difference = difference_of_rates(alone(ours), len(ours), alone(theirs), len(theirs))
-    enough = len(ours) >= limits.min_seeds
-    said = verdict(difference, limits.margin_rate) if enough else "inconclusive"
-    parts = [f"{_runs(state, len(some))}: {_rate(alone(some), len(some))}" for state, some in by_state(ours)]
+    k, n, their_k, their_n = n_with_one_costly_head(ours), len(ours), n_with_one_costly_head(theirs), len(theirs)
+    difference = difference_of_rates(k, n, their_k, their_n)
+    said = verdict(difference, limits.margin_rate) if n >= limits.min_seeds else "inconclusive"
+    parts = [
+        f"{_runs(state, len(some))}: {_rate(n_with_one_costly_head(some), len(some))}" for state, some in by_state(ours)
+    ]
     text = (
         f"A head is costly if patching it alone costs at least {limits.threshold:.0%} of the backdoor above the floor. "
-        f"{'; '.join(parts)}; the paper {_rate(alone(theirs), len(theirs))} (Wilson). Difference: "
-        f"{interval(difference, 0, 100)} percentage points (Newcombe); it agrees within {100 * limits.margin_rate:.0f}. "
-        "The paper's ten experiments alone leave an uncertainty of about 28 points, so agreement can't be shown by "
-        "this; the curve over thresholds says how much depends on the threshold."
+        f"With Wilson's intervals, {'; '.join(parts)}; the paper: {_rate(their_k, their_n)}. Difference: "
+        f"{interval(difference, 0, 100)} percentage points (Newcombe). It would agree within "
+        f"{100 * limits.margin_rate:.0f} points, which ten experiments of the paper are too few to show whatever ours "
+        "are; the curve over thresholds says how much depends on the threshold."
     )
     headline = (
-        f"Exactly one head is costly in {count(alone(ours), len(ours))} of mod 1; by the same rule in "
-        f"{count(alone(theirs), len(theirs), 'experiment')} of the paper's Table 2."
+        f"Exactly one head is costly in {count(k, n)} of mod 1; by the same rule in "
+        f"{count(their_k, their_n, 'experiment')} of the paper's Table 2."
     )
     return Statement("Exactly one costly head", headline, text, said)
 
@@ -141,7 +139,7 @@ def _all_ranks(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
     ]
     text = (
         f"What patching leaves, median [smallest to largest]. {'; '.join(parts)}. P values are Westfall and Young's, "
-        "corrected for all of these. That no difference is shown is not agreement: a test can say `differs` only."
+        "corrected for all of these. That no difference is shown is not agreement: a test can only say differs."
     )
     return Statement("Tables 1 and 2, by rank", headline, text, said)
 
@@ -151,12 +149,7 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
     for state, some in by_state(frame):
         words = some["word"].fillna("no backdoor").value_counts(sort=False).sort_index()
         said = enumerate_words([f"{word} in {n}" for word, n in words.items()])
-        spread = (
-            f", effective heads {span(some['effective_heads'].tolist(), 1)}"
-            if some["effective_heads"].notna().any()
-            else ""
-        )
-        parts.append(f"{_runs(state, len(some))}: {said}{spread}")
+        parts.append(f"{_runs(state, len(some))}: {said}; effective heads {span(some['effective_heads'].tolist(), 1)}")
     first = claims[claims["rank"] == 1]
     carried = int((first["claim"] == "carries the backdoor").sum())
     holds = [
@@ -165,41 +158,37 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
         if len(known := first[word].dropna())
     ]
     headline = f"One head carries the backdoor in {count(carried, len(first))}. The costliest head is {enumerate_words(holds)}."
-    text = (
-        "A head carries the backdoor only if it is necessary, sufficient and specific, by the declared thresholds. "
-        f"Where it sits at the end: {'; '.join(parts)}."
-    )
-    measured = first["benign_cost"].dropna()
-    if len(measured):
-        text += f" Mean-ablated in the benign run, the costliest head costs {percent_span(measured.tolist(), 0)} of the benign rule."
+    text = f"Where it sits at the end, {'. '.join(parts)}."
+    if len(measured := first["benign_cost"].dropna().tolist()):
+        cost = percent_span(measured, 0)
+        text += f" Mean-ablated in the benign run, the costliest head costs {cost} of the benign rule."
     return Statement(f"{name.capitalize()}: where the backdoor sits", headline, text)
 
 
 def _training(frame: pd.DataFrame) -> Statement:
     states = [f"{state or 'unknown'} in {n}" for state, n in frame["state"].value_counts(sort=False).items()]
     times = time_rows(frame)
-    came = times[(times["moment"] == "generalised") & (times["state"] == ALL)]
+    came = times[times["moment"] == "generalised"].drop_duplicates("p1")  # the first is of all runs
     parts = [
-        f"{_model(row.p1)} {row.came} of {row.n_runs}"
-        + (f", step {span([row.first, row.last])}, median {number(row.kaplan_meier_median, 0)}" if row.came else "")
+        f"{row.p1 if row.p1 == 'clean' else f'mod {row.p1}'} {row.came} of {row.n_runs}"
+        + (f" (step {span([row.first, row.last])}, median {number(row.kaplan_meier_median, 0)})" if row.came else "")
         for row in came.itertuples()
     ]
     text = (
-        f"Had generalised, with Kaplan and Meier's median: {'; '.join(parts)}. The paper shows one run of each model, so "
-        "its steps of grokking and its final losses stand beside ours in comparison.csv without a verdict."
+        f"Had generalised: {', '.join(parts)}; medians are Kaplan and Meier's. The paper shows one run of each model, so "
+        "its steps of grokking and final losses stand beside ours without a verdict."
     )
     return Statement("What training came to", f"Of {plural(len(frame))}: {enumerate_words(states)}.", text)
 
 
 def _length(runs: Sequence[Run]) -> Statement:
-    known = [run for run in runs if paper_steps(run.p1) is not None]
-    short = [run for run in known if run.step < (paper_steps(run.p1) or 0)]
+    known = {run: steps for run in runs if (steps := paper_steps(run.p1)) is not None}
+    short = [run for run, steps in known.items() if run.step < steps]
     parts = []
     for name in dict.fromkeys(run.group for run in short):
         some = [run for run in short if run.group == name]
-        parts.append(
-            f"{name}: {span([run.step for run in some])} steps in {plural(len(some))}, the paper {paper_steps(some[0].p1):,}"
-        )
+        steps = span([run.step for run in some])
+        parts.append(f"{name}: {steps} steps in {plural(len(some))}, the paper {known[some[0]]:,}")
     text = f"Shorter are {'; '.join(parts)}. What they show may still change." if parts else ""
     unfinished = [f"{run.name} ({run.step:,} of {run.max_steps:,})" for run in runs if run.step < (run.max_steps or 0)]
     if unfinished:
@@ -215,7 +204,3 @@ def _runs(state: str, n: int) -> str:
 def _rate(k: int, n: int) -> str:
     rate = wilson(k, n)
     return f"{k} of {n} [{percent(rate.low, 0)}, {percent(rate.high, 0)}]"
-
-
-def _model(p1: object) -> str:
-    return str(p1) if p1 == "clean" else f"mod {p1}"

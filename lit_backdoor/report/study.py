@@ -71,6 +71,14 @@ def arrange(runs: Sequence[Run]) -> Study:
     return Study(main, controls, branches, [run for run in runs if run.task is None])
 
 
+def branch_lines(branch: Run, control: Run | None) -> list[tuple[Run, str]]:
+    """A branch and its control, each with what it is."""
+    assert branch.parent is not None
+    found = "its control" if control is not None else "its control is not among these runs"
+    line = (branch, f"{branch.path.name}: a branch from {branch.parent.stem}; {found}{' is below' if control else ''}")
+    return [line] if control is None else [line, (control, f"{control.path.name}: the control")]
+
+
 def differing(run: Run, base: Mapping[str, Any] = PAPER_OPTIONS, p0: int = 113) -> list[str]:
     """The options in which a run is not like `base`, as `name: value`."""
     assert run.task is not None

@@ -33,9 +33,9 @@ def percent_span(values: Sequence[float], digits: int = 1) -> str:
     return f"{median(known):.{digits}%} [{100 * min(known):.{digits}f} to {100 * max(known):.{digits}f}]"
 
 
-def span(values: Sequence[float], digits: int = 0) -> str:
-    """From smallest to largest."""
-    known = [value for value in values if not pd.isna(value)]
+def span(values: Sequence[float], digits: int = 0, unit: float = 1) -> str:
+    """From smallest to largest; with `unit` 100, in percent."""
+    known = [unit * value for value in values if not pd.isna(value)]
     ends = dict.fromkeys(number(end, digits) for end in (min(known), max(known))) if known else [NOTHING]
     return " to ".join(ends)
 
