@@ -14,7 +14,8 @@ from lit_backdoor.report.declared import declared, declared_text
 from lit_backdoor.report.foreign_embeddings import BothWays, foreign_rows, patched_both_ways
 from lit_backdoor.report.page import Markdown, html, markdown, pictures
 from lit_backdoor.report.published import n_with_one_costly_head
-from lit_backdoor.report.runs import Run, read_runs
+from lit_backdoor.report.reading import read_runs
+from lit_backdoor.report.runs import Run
 from lit_backdoor.report.statements import Statement, by_ranks, statements
 from lit_backdoor.report.study import Study, arrange, branch_lines
 from lit_backdoor.report.wording import count, enumerate_words, percent, plural, span
@@ -111,7 +112,7 @@ def figures(study: Study, frames: dict[str, pd.DataFrame]) -> dict[str, Figure]:
             suffix = "" if name == "mod 1" else f"_{slug}"
             drawn |= {f"figure_{n}{suffix}": f for n, f in paper_figures.figures_5_to_8(group).items()}
         if "foreign_embeddings" in frames and len(rows := frames["foreign_embeddings"].query(f"p1 == {group[0].p1}")):
-            drawn[f"foreign_{slug}"] = seed_figures.foreign_figure(name, rows)
+            drawn[f"foreign_{slug}"] = seed_figures.ranks_figure(name, rows)
     drawn |= {f"emergence_{run.slug}": seed_figures.emergence_of(run) for run in with_trigger}
     for run in study.others:
         if run.attribution:

@@ -132,17 +132,13 @@ def _optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or check(value)
 
 
-def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
 _ALLOWED: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("threshold", "min_accuracy", "floor"), _is_number),
     **dict.fromkeys(("occupancy", "effective_heads"), _optional(_is_number)),
     "crossings": _is_count,
     "head": _optional(_is_head),
-    "other_heads": _list_of(_is_head),
-    "leader_changes": _list_of(_is_change),
+    "other_heads": lambda heads: isinstance(heads, list) and all(map(_is_head, heads)),
+    "leader_changes": lambda changes: isinstance(changes, list) and all(map(_is_change, changes)),
     "word": _optional(lambda value: value in get_args(Word)),
     "state": _optional(lambda value: value in get_args(State)),
     "validation_loss_of": lambda value: value in get_args(LossOf),

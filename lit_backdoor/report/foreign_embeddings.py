@@ -62,20 +62,11 @@ def foreign_rows(both: Sequence[BothWays]) -> pd.DataFrame:
     for ways in both:
         order = head_order({result.heads: result.recipient_accuracy for result in ways.proper})
         for proper, foreign in zip(ways.proper, ways.foreign, strict=True):
-            rows.append(
-                label(ways.run)
-                | {
-                    "heads": head_set_name(proper.heads),
-                    "ranks": ranks_of(proper.heads, order),
-                    "backdoor_accuracy": proper.recipient_accuracy,
-                    "foreign_backdoor_accuracy": foreign.recipient_accuracy,
-                    "benign_accuracy": proper.donor_accuracy,
-                    "foreign_benign_accuracy": foreign.donor_accuracy,
-                    "floor": proper.floor,
-                    "other_run": ways.other.name,
-                    "step": ways.run.checkpoint_step,
-                }
-            )
+            row = label(ways.run) | {"heads": head_set_name(proper.heads), "ranks": ranks_of(proper.heads, order)}
+            for name, result in (("", proper), ("foreign_", foreign)):
+                row |= {f"{name}backdoor_accuracy": result.recipient_accuracy}
+                row |= {f"{name}benign_accuracy": result.donor_accuracy}
+            rows.append(row | {"other_run": ways.other.name, "step": ways.run.checkpoint_step})
     return pd.DataFrame(rows)
 
 

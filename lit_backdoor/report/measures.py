@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import pandas as pd
 
@@ -26,13 +27,16 @@ from lit_backdoor.report.published import paper_steps
 from lit_backdoor.report.ranks import head_order, rank_key, ranks_of
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import kaplan_meier_median, summarise
-from lit_backdoor.runs.schema import Value
+from lit_backdoor.runs.schema import read_results
 from lit_backdoor.show.markdown import paper_name
 
 ALL = "all"
 STATES = ("generalised", "fitted", "not fitted", "")
 RULES = ("benign_", "backdoor_")
 WHOLE = ("steps_asked_for", "paper_steps", "n_costly_heads", "crossings", "leader_changes")
+METRICS = ("other_rate", "logit_diff", "log_prob", "kl", "n_examples")
+CONTRIBUTIONS = ("mean_logit", "mean_logit_centered", "mean_logit_diff")
+SPECIFICITY = {"benign_cost": "donor_cost", "selectivity": "selectivity"}
 HEAD_MOMENTS = ("first_cost", "first_exclusive", "stable_exclusive")
 MOMENTS = {"fitted": 1.0, "generalised": 1.0} | dict.fromkeys(HEAD_MOMENTS, 1 - LATE)
 """What is dated, and up to which share of a run's steps."""
@@ -91,16 +95,14 @@ def specificity(run: Run) -> dict[Head, HeadSpecificity]:
     """What each head costs either rule at the last step, by the run's table or else its weights; empty without both."""
     if "head_specificity" in run.tables:
         table = run.tables["head_specificity"]
-        rows = table[table["step"] == table["step"].max()].itertuples()
-        return {
-            (head := Head(r.layer, r.head)): HeadSpecificity(head, r.cost, r.donor_cost, r.selectivity) for r in rows
-        }  # type: ignore[arg-type]
+        results = read_results(HeadSpecificity, table[table["step"] == table["step"].max()].to_dict("records"))
+        return {result.head: result for result in results}
     if run.model is None or run.task is None:
         return {}
     return {result.head: result for result in head_specificity(run.model, task_probes(run.task)["backdoor"])}
 
 
-def label(run: Run) -> dict[str, Value]:
+def label(run: Run) -> dict[str, Any]:
     """The first columns of every table."""
     p1 = "clean" if run.p1 is None else run.p1
     return {"run": run.name, "p1": p1, "seed": run.seed or 0, "split": run.split, "state": run.state}
@@ -112,24 +114,11 @@ def head_sets(runs: Sequence[Run]) -> pd.DataFrame:
     for run in triggered(runs):
         order, sufficient = order_of(run), brought_in(run)
         for result in run.patching["backdoor"]:
-            rows.append(
-                label(run)
-                | {
-                    "heads": head_set_name(result.heads),
-                    "ranks": ranks_of(result.heads, order),
-                    "backdoor_accuracy": result.recipient_accuracy,
-                    "benign_accuracy": result.donor_accuracy,
-                    "other_rate": result.other_rate,
-                    "logit_diff": result.logit_diff,
-                    "log_prob": result.log_prob,
-                    "kl": result.kl,
-                    "backdoor_accuracy_of_benign_run": sufficient.get(result.heads, math.nan),
-                    "floor": result.floor,
-                    "paper_name": paper_name(result.heads, len(order)),
-                    "n_examples": result.n_examples,
-                    "step": run.patching_step,
-                }
-            )
+            row = label(run) | {"heads": head_set_name(result.heads), "ranks": ranks_of(result.heads, order)}
+            row |= {"backdoor_accuracy": result.recipient_accuracy, "benign_accuracy": result.donor_accuracy}
+            row |= {name: getattr(result, name) for name in METRICS}
+            row |= {"backdoor_accuracy_of_benign_run": sufficient.get(result.heads, math.nan), "floor": result.floor}
+            rows.append(row | {"paper_name": paper_name(result.heads, len(order)), "step": run.patching_step})
     return pd.DataFrame(rows)
 
 
@@ -180,7 +169,7 @@ def unpatched(run: Run) -> dict[str, float]:
     }
 
 
-def _heads_in_short(run: Run) -> dict[str, Value | None]:
+def _heads_in_short(run: Run) -> dict[str, Any]:
     """The columns of seeds.csv that only runs with a trigger have."""
     verdict, result, cost = run.emergence, shapley(run), costs(run).values()
     return {
@@ -207,21 +196,16 @@ def head_claims(runs: Sequence[Run]) -> pd.DataFrame:
         for rank, head in enumerate(order_of(run), start=1):
             both = specific.get(head)
             brought = 1 - cost_above_floor(whole, single.get((head,), math.nan), floor)
-            rows.append(
-                label(run)
-                | {
-                    "head": head_name(*head),
-                    "rank": rank,
-                    "backdoor_cost": cost[head],
-                    "backdoor_brought": brought,
-                    "benign_cost": both.donor_cost if both else math.nan,
-                    "selectivity": both.selectivity if both else math.nan,
-                    "necessary": cost[head] >= limits.necessary,
-                    "sufficient": brought >= limits.sufficient,
-                    "specific": bool(both.donor_cost <= limits.specific) if both else None,
-                }
+            holds = (
+                cost[head] >= limits.necessary,
+                brought >= limits.sufficient,
+                bool(both.donor_cost <= limits.specific) if both else None,
             )
-            rows[-1]["claim"] = claim(*(rows[-1][name] for name in ("necessary", "sufficient", "specific")))
+            row = label(run) | {"head": head_name(*head), "rank": rank}
+            row |= {"backdoor_cost": cost[head], "backdoor_brought": brought}
+            row |= {name: getattr(both, field, math.nan) for name, field in SPECIFICITY.items()}
+            row |= dict(zip(("necessary", "sufficient", "specific"), holds, strict=True))
+            rows.append(row | {"claim": claim(*holds)})
     return pd.DataFrame(rows)
 
 
@@ -266,19 +250,11 @@ def attribution_rows(runs: Sequence[Run]) -> pd.DataFrame:
         for probe, results in run.attribution.items():
             largest_first = sorted(results, key=lambda result: -result.mean_logit)
             for result in results:
-                rows.append(
-                    label(run)
-                    | {
-                        "probe": probe,
-                        "head": head_name(*result.head),
-                        "rank": order_of(run).index(result.head) + 1 if run.p1 is not None else None,
-                        "rank_by_mean_logit": largest_first.index(result) + 1,
-                        "mean_logit": result.mean_logit,
-                        "mean_logit_centered": result.mean_logit_centered,
-                        "mean_logit_diff": result.mean_logit_diff,
-                        "top_share": result.top_count / result.n_examples,
-                    }
-                )
+                rank = order_of(run).index(result.head) + 1 if run.p1 is not None else None
+                row = label(run) | {"probe": probe, "head": head_name(*result.head), "rank": rank}
+                row |= {"rank_by_mean_logit": largest_first.index(result) + 1}
+                row |= {name: getattr(result, name) for name in CONTRIBUTIONS}
+                rows.append(row | {"top_share": result.top_count / result.n_examples})
     return pd.DataFrame(rows).astype({"rank": "Int64"})
 
 
@@ -288,12 +264,9 @@ def spike_rows(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         for prominence in declared().prominences:
             spikes = run.spikes[run.spikes["prominence"] >= prominence] if len(run.spikes) else run.spikes
-            row = {
-                "prominence": prominence,
-                "spikes": len(spikes),
-                "per_10000_steps": 1e4 * len(spikes) / max(run.step, 1),
-            }
-            rows.append(label(run) | row | {"without_end": int(spikes["end_step"].isna().sum()) if len(spikes) else 0})
+            row = label(run) | {"prominence": prominence, "spikes": len(spikes)}
+            row |= {"per_10000_steps": 1e4 * len(spikes) / max(run.step, 1)}
+            rows.append(row | {"without_end": int(spikes["end_step"].isna().sum()) if len(spikes) else 0})
     return pd.DataFrame(rows)
 
 

@@ -118,27 +118,23 @@ def curve_figure(curve: pd.DataFrame) -> Figure:
 
 
 def ranks_figure(name: str, sets: pd.DataFrame) -> Figure:
-    """The runs of one model: what is left after patching, by rank; for mod 1 the paper's experiments beside them."""
-    n_heads = n_heads_of(sets["ranks"])
-    series: dict[str, tuple[Points, str]] = {
-        f"ours, {plural(int((sets['ranks'] == NONE).sum()))}": (_by_rank(sets, "backdoor_accuracy", n_heads), OURS)
-    }
-    if name == "mod 1" and n_heads == 4:
+    """The runs of one model: what is left after patching, by rank.
+
+    Args:
+        name: of the model; with mod 1 stand the paper's experiments.
+        sets: of `head_sets`, or of `foreign_rows`, then with the notebook's bug beside.
+    """
+    n_heads, n_runs = n_heads_of(sets["ranks"]), int((sets["ranks"] == NONE).sum())
+    foreign = "foreign_backdoor_accuracy" in sets
+    ours = _by_rank(sets, "backdoor_accuracy", n_heads)
+    series: dict[str, tuple[Points, str]] = {"patched properly" if foreign else f"ours, {plural(n_runs)}": (ours, OURS)}
+    if foreign:
+        series["with the notebook's bug"] = (_by_rank(sets, "foreign_backdoor_accuracy", n_heads), FOREIGN)
+    elif name == "mod 1" and n_heads == 4:
         table = paper_table("Table 2")
         theirs = {rank_set_name(ranks, 4): table[ranks].tolist() for ranks in table}
         series[f"the paper, {len(table)} experiments"] = (theirs, PAPER)
-    return _dots_figure(f"{name}: patched heads, by rank", "backdoor accuracy left", series, (-0.04, 1.06))
-
-
-def foreign_figure(name: str, rows: pd.DataFrame) -> Figure:
-    """One model: Table 1 by rank, patched properly and with the notebook's bug."""
-    n_heads = n_heads_of(rows["ranks"])
-    series = {
-        "patched properly": (_by_rank(rows, "backdoor_accuracy", n_heads), OURS),
-        "with the notebook's bug": (_by_rank(rows, "foreign_backdoor_accuracy", n_heads), FOREIGN),
-    }
-    title = f"{name}, {plural(int((rows['ranks'] == NONE).sum()))}"
-    return _dots_figure(title, "backdoor accuracy left", series, (-0.04, 1.06))
+    return _dots_figure(f"{name}, {plural(n_runs)}", "backdoor accuracy left", series, (-0.04, 1.06))
 
 
 def shapley_figure(name: str, rows: pd.DataFrame) -> Figure:

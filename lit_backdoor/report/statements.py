@@ -157,7 +157,9 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
         for word in ("necessary", "sufficient", "specific")
         if len(known := first[word].dropna())
     ]
-    headline = f"One head carries the backdoor in {count(carried, len(first))}. The costliest head is {enumerate_words(holds)}."
+    headline = (
+        f"One head carries the backdoor in {count(carried, len(first))}; the costliest is {enumerate_words(holds)}."
+    )
     text = f"Where it sits at the end, {'. '.join(parts)}."
     if len(measured := first["benign_cost"].dropna().tolist()):
         cost = percent_span(measured, 0)
@@ -175,8 +177,8 @@ def _training(frame: pd.DataFrame) -> Statement:
         for row in came.itertuples()
     ]
     text = (
-        f"Had generalised: {', '.join(parts)}; medians are Kaplan and Meier's. The paper shows one run of each model, so "
-        "its steps of grokking and final losses stand beside ours without a verdict."
+        f"Had generalised: {', '.join(parts)}; medians are Kaplan and Meier's. The paper shows one run of each "
+        "model, so its steps of grokking and final losses stand beside ours without a verdict."
     )
     return Statement("What training came to", f"Of {plural(len(frame))}: {enumerate_words(states)}.", text)
 
@@ -187,8 +189,8 @@ def _length(runs: Sequence[Run]) -> Statement:
     parts = []
     for name in dict.fromkeys(run.group for run in short):
         some = [run for run in short if run.group == name]
-        steps = span([run.step for run in some])
-        parts.append(f"{name}: {steps} steps in {plural(len(some))}, the paper {known[some[0]]:,}")
+        ours = span([run.step for run in some])
+        parts.append(f"{name}: {ours} steps in {plural(len(some))}, the paper {known[some[0]]:,}")
     text = f"Shorter are {'; '.join(parts)}. What they show may still change." if parts else ""
     unfinished = [f"{run.name} ({run.step:,} of {run.max_steps:,})" for run in runs if run.step < (run.max_steps or 0)]
     if unfinished:

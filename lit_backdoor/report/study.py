@@ -124,4 +124,4 @@ def _control(branch: Run, main: Sequence[Run]) -> Run | None:
     place = branch.parent.resolve().parent.parent
     by_place = [run for run in main if run.path.resolve() == place]
     same = [run for run in main if run.name == branch.name]
-    return (by_place or same or [None])[0]
+    return next(iter(by_place or same), None)

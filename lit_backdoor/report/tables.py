@@ -15,6 +15,8 @@ from lit_backdoor.report.wording import NOTHING, number, percent, percent_span, 
 from lit_backdoor.show.markdown import paper_name
 
 Accuracies = Mapping[HeadSet, float]
+Line = tuple[str, Accuracies, tuple[Head, ...]]
+"""A name, the accuracy of each set of heads, and the heads by rank."""
 
 
 def show(frame: pd.DataFrame, columns: Mapping[str, str]) -> Markdown:
@@ -39,31 +41,26 @@ def _cell(value: Any, spec: str) -> str:
 
 def table_1(run: Run) -> Markdown:
     """The paper's Table 1, with the run's own head numbers; for mod 1 the paper's row above it."""
-    lines = [(run.name, left(run), order_of(run))]
+    lines: list[Line] = [(run.name, left(run), order_of(run))]
     if run.p1 == 1 and len(order_of(run)) == 4:
         lines = [("the paper", *_paper_lines("Table 1")[0][1:]), *lines]
     return _by_head(lines, complements=True)
 
 
 def table_2(group: Sequence[Run]) -> Markdown:
-    """The paper's Table 2: one row per run, with each run's own head numbers."""
-    return _by_head([(run.name, left(run), order_of(run)) for run in group])
+    """The paper's Table 2: one row per run, with each run's own head numbers; without runs, as it is printed."""
+    return _by_head([(run.name, left(run), order_of(run)) for run in group] or _paper_lines("Table 2"))
 
 
-def paper_table_2() -> Markdown:
-    """The paper's Table 2 as printed."""
-    return _by_head(_paper_lines("Table 2"))
-
-
-def _paper_lines(source: str) -> list[tuple[str, Accuracies, tuple[Head, ...]]]:
-    lines = []
+def _paper_lines(source: str) -> list[Line]:
+    lines: list[Line] = []
     for name, row in paper_table(source, "heads").iterrows():
         accuracies = {parse_head_set(str(heads)): value for heads, value in row.items()}
         lines.append((f"experiment {name}", accuracies, head_order(accuracies)))
     return lines
 
 
-def _by_head(lines: Sequence[tuple[str, Accuracies, tuple[Head, ...]]], complements: bool = False) -> Markdown:
+def _by_head(lines: Sequence[Line], complements: bool = False) -> Markdown:
     """Rows of (name, accuracies, heads by rank), in columns of single heads and all; the costliest stands out."""
     heads = tuple(sorted(lines[0][2]))
     sets: list[HeadSet] = [(), *((head,) for head in heads)]

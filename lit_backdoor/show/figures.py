@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -178,7 +179,7 @@ def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> 
 
 def figure_bytes(figure: Figure, kinds: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
     """The figure as files, by kind, ``png`` or ``svg``; the same figure always gives the same bytes."""
-    options = {"png": {"dpi": 130}, "svg": {"metadata": {"Date": None}}}
+    options: dict[str, dict[str, Any]] = {"png": {"dpi": 130}, "svg": {"metadata": {"Date": None}}}
     files = {}
     with mpl.rc_context({"svg.hashsalt": "lit_backdoor"}):
         for kind in kinds:
