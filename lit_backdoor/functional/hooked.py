@@ -109,9 +109,13 @@ def z_name(layer: int) -> str:
 
 
 def carries_hooks(model: HookedModel) -> bool:
-    """Whether hooks that somebody added change, or see, what a module of the model returns."""
+    """Whether somebody's hooks see, or change, what a hook point or a module after the embedding returns.
+
+    Hooks on the module `embed` itself, such as `build_model` adds, run wherever the embedding does.
+    """
     modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    embed = getattr(model, "embed", None)
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules if module is not embed)
 
 
 def row_slices(n: int, rows: int = 512) -> Iterator[slice]:
