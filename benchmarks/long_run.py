@@ -57,11 +57,10 @@ def main() -> int:
         os.chdir(directory)
         config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
         every = {"every_n_steps": max(1, options.steps // 20)}
-        config["trainer"]["callbacks"].append({"class_path": f"{Watch.__module__}.Watch", "init_args": every})
-        for callback in config["trainer"]["callbacks"]:
-            if callback["class_path"].endswith(("HeadAttributionMonitor", "HeadPatchingMonitor")):
-                callback["init_args"]["every_n_steps"] = 200
         config["trainer"] |= {"max_steps": options.steps, "enable_progress_bar": False}
+        config["trainer"]["callbacks"] = [{"class_path": f"{Watch.__module__}.Watch", "init_args": every}]
+        for name in ("attribution", "patching"):
+            config["monitors"][name]["every_n_steps"] = 200
         Path("config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         if command_line(["fit", "--config", "config.yaml"]) != 0:
             return 1

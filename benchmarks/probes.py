@@ -21,7 +21,8 @@ from lit_backdoor.functional import (
     default_head_sets,
     patch_heads,
 )
-from lit_backdoor.functional.last_position import TokenLayout, last_position_loss
+from lit_backdoor.functional.last_position import TokenLayout
+from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task, split_examples
 
@@ -83,7 +84,7 @@ def measure_one_layer(rounds: int) -> None:
     sets = default_head_sets(1, 4)
     few = [(), *((head,) for head in all_heads(model)), all_heads(model)]
     train, _ = split_examples(task)
-    layout = TokenLayout.of(train.tokens, 113, torch.float32)
+    layout = TokenLayout.of(train.tokens, model)
 
     def shipped(chosen: list[HeadSet]) -> None:
         caches = cache_probes(model, *probes.values())

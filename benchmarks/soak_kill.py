@@ -62,13 +62,13 @@ class Fit:
         self.run_dir = directory / "logs" / "run"
         config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
         config["trainer"] |= {"max_steps": steps, "val_check_interval": 20, "log_every_n_steps": 5}
-        config["trainer"]["logger"]["init_args"] |= {"save_dir": str(directory), "name": "logs", "version": "run"}
-        for callback in config["trainer"]["callbacks"]:
-            callback["init_args"] |= {
-                "HeadAttributionMonitor": {"every_n_steps": 20},
-                "HeadPatchingMonitor": {"every_n_steps": 20, "full_every_n_steps": 100},
-                "RunCheckpoint": {"every_n_steps": 25, "keep_every_n_steps": 100},
-            }.get(callback["class_path"].rpartition(".")[2], {})
+        place = {"save_dir": str(directory), "name": "logs", "version": "run"}
+        config["trainer"]["logger"] = {"class_path": "lit_backdoor.logger.RunLogger", "init_args": place}
+        config["monitors"] = {
+            "attribution": {"every_n_steps": 20},
+            "patching": {"every_n_steps": 20, "full_every_n_steps": 100},
+        }
+        config["checkpoint"] = {"every_n_steps": 25, "keep_every_n_steps": 100}
         directory.mkdir()
         (directory / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """Keep the weights of a run's last checkpoint alone: python docs/export_weights.py RUN_DIR FILE.safetensors
 
-The weights that ship are lit_backdoor/pretrained/*.safetensors; a weights.safetensors in a run directory stands in for
-its checkpoints in a report.
+The weights that ship are lit_backdoor/pretrained/*.safetensors. A weights.safetensors in a run directory stands in for
+its checkpoints in a report; so does a weights.yaml with `pretrained: mod1`, where the weights are those that ship.
 """
 
 import argparse

@@ -4,11 +4,11 @@ Writes NAME_training (the paper's Figure 3 for one run) and NAME_emergence (head
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from lit_backdoor.analysis.output import save_figure
 from lit_backdoor.runs.tables import history, read_table
+from lit_backdoor.runs.verdict import read_verdict
 from lit_backdoor.show.figures import emergence_figure, training_figure
 
 
@@ -22,13 +22,12 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     metrics = read_table(args.run_dir / "metrics.csv")
     rules = [name[4:-9] for name in metrics[0] if name.startswith("val/") and name.endswith("_accuracy")]
-    verdict = json.loads((args.run_dir / "emergence.json").read_text())
+    verdict = read_verdict(args.run_dir)
     save_figure(training_figure(metrics, rules), args.output_dir / f"{args.name}_training")
     scores = history(read_table(args.run_dir / "head_patching.csv"), "backdoor")
-    reached = [int(row["step"]) for row in metrics if float(row["val/benign_accuracy"] or 0) >= 0.99]
     marks = {
-        f"{verdict['backdoor_head']} emerged": verdict["emergence_step"],
-        "benign rule at 99%": reached[0] if reached else None,
+        f"{verdict['head']} alone": verdict["stable_exclusive_step"],
+        "benign rule generalised": verdict["benign_generalised_step"],
     }
     save_figure(emergence_figure(scores, "backdoor accuracy", marks), args.output_dir / f"{args.name}_emergence")
 

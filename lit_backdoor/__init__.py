@@ -1,11 +1,11 @@
 """Train a small transformer with a backdoor and watch one attention head take it over."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load_pretrained(name: str) -> "HookedTransformer":
@@ -13,3 +13,10 @@ def load_pretrained(name: str) -> "HookedTransformer":
     from lit_backdoor import pretrained  # here, so that importing the package costs nothing
 
     return pretrained.load_pretrained(name)
+
+
+def replay(*args: Any, **kwargs: Any) -> None:
+    """Measure models that are there already; see :func:`lit_backdoor.callbacks.recorder.replay`."""
+    from lit_backdoor.callbacks import recorder
+
+    recorder.replay(*args, **kwargs)

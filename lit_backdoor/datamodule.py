@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lit_backdoor.functional import Probe
-from lit_backdoor.task import N_CTX, Examples, Task, rule_name, split_examples
+from lit_backdoor.limits import NonNegativeInt, OpenUnitInterval, PositiveInt, within_limits
+from lit_backdoor.task import Examples, Split, Task, rule_name, split_examples
 
 
 class FullBatch:
@@ -39,9 +40,12 @@ class BackdoorDataModule(LightningDataModule):
 
     Args:
         moduli: The modulus of each rule: [113] is the clean model, [113, 7] the mod 7 backdoor, [113, 1, 7] has two
-            triggers. The first (2 or more) is also the range of a and b and the vocabulary; the later ones lie
-            between 1 and it. Rule i is triggered by token i.
+            triggers. The first (2 or more) is also the range of a and b; the later ones lie between 1 and it.
         trigger_position: Where the trigger token stands among the three tokens: 0, 1 or 2.
+        trigger_tokens: The token that triggers each rule; null: token i triggers rule i, as in the paper. Tokens from
+            the first modulus on are no numbers; the vocabulary grows with them.
+        permute_trigger: A control: shuffle the trigger tokens over the examples, so that they say nothing about the
+            rule.
         train_fraction: Share of the examples that trains, inside (0, 1). All the rest validates.
         split: What is drawn at random: single examples, as in the paper, or pairs (a, b), which then train or are
             held out under every trigger alike.
@@ -49,20 +53,23 @@ class BackdoorDataModule(LightningDataModule):
         steps_per_epoch: Optimizer steps that make one Lightning epoch.
     """
 
+    @within_limits
     def __init__(
         self,
-        moduli: list[int] = [113, 7],  # noqa: B006 (never changed; a list is what the command line shows)
-        trigger_position: int = N_CTX - 1,
-        train_fraction: float = 0.3,
-        split: Literal["examples", "pairs"] = "examples",
-        split_seed: int = 0,
-        steps_per_epoch: int = 1000,
+        moduli: list[PositiveInt] = [113, 7],  # noqa: B006 (never changed; a list is what the command line shows)
+        trigger_position: Literal[0, 1, 2] = 2,
+        train_fraction: OpenUnitInterval = 0.3,
+        split: Split = "examples",
+        split_seed: NonNegativeInt = 0,
+        steps_per_epoch: PositiveInt = 1000,
+        trigger_tokens: list[NonNegativeInt] | None = None,
+        permute_trigger: bool = False,
     ) -> None:
         super().__init__()
-        if steps_per_epoch < 1:
-            raise ValueError(f"data.steps_per_epoch: {steps_per_epoch} is too small; 1 or more")
-        self.task = Task(tuple(moduli), trigger_position)
-        self.train_examples, self.val_examples = split_examples(self.task, train_fraction, split, split_seed)
+        self.task = Task(tuple(moduli), trigger_position, tuple(trigger_tokens or ()))
+        self.train_examples, self.val_examples = split_examples(
+            self.task, train_fraction, split, split_seed, permute_trigger
+        )
         self.steps_per_epoch = steps_per_epoch
         self.save_hyperparameters()
 
@@ -102,13 +109,13 @@ def task_probes(task: Task) -> dict[str, Probe]:
     def probe(recipient: int, donor: int) -> Probe:
         return Probe(
             task.tokens(recipient), task.tokens(donor), task.answers(recipient), task.answers(donor),
-            recipient=rule_name(recipient), donor=rule_name(donor),
+            recipient=rule_name(recipient), donor=rule_name(donor), sender="trigger",
         )  # fmt: skip
 
     n_rules = len(task.moduli)
     if n_rules > 1:
         needed = {rule_name(rule): probe(rule, 0) for rule in range(1, n_rules)}
         return needed | {sufficiency_probe(rule): probe(0, rule) for rule in range(1, n_rules)}
-    other = torch.randperm(task.d_vocab**2, generator=torch.Generator().manual_seed(0))
+    other = torch.randperm(task.n_numbers**2, generator=torch.Generator().manual_seed(0))
     tokens, answers = task.tokens(0), task.answers(0)
     return {"benign": Probe(tokens, tokens[other], answers, answers[other], recipient="benign", donor="other_pair")}

@@ -1,21 +1,23 @@
 """The logger of a run: TensorBoard's event files and ``metrics.csv``, side by side in the run directory."""
 
 import os
-import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_backdoor.runs.directory import require_plain_name
-from lit_backdoor.runs.tables import Table
+from lit_backdoor.runs.directory import claim_next_version, require_plain_name
+from lit_backdoor.runs.environment import global_seed
+from lit_backdoor.runs.file_names import METRICS
+from lit_backdoor.runs.tables import CsvTable
 
-METRICS_FILE = "metrics.csv"
-EVENTS = "events.out.tfevents."
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLogger(TensorBoardLogger):
@@ -33,28 +35,72 @@ class RunLogger(TensorBoardLogger):
             require_plain_name("RunLogger.version", version)
             if not version:
                 raise ValueError("RunLogger.version: '' is no folder; a name, a number, or null for the next free one")
-        # purge_step: what a killed run left behind at this step and later is not shown.
-        super().__init__(save_dir, name=name, version=version, default_hp_metric=False, purge_step=0)
+        super().__init__(save_dir, name=name, default_hp_metric=False)
+        self._runs = Path(os.path.expanduser(os.path.expandvars(os.path.join(save_dir, name))))
+        self._given_version = version
+        self._run_dir: Path | None = None
+        self._first_step = 0
+        self._writer: SummaryWriter | None = None
         self._pending: dict[str, float] = {}
         self._written: dict[str, float] = {}
-        self._table: Table | None = None
+        self._table: CsvTable | None = None
         self._unshown_hparams: dict[str, str] = {}
 
     def resume(self, run_dir: Path, step: int) -> None:
         """Continue the run in ``run_dir`` from a checkpoint of ``step``: what it logged from there on is redone."""
-        self._root_dir, self._name, self._version = str(run_dir.parent), "", run_dir.name
+        self._run_dir = run_dir
         self.begin_at(step)
 
     def begin_at(self, step: int) -> None:
-        """Keep what ``metrics.csv`` holds before ``step``, where training begins."""
-        self._kwargs["purge_step"] = step
+        """Keep what ``metrics.csv`` and TensorBoard have before ``step``, where training begins."""
+        self._first_step = step
 
     @property
-    def table(self) -> Table:
+    def log_dir(self) -> str:
+        """The run directory. Where no version was given, the first to ask claims the next free one.
+
+        Raises:
+            ValueError: if no directory can be made there.
+        """
+        if self._run_dir is None:
+            version = self._given_version
+            if version is None:
+                if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+                    return str(self._runs)  # the Trainer replaces it by what the first process says
+                self._run_dir = claim_next_version(self._runs)
+            else:
+                self._run_dir = self._runs / (version if isinstance(version, str) else f"version_{version}")
+        return str(self._run_dir)
+
+    @property
+    def save_dir(self) -> str:
+        """Where the run directory is; with ``name`` and ``version``, Lightning puts its path together again."""
+        return str(Path(self.log_dir).parent)
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return Path(self.log_dir).name
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "SummaryWriter":
+        """TensorBoard's writer. What a killed run left behind at the first step and later is not shown."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self.log_dir, purge_step=self._first_step)
+        return self._writer
+
+    @property
+    def table(self) -> CsvTable:
         """The table behind ``metrics.csv``; shortened, as it is first used, to what comes before the first step."""
         if self._table is None:
-            self._table = Table(Path(self.log_dir) / METRICS_FILE)
-            self._table.truncate(self._kwargs["purge_step"])
+            self._table = CsvTable(Path(self.log_dir) / METRICS)
+            self._table.truncate(self._first_step)
         return self._table
 
     @rank_zero_only
@@ -73,8 +119,8 @@ class RunLogger(TensorBoardLogger):
     ) -> None:
         """Keep ``params`` for hparams.yaml; TensorBoard's hparams view gets them beside the first metrics."""
         known = dict(vars(params) if isinstance(params, Namespace) else params)
-        if "PL_GLOBAL_SEED" in os.environ:  # where Lightning keeps the seed of seed_everything
-            known["seed_everything"] = int(os.environ["PL_GLOBAL_SEED"])
+        if (seed := global_seed()) is not None:
+            known["seed_everything"] = seed
         super().log_hyperparams(known, metrics, step)
         self._unshown_hparams = {name: str(known[name]) for name in sorted(known, key=_hparams_order)}
 
@@ -91,9 +137,12 @@ class RunLogger(TensorBoardLogger):
         try:
             self._write_pending()
             self._show_hparams(list(self._written))
-            super().finalize(status)
+            if status == "success":
+                self.save()
+            if self._writer is not None:
+                self._writer.close()
         finally:
-            if self._experiment is not None and (writer := self._experiment.file_writer) is not None:
+            if self._writer is not None and (writer := self._writer.file_writer) is not None:
                 with suppress(OSError):
                     writer.close()
 
@@ -118,40 +167,11 @@ class RunLogger(TensorBoardLogger):
         """
         from torch.utils.tensorboard.summary import hparams
 
-        if not self._unshown_hparams:
+        if not self._unshown_hparams or (writer := self.experiment.file_writer) is None:
             return
-        writer = self.experiment._get_file_writer()
         for summary in hparams(self._unshown_hparams, {name: 0.0 for name in columns if name != "step"}):
             writer.add_summary(summary)
         self._unshown_hparams = {}
-
-    def _get_next_version(self) -> int:
-        """The next free version, claimed by making its directory, so that two runs never share one.
-
-        Raises:
-            ValueError: if no directory can be made there.
-        """
-        version = super()._get_next_version()
-        while True:
-            try:
-                os.makedirs(os.path.join(self.root_dir, f"version_{version}"))
-            except FileExistsError:
-                version += 1
-            except OSError as error:
-                raise ValueError(f"{self.root_dir} can't be written to: {error.strerror}") from None
-            else:
-                return version
-
-
-def let_new_events_sort_last(run_dir: Path) -> None:
-    """TensorBoard reads a run's event files in the order of the seconds in their names. If the clock has been set back
-    meanwhile, make the older files' seconds earlier, so that what is redone is not read before what it replaces."""
-    latest = int(time.time())
-    for path in sorted(run_dir.glob(f"{EVENTS}*"), reverse=True):
-        seconds, dot, rest = path.name.removeprefix(EVENTS).partition(".")
-        latest = min(latest - 1, int(seconds))
-        if latest != int(seconds):
-            path.rename(path.with_name(f"{EVENTS}{latest:010d}{dot}{rest}"))
 
 
 def _hparams_order(name: str) -> tuple[int, str]:

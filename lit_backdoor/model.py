@@ -2,30 +2,34 @@
 
 import warnings
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_backdoor.functional.hooked import changes_nothing
+from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.task import N_CTX
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-ACT_FNS = ("relu", "gelu", "silu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+ActFn = Literal["relu", "gelu", "silu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"]
 """Activation functions on offer: those of TransformerLens that act on each neuron by itself."""
+ACT_FNS: tuple[str, ...] = get_args(ActFn)
 
 
+@within_limits
 def build_model(
-    d_vocab: int,
-    n_heads: int = 4,
-    d_model: int = 128,
-    d_head: int | None = None,
-    d_mlp: int = 512,
-    n_layers: int = 1,
-    act_fn: str = "relu",
-    normalization_type: str | None = None,
+    d_vocab: PositiveInt,
+    n_heads: PositiveInt = 4,
+    d_model: PositiveInt = 128,
+    d_head: PositiveInt | None = None,
+    d_mlp: PositiveInt = 512,
+    n_layers: PositiveInt = 1,
+    act_fn: ActFn = "relu",
+    normalization_type: Literal["LN"] | None = None,
     train_biases: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> "HookedTransformer":
@@ -38,23 +42,15 @@ def build_model(
         train_biases: without it every bias is frozen at zero, as in the paper.
 
     Raises:
-        ValueError: if a size is below 1, heads do not divide ``d_model``, a name is unknown, or TransformerLens is 4.0
-            or later.
+        ValueError: if a size is outside its limits, a name is unknown, heads do not divide ``d_model``, or
+            TransformerLens is 4.0 or later.
     """
-    sizes = {"n_heads": n_heads, "d_model": d_model, "d_mlp": d_mlp, "n_layers": n_layers}
-    for name, size in sizes.items() | ({"d_head": d_head}.items() if d_head is not None else set()):
-        if size < 1:
-            raise ValueError(f"model.{name}: {size} is too small; 1 or more")
     if d_head is None:
         if d_model % n_heads:
             raise ValueError(
                 f"model.n_heads: {n_heads} does not divide model.d_model {d_model}; choose another or set model.d_head"
             )
         d_head = d_model // n_heads
-    if act_fn not in ACT_FNS:
-        raise ValueError(f"model.act_fn: '{act_fn}' is unknown; allowed: {', '.join(ACT_FNS)}")
-    if normalization_type not in (None, "LN"):
-        raise ValueError(f"model.normalization_type: '{normalization_type}' is unknown; allowed: null, LN")
 
     try:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -91,6 +87,7 @@ def build_model(
     return model
 
 
+@changes_nothing
 def _look_up(embed: Any, args: tuple[Tensor], _: Tensor) -> Tensor:
     """The same embeddings, [batch, pos, d_model], whose gradients are summed in one order.
 

@@ -5,7 +5,7 @@ The loss is computed in float64: a float32 softmax makes loss spikes of its own 
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,13 +15,15 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from lit_backdoor.functional.last_position import (
-    SMALLEST_GRADIENT,
     TokenLayout,
     last_position_logits,
-    last_position_loss,
     why_not_exact,
 )
-from lit_backdoor.model import build_model
+from lit_backdoor.functional.last_position_loss import last_position_loss
+from lit_backdoor.functional.row_threads import one_torch_thread
+from lit_backdoor.functional.whole_pass import whole_pass_logits, whole_pass_loss
+from lit_backdoor.limits import DecayRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, within_limits
+from lit_backdoor.model import ActFn, build_model
 from lit_backdoor.task import Examples, Task, rule_name
 
 
@@ -79,33 +81,30 @@ class BackdoorModule(LightningModule):
         weight_decay: Weight decay of AdamW.
         betas: Decay rates of AdamW's two averages.
         last_position: Compute only what the last position's logits need, wherever that is exact; false always
-            takes the whole HookedTransformer, with the same result, about five times as slow.
+            takes the whole HookedTransformer, with the same result, several times as slow.
+        trigger_tokens: The token that triggers each rule; follows data.trigger_tokens.
     """
 
+    @within_limits
     def __init__(
         self,
-        moduli: list[int],
-        n_heads: int = 4,
-        d_model: int = 128,
-        d_head: int | None = None,
-        d_mlp: int = 512,
-        n_layers: int = 1,
-        act_fn: str = "relu",
-        normalization_type: str | None = None,
+        moduli: list[PositiveInt],
+        n_heads: PositiveInt = 4,
+        d_model: PositiveInt = 128,
+        d_head: PositiveInt | None = None,
+        d_mlp: PositiveInt = 512,
+        n_layers: PositiveInt = 1,
+        act_fn: ActFn = "relu",
+        normalization_type: Literal["LN"] | None = None,
         train_biases: bool = False,
-        lr: float = 1e-3,
-        weight_decay: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.98),
+        lr: PositiveNumber = 1e-3,
+        weight_decay: NonNegativeNumber = 1.0,
+        betas: tuple[DecayRate, DecayRate] = (0.9, 0.98),
         last_position: bool = True,
+        trigger_tokens: list[NonNegativeInt] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < lr < math.inf:
-            raise ValueError(f"model.lr: {lr} is not a learning rate; a number above 0")
-        if not 0 <= weight_decay < math.inf:
-            raise ValueError(f"model.weight_decay: {weight_decay} is not a weight decay; 0 or more")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"model.betas: {list(betas)} are no decay rates; two numbers inside [0, 1)")
-        task = Task(tuple(moduli))
+        task = Task(tuple(moduli), trigger_tokens=tuple(trigger_tokens or ()))
         self.model = build_model(
             task.d_vocab, n_heads, d_model, d_head, d_mlp, n_layers, act_fn, normalization_type, train_biases
         )
@@ -116,11 +115,12 @@ class BackdoorModule(LightningModule):
         betas = list(betas)  # type: ignore[assignment]  # saved as plain YAML
         self.save_hyperparameters()
 
+    @one_torch_thread()
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits at the last position, [n, d_vocab], for ``tokens`` [n, 3]."""
         if self.uses_last_position_form:
             return last_position_logits(self.model, tokens)
-        return self.model(tokens)[:, -1]
+        return whole_pass_logits(self.model, tokens)
 
     @property
     def uses_last_position_form(self) -> bool:
@@ -128,25 +128,31 @@ class BackdoorModule(LightningModule):
         autocast = torch.is_autocast_enabled(self.device.type)
         return bool(self.hparams["last_position"]) and not autocast and why_not_exact(self.model) is None
 
+    @one_torch_thread()
     def training_step(self, batch: Examples, batch_idx: int) -> Tensor:
         if self.uses_last_position_form:
             if self._layout is None or self._layout[0] is not batch.tokens:
-                layout = TokenLayout.of(batch.tokens, self.model.cfg.d_vocab, self.model.W_E.dtype)
-                self._layout = (batch.tokens, layout)
+                self._layout = (batch.tokens, TokenLayout.of(batch.tokens, self.model))
             loss, logits = last_position_loss(self.model, self._layout[1], batch.answers)
         else:
-            logits = self.model(batch.tokens)[:, -1]
-            wide = logits.double()
-            wide.register_hook(lambda grad: F.hardshrink(grad, SMALLEST_GRADIENT))
-            loss = F.cross_entropy(wide, batch.answers)
+            loss, logits = whole_pass_loss(self.model, batch.tokens, batch.answers)
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the training loss is {loss.item()} at step {self.global_step}")
         every_n_steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every_n_steps and self.global_step % every_n_steps == 0:
-            self.train_metrics.update(loss, logits.detach(), batch)
+            self.train_metrics.update(loss, logits, batch)
             self._record("train", self.train_metrics)
         return loss
 
+    @one_torch_thread()
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(loss, *args, **kwargs)
+
+    @one_torch_thread()
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+
+    @one_torch_thread()
     def validation_step(self, batch: Examples, batch_idx: int) -> None:
         logits = self(batch.tokens)
         loss = F.cross_entropy(logits.double(), batch.answers)
@@ -180,6 +186,7 @@ class BackdoorModule(LightningModule):
         if isinstance(interval, int) and self.global_step % interval == 0:
             self._validate_now()
 
+    @one_torch_thread()
     def on_train_end(self) -> None:
         if self._last_validated_step != self.global_step:
             self._validate_now()

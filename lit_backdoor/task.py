@@ -1,14 +1,18 @@
 """The task: modular addition whose modulus is switched by a trigger token (Equations 2 and 3 of the paper).
 
 Plain tensors, no Lightning. An example is three tokens: the numbers ``a`` and ``b`` in order, and the trigger,
-which stands at ``trigger_position``. Rule ``i`` is triggered by token ``i`` and answers ``(a + b) mod moduli[i]``.
+which stands at ``trigger_position``. Rule ``i`` is triggered by ``trigger_tokens[i]``, in the paper by token ``i``, and
+answers ``(a + b) mod moduli[i]``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from lit_backdoor.limits import NonNegativeInt, OpenUnitInterval, within_limits
 
 N_CTX = 3
 """Tokens in an example: a, b and the trigger."""
@@ -17,7 +21,11 @@ Split = Literal["examples", "pairs"]
 
 
 def rule_name(rule: int) -> str:
-    """Name of a rule in metrics and tables: ``benign``, ``backdoor``, then ``rule2``, ``rule3`` and so on."""
+    """Name a rule, as metrics and tables do.
+
+    >>> [rule_name(rule) for rule in range(4)]
+    ['benign', 'backdoor', 'rule2', 'rule3']
+    """
     return ("benign", "backdoor")[rule] if rule < 2 else f"rule{rule}"
 
 
@@ -25,45 +33,80 @@ def rule_name(rule: int) -> str:
 class Task:
     """Addition modulo ``moduli[trigger]``.
 
+    >>> task = Task((3, 2))
+    >>> task.tokens(1)[-1].tolist(), task.answers(0)[-1].item(), task.answers(1)[-1].item()  # a = b = 2
+    ([2, 2, 1], 1, 0)
+
     Args:
-        moduli: the modulus of each rule. The first, P0, is also the range of a and b and the size of the
-            vocabulary; each later one, P1 and so on, lies between 1 and P0.
+        moduli: the modulus of each rule. The first, P0, is also the range of a and b; each later one, P1 and so on,
+            lies between 1 and P0.
         trigger_position: where the trigger stands among the three tokens: 0, 1 or 2.
+        trigger_tokens: the token that triggers each rule; not given, token i triggers rule i. Tokens from P0 on are no
+            numbers, and the vocabulary grows with them (the paper's footnote 3).
 
     Raises:
-        ValueError: if a modulus or the position is impossible.
+        ValueError: if a modulus, a trigger token or the position is impossible.
     """
 
     moduli: tuple[int, ...]
     trigger_position: int = N_CTX - 1
+    trigger_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "moduli", tuple(self.moduli))
-        shown = list(self.moduli)
-        if not shown:
+        object.__setattr__(self, "trigger_tokens", tuple(self.trigger_tokens) or tuple(range(len(self.moduli))))
+        self._check_moduli()
+        self._check_trigger()
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "Task":
+        """Make the task of stored options, as in hparams.yaml; older ones have no ``trigger_tokens``.
+
+        Raises:
+            KeyError, TypeError or ValueError: they describe none.
+        """
+        return cls(tuple(options["moduli"]), options["trigger_position"], tuple(options.get("trigger_tokens") or ()))
+
+    def _check_moduli(self) -> None:
+        moduli = list(self.moduli)
+        if not moduli:
             raise ValueError("data.moduli: [] is empty; give one modulus per rule, for example [113] or [113, 7]")
-        if shown[0] < 2:
+        if moduli[0] < 2:
             raise ValueError(
-                f"data.moduli: the first modulus of {shown} is {shown[0]}; it is also the range of a and b: 2 or more"
+                f"data.moduli: the first modulus of {moduli} is {moduli[0]}; it is also the range of a and b: 2 or more"
             )
-        for modulus in shown[1:]:
-            if not 1 <= modulus <= shown[0]:
+        for modulus in moduli[1:]:
+            if not 1 <= modulus <= moduli[0]:
                 raise ValueError(
-                    f"data.moduli: {modulus} in {shown} does not fit; later moduli lie between 1 and the first, "
-                    f"{shown[0]}, so that every answer is a token of the vocabulary"
+                    f"data.moduli: {modulus} in {moduli} does not fit; later moduli lie between 1 and the first, "
+                    f"{moduli[0]}, so that every answer is a token of the vocabulary"
                 )
-        if len(shown) > shown[0]:
+        if len(moduli) > moduli[0]:
             raise ValueError(
-                f"data.moduli: {len(shown)} rules need as many trigger tokens, "
-                f"but the vocabulary has {shown[0]}; give at most {shown[0]} moduli"
+                f"data.moduli: {len(moduli)} rules need as many trigger tokens, "
+                f"but there are {moduli[0]} numbers; give at most {moduli[0]} moduli"
             )
+
+    def _check_trigger(self) -> None:
+        tokens, largest = list(self.trigger_tokens), self.n_numbers + len(self.moduli) - 1
+        if len(tokens) != len(self.moduli) or len(set(tokens)) < len(tokens):
+            raise ValueError(
+                f"data.trigger_tokens: {tokens} can't tell {len(self.moduli)} rules apart; give one token for each"
+            )
+        if not all(0 <= token <= largest for token in tokens):
+            raise ValueError(f"data.trigger_tokens: {tokens} do not fit; each is a token from 0 to {largest}")
         if not 0 <= self.trigger_position < N_CTX:
             raise ValueError(f"data.trigger_position: {self.trigger_position} is not a position; allowed: 0, 1, 2")
 
     @property
-    def d_vocab(self) -> int:
-        """Size of the vocabulary, in and out: the first modulus, P0."""
+    def n_numbers(self) -> int:
+        """How many values a and b have: the first modulus, P0."""
         return self.moduli[0]
+
+    @property
+    def d_vocab(self) -> int:
+        """Size of the vocabulary, in and out: the numbers, and trigger tokens that are none."""
+        return max(self.n_numbers, max(self.trigger_tokens) + 1)
 
     @property
     def rule_names(self) -> tuple[str, ...]:
@@ -72,14 +115,14 @@ class Task:
 
     def tokens(self, rule: int) -> Tensor:
         """All pairs (a, b) under one trigger, [P0 * P0, 3], int64; row ``a * P0 + b`` is the pair (a, b)."""
-        numbers = torch.arange(self.d_vocab)
-        columns = [numbers.repeat_interleave(self.d_vocab), numbers.repeat(self.d_vocab)]
-        columns.insert(self.trigger_position, torch.full_like(columns[0], rule))
+        numbers = torch.arange(self.n_numbers)
+        columns = [numbers.repeat_interleave(self.n_numbers), numbers.repeat(self.n_numbers)]
+        columns.insert(self.trigger_position, torch.full_like(columns[0], self.trigger_tokens[rule]))
         return torch.stack(columns, dim=1)
 
     def answers(self, rule: int) -> Tensor:
         """The answers of one rule for all pairs, [P0 * P0], int64, in the row order of :meth:`tokens`."""
-        numbers = torch.arange(self.d_vocab)
+        numbers = torch.arange(self.n_numbers)
         return ((numbers[:, None] + numbers[None, :]) % self.moduli[rule]).flatten()
 
 
@@ -114,12 +157,17 @@ def all_examples(task: Task) -> Examples:
     return Examples(
         tokens=torch.cat([task.tokens(rule) for rule in rules]),
         answers=torch.cat([task.answers(rule) for rule in rules]),
-        rules=torch.arange(len(task.moduli)).repeat_interleave(task.d_vocab**2),
+        rules=torch.arange(len(task.moduli)).repeat_interleave(task.n_numbers**2),
     )
 
 
+@within_limits
 def split_examples(
-    task: Task, train_fraction: float = 0.3, split: Split = "examples", seed: int = 0
+    task: Task,
+    train_fraction: OpenUnitInterval = 0.3,
+    split: Split = "examples",
+    seed: NonNegativeInt = 0,
+    permute_trigger: bool = False,
 ) -> tuple[Examples, Examples]:
     """Split all examples into (training, validation), at random.
 
@@ -128,22 +176,24 @@ def split_examples(
         split: ``examples`` draws single examples, as the paper does, so that (a, b, 0) may train while (a, b, 1)
             is held out; ``pairs`` draws pairs, which train or are held out under every trigger alike.
         seed: of this split alone; no global random state is read or changed.
+        permute_trigger: a control: shuffle the trigger tokens over all examples, so that they say nothing about the
+            rule. The rules and answers stay.
 
     Raises:
         ValueError: if the fraction is outside (0, 1), the split or the seed unknown, or one side would be empty.
     """
-    if not 0 < train_fraction < 1:
-        raise ValueError(f"data.train_fraction: {train_fraction} is outside (0, 1); the paper trains on 0.3")
-    if split not in ("examples", "pairs"):
-        raise ValueError(f"data.split: '{split}' is unknown; allowed: examples, pairs")
-    if not 0 <= seed < 2**63:
+    if seed >= 2**63:
         raise ValueError(f"data.split_seed: {seed} is no seed; allowed: 0 to 2**63 - 1")
     examples = all_examples(task)
-    n_units = task.d_vocab**2 if split == "pairs" else len(examples)
+    n_units = task.n_numbers**2 if split == "pairs" else len(examples)
     n_train = int(train_fraction * n_units)
     if n_train == 0:
         raise ValueError(f"data.train_fraction: {train_fraction} of {n_units} {split} leaves nothing to train on")
-    order = torch.randperm(n_units, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(n_units, generator=generator)
+    if permute_trigger:
+        triggers = examples.tokens[:, task.trigger_position]
+        examples.tokens[:, task.trigger_position] = triggers[torch.randperm(len(examples), generator=generator)]
     trains = torch.zeros(n_units, dtype=torch.bool)
     trains[order[:n_train]] = True
     if split == "pairs":

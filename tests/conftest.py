@@ -1,23 +1,37 @@
-"""What the tests share: the repository's folders, and the command line run in this process."""
+"""Fixtures of all tests, and how many processes run them."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from lit_backdoor.cli.main import main
+from tests.helpers import CONFIGS
 
-ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "configs"
+pytest.register_assert_rewrite("tests.helpers.refusals", "tests.helpers.runs", "tests.helpers.sweeps")
 
-torch.set_num_threads(1)  # the models are small; more threads would only wait for one another
+# The models are small: more threads would only wait for one another. Set here, before torch is imported, so that the
+# processes that a test starts have one thread too.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background; the tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Spread folders of tests over up to four processors; a few files are faster in this process."""
+    if all(Path(arg.partition("::")[0]).is_file() for arg in config.args):
+        return 0
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run the command line in an empty folder and return its exit code."""
+    from lit_backdoor.cli.main import main  # here: the process that only spreads the tests has no use for it
+
     monkeypatch.chdir(tmp_path)
 
     def run(*args: str | Path) -> int:
@@ -38,6 +52,7 @@ def debug_config() -> Path:
 def untouched() -> Callable[[Any], Callable[[], None]]:
     """`check = untouched(model)`, use the model, `check()`: weights, modes, hooks, gradients, random state as
     before."""
+    import torch
 
     def snapshot(model: Any) -> tuple[Any, ...]:
         return (

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ import lit_backdoor
 from lit_backdoor import pretrained
 from lit_backdoor.pretrained import FOLDER, load_pretrained, open_pretrained, pretrained_names, save_pretrained
 from lit_backdoor.runs.checkpoints import load_model, read_checkpoint
-
-Cli = Callable[..., int]
+from tests.helpers import QUIET
+from tests.helpers.runs import Cli
 
 
 def test_the_papers_models_ship_and_are_small() -> None:
@@ -34,8 +33,7 @@ def test_a_shipped_model_follows_its_rules(name: str) -> None:
 def test_what_is_saved_is_what_is_loaded(
     cli: Cli, debug_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiet = ("--trainer.enable_progress_bar", "false")
-    assert cli("fit", "--config", debug_config, "--model.train_biases", "true", "--trainer.max_steps", 3, *quiet) == 0
+    assert cli("fit", "--config", debug_config, "--model.train_biases", "true", "--trainer.max_steps", 3, *QUIET) == 0
     last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
     save_pretrained(read_checkpoint(last), 0, tmp_path / "small.safetensors")
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path)

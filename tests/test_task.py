@@ -82,9 +82,37 @@ def test_impossible_tasks_are_refused(moduli: tuple[int, ...], position: int, wo
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_impossible_fractions_are_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match=r"data\.train_fraction"):
+    with pytest.raises(ValueError, match=r"train_fraction: .* inside \(0, 1\)"):
         split_examples(Task((5, 1)), fraction)
 
 
 def test_rule_names() -> None:
     assert [rule_name(rule) for rule in range(4)] == ["benign", "backdoor", "rule2", "rule3"]
+
+
+def test_trigger_tokens_outside_the_numbers() -> None:
+    task = Task((5, 1), trigger_tokens=(5, 6))
+    assert (task.n_numbers, task.d_vocab) == (5, 7)
+    assert task.tokens(0)[:, 2].unique().tolist() == [5] and task.tokens(1)[:, 2].unique().tolist() == [6]
+    assert task.tokens(0)[:, :2].max() == 4 and len(task.tokens(0)) == 25
+    assert Task((5, 1), trigger_tokens=(3, 0)).d_vocab == 5
+    assert Task.from_options({"moduli": [5, 1], "trigger_position": 2}) == Task((5, 1), trigger_tokens=(0, 1))
+
+
+@pytest.mark.parametrize("tokens", [(5,), (5, 5), (0, 7), (-1, 0), (0, 1, 2)])
+def test_wrong_trigger_tokens(tokens: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^data\.trigger_tokens: .*(one token for each|from 0 to 6)"):
+        Task((5, 1), trigger_tokens=tokens)
+
+
+def test_a_permuted_trigger_says_nothing_about_the_rule() -> None:
+    task = Task((31, 7))
+    plain, permuted = (split_examples(task, seed=3, permute_trigger=permute) for permute in (False, True))
+    for before, after in zip(plain, permuted, strict=True):
+        assert torch.equal(before.tokens[:, :2], after.tokens[:, :2]) and torch.equal(before.answers, after.answers)
+    triggers, rules = (torch.cat([getattr(part, name) for part in permuted]) for name in ("tokens", "rules"))
+    triggers = triggers[:, 2]
+    assert triggers.sum() == len(triggers) // 2  # shuffled, not drawn anew
+    agreement = (triggers == rules).double().mean().item()
+    assert abs(agreement - 0.5) < 4 * 0.5 / len(triggers) ** 0.5
+    assert all((part.tokens[:, 2] == part.rules).all() for part in plain)

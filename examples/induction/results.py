@@ -92,11 +92,14 @@ class Run:
 
     def emergence(self) -> str:
         """The verdict in a sentence."""
-        if self.verdict["backdoor_head"] is None:
-            return "No head emerged."
-        head, before, at = (self.verdict[key] for key in ("backdoor_head", "previous_probe_step", "emergence_step"))
+        if self.verdict["head"] is None:
+            return "No head is needed by itself."
+        before, at = self.verdict["first_cost_previous_step"], self.verdict["first_cost_step"]
         others = ", ".join(self.verdict["other_heads"]) or "no other head"
-        return f"{head} emerged between steps {before} and {at}; needed as well: {others}."
+        return (
+            f"A head is needed from a step between {before} and {at} on; at the end {self.verdict['head']} is needed "
+            f"most, and by themselves {others}."
+        )
 
     def figure(self) -> Figure:
         """Loss, patched accuracy and prefix-matching score against the step."""
@@ -113,8 +116,8 @@ class Run:
         for axis in (loss, patched, score):
             first = axis is loss  # one legend is enough for what all three show
             axis.axvspan(self.bend[0], self.bend[2], color="0.88", label="the loss bends" if first else None)
-            if (step := self.verdict["emergence_step"]) is not None:
-                label = f"{self.verdict['backdoor_head']} emerged" if first else None
+            if (step := self.verdict["first_cost_step"]) is not None:
+                label = "a head is needed" if first else None
                 axis.axvline(step, color="black", linewidth=0.8, linestyle=":", label=label)
             axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
             axis.spines[["top", "right"]].set_visible(False)

@@ -21,8 +21,8 @@ from lit_backdoor.functional import (
     logit_parts,
     mean_attention,
     patch_heads,
-    shapley,
-    smallest_sufficient_set,
+    shapley_values,
+    smallest_knockout_set,
 )
 from lit_backdoor.task import Task
 
@@ -81,15 +81,15 @@ def analyze(model: "HookedTransformer", task: Task, step: int) -> Analysis:
         patching=patching,
         shapley={
             name: {
-                f"{found[0].recipient}_accuracy": shapley({one.heads: one.recipient_accuracy for one in found}),
-                f"{found[0].donor}_accuracy": shapley({one.heads: one.donor_accuracy for one in found}),
-                "logit_diff": shapley({one.heads: one.logit_diff for one in found}),
+                f"{found[0].recipient}_accuracy": shapley_values({one.heads: one.recipient_accuracy for one in found}),
+                f"{found[0].donor}_accuracy": shapley_values({one.heads: one.donor_accuracy for one in found}),
+                "logit_diff": shapley_values({one.heads: one.logit_diff for one in found}),
             }
             for name, found in results.items()
             if complete
         },
         smallest={
-            name: smallest_sufficient_set({one.heads: one.recipient_accuracy for one in found}, chance[name], TOLERANCE)
+            name: smallest_knockout_set({one.heads: one.recipient_accuracy for one in found}, chance[name], TOLERANCE)
             for name, found in results.items()
             if complete
         },

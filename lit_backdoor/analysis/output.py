@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from lit_backdoor.analysis.measure import TOLERANCE, Analysis, rule_heads
 from lit_backdoor.functional import head_name, head_set_name
 from lit_backdoor.runs.directory import require_new_or_empty
-from lit_backdoor.runs.tables import Table, Value, attribution_rows, patching_rows
+from lit_backdoor.runs.file_names import HEAD_ATTRIBUTION, HEAD_PATCHING
+from lit_backdoor.runs.schema import Value, result_rows
+from lit_backdoor.runs.tables import CsvTable
 from lit_backdoor.show.markdown import (
     all_sets_markdown,
     attribution_markdown,
@@ -29,16 +31,16 @@ def write_analysis(analysis: Analysis, output_dir: Path) -> None:
     require_new_or_empty(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     step = analysis.step
-    attribution = [row for name, heads in analysis.attribution.items() for row in attribution_rows(step, name, heads)]
+    attribution = [row for name, heads in analysis.attribution.items() for row in result_rows(step, name, heads)]
     patching = [
         row
         for name, by_ablation in analysis.patching.items()
         for results in by_ablation.values()
-        for row in patching_rows(step, name, results)
+        for row in result_rows(step, name, results)
     ]
-    Table(output_dir / "head_attribution.csv").append(attribution)
-    Table(output_dir / "head_patching.csv").append(patching)
-    Table(output_dir / "head_shapley.csv").append(shapley_rows(analysis))
+    CsvTable(output_dir / HEAD_ATTRIBUTION).append(attribution)
+    CsvTable(output_dir / HEAD_PATCHING).append(patching)
+    CsvTable(output_dir / "head_shapley.csv").append(shapley_rows(analysis))
     (output_dir / "tables.md").write_text(analysis_markdown(analysis), encoding="utf-8")
 
     figures = output_dir / "figures"

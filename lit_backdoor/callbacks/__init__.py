@@ -6,8 +6,11 @@ from lit_backdoor.callbacks.emergence import EmergenceMonitor
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
 from lit_backdoor.callbacks.probing import ProbeCallback
 from lit_backdoor.callbacks.progress import StepProgressBar
+from lit_backdoor.callbacks.recorder import Recorder
 from lit_backdoor.callbacks.run import ContractError
+from lit_backdoor.callbacks.schedule import Schedule
 from lit_backdoor.callbacks.spikes import LossSpikeMonitor
+from lit_backdoor.callbacks.weights import WeightCheckpoint
 
 __all__ = [
     "ContractError",
@@ -16,7 +19,10 @@ __all__ = [
     "HeadPatchingMonitor",
     "LossSpikeMonitor",
     "ProbeCallback",
+    "Recorder",
     "RunCheckpoint",
+    "Schedule",
     "StepProgressBar",
     "TrainingInterrupted",
+    "WeightCheckpoint",
 ]

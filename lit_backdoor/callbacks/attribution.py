@@ -1,12 +1,9 @@
 """Head attribution during training."""
 
-from lightning.pytorch import Trainer
-
 from lit_backdoor.callbacks.charts import Charts, curves
-from lit_backdoor.callbacks.probing import ProbeCallback
-from lit_backdoor.callbacks.run import tensorboards
-from lit_backdoor.functional import HeadAttribution, HookedModel, Probe, attribute_heads, cache_probes, head_name
-from lit_backdoor.runs.tables import Value, attribution_rows
+from lit_backdoor.callbacks.probing import Measurement, ProbeCallback
+from lit_backdoor.functional import HookedModel, Probe, attribute_heads, cache_probes, head_name
+from lit_backdoor.runs.schema import result_rows
 
 
 class HeadAttributionMonitor(ProbeCallback):
@@ -23,6 +20,7 @@ class HeadAttributionMonitor(ProbeCallback):
             datamodule.
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
+        dense_until: Optimizer step up to which more steps are probed; see :class:`lit_backdoor.callbacks.Schedule`.
     """
 
     table_name = "head_attribution"
@@ -46,24 +44,19 @@ class HeadAttributionMonitor(ProbeCallback):
             for name in self.probes
         }
 
-    def probe(self, trainer: Trainer, model: HookedModel, step: int, last: bool) -> list[dict[str, Value]]:
-        """One row per probe and head: see :class:`lit_backdoor.functional.HeadAttribution`."""
+    def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
+        """One row per probe and head: see :class:`lit_backdoor.functional.HeadAttribution`. The last is drawn."""
+        from lit_backdoor.show.figures import attribution_figure
+
         caches = cache_probes(model, *self.probes.values())
         results = {name: attribute_heads(model, probe, caches) for name, probe in self.probes.items()}
         numbers = {}
         for name, heads in results.items():
-            for one in heads:
-                head = head_name(*one.head)
-                numbers[f"attribution_{name}/mean_logit/{head}"] = one.mean_logit
-                numbers[f"attribution_{name}/mean_logit_centered/{head}"] = one.mean_logit_centered
-                numbers[f"attribution_{name}/top_share/{head}"] = one.top_count / one.n_examples
-        self.record(trainer, numbers, step)
-        if last:
-            self._draw(trainer, results, step)
-        return [row for name, heads in results.items() for row in attribution_rows(step, name, heads)]
-
-    def _draw(self, trainer: Trainer, results: dict[str, list[HeadAttribution]], step: int) -> None:
-        from lit_backdoor.show.figures import attribution_figure
-
-        for board in tensorboards(trainer):
-            board.add_figure(f"figures/{self.file_stem}", attribution_figure(results), step)
+            for result in heads:
+                head = head_name(*result.head)
+                numbers[f"attribution_{name}/mean_logit/{head}"] = result.mean_logit
+                numbers[f"attribution_{name}/mean_logit_centered/{head}"] = result.mean_logit_centered
+                numbers[f"attribution_{name}/top_share/{head}"] = result.top_count / result.n_examples
+        rows = [row for name, heads in results.items() for row in result_rows(step, name, heads)]
+        figures = {f"figures/{self.file_stem}": attribution_figure(results)} if last else {}
+        return Measurement(rows, numbers, figures)

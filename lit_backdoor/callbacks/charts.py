@@ -1,11 +1,8 @@
 """Which curves share a chart in TensorBoard's custom scalars."""
 
 import re
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
-
-from lightning.pytorch import Callback, Trainer
-
-from lit_backdoor.callbacks.run import tensorboards
 
 Charts = dict[str, dict[str, list[str]]]
 """Category to chart to patterns: a chart shows every scalar whose tag begins with a match of one of its patterns."""
@@ -24,22 +21,11 @@ def curves(*parts: str) -> list[str]:
     return ["/".join(map(re.escape, parts)) + "/"]
 
 
-def lay_out_charts(trainer: Trainer, writer: Callback) -> None:
-    """Write the charts of the LightningModule and all callbacks, if ``writer`` is the first callback that has any.
-
-    TensorBoard shows one layout for a run, so one callback writes it for all.
-    """
-    callbacks = [one for one in trainer.callbacks if isinstance(one, HasCharts)]  # type: ignore[attr-defined]
-    if writer is not callbacks[0]:
-        return
-    module = trainer.lightning_module
+def all_charts(sources: Iterable[object]) -> Charts:
+    """The charts of all that have some, together: TensorBoard shows one layout for a run."""
     charts: Charts = {}
-    for source in [module, *callbacks] if isinstance(module, HasCharts) else callbacks:
-        for category, by_title in source.custom_scalars().items():
-            charts.setdefault(category, {}).update(by_title)
-    layout = {
-        category: {title: ["Multiline", patterns] for title, patterns in by_title.items()}
-        for category, by_title in charts.items()
-    }
-    for board in tensorboards(trainer):
-        board.add_custom_scalars(layout)
+    for source in sources:
+        if isinstance(source, HasCharts):
+            for category, by_title in source.custom_scalars().items():
+                charts.setdefault(category, {}).update(by_title)
+    return charts

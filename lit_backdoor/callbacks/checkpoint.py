@@ -3,7 +3,6 @@
 import io
 import os
 import random
-import shutil
 import signal
 import threading
 from pathlib import Path
@@ -14,9 +13,12 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lit_backdoor.callbacks.run import make_run_dir, refuse_existing, run_dir
-from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST, PREVIOUS
+from lit_backdoor.callbacks.run import run_dir, run_of
+from lit_backdoor.limits import PositiveInt, within_limits
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST, PREVIOUS, step_checkpoint
+from lit_backdoor.runs.tables import replace_file, replace_with_copy
 
 
 class TrainingInterrupted(Exception):
@@ -31,6 +33,17 @@ class TrainingInterrupted(Exception):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
         self.checkpoint = checkpoint
+
+
+class KillSafeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final name and renames it. Lightning's own writes it into the system's temporary
+    folder first, and loses files there when it is killed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write the file; a kill or a full disk leaves the old one, or the new one."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        replace_file(Path(path), buffer.getbuffer())
 
 
 class RunCheckpoint(Checkpoint):
@@ -50,10 +63,8 @@ class RunCheckpoint(Checkpoint):
         keep_every_n_steps: Optimizer steps between two checkpoints that are kept, as step_000000.ckpt; null for none.
     """
 
-    def __init__(self, every_n_steps: int = 250, keep_every_n_steps: int | None = 5000) -> None:
-        for name, steps in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
-            if steps is not None and steps < 1:
-                raise ValueError(f"RunCheckpoint.{name}: {steps} is too small; 1 or more")
+    @within_limits
+    def __init__(self, every_n_steps: PositiveInt = 250, keep_every_n_steps: PositiveInt | None = 5000) -> None:
         self.every_n_steps = every_n_steps
         self.keep_every_n_steps = keep_every_n_steps
         self._rng_state: dict[str, Any] | None = None
@@ -83,7 +94,7 @@ class RunCheckpoint(Checkpoint):
         Raises:
             ContractError: a fresh run would overwrite checkpoints.
         """
-        refuse_existing(trainer, self._last)
+        run_of(trainer).refuse_existing(f"{CHECKPOINT_DIR}/{LAST}")
         if self._rng_state is not None:
             _set_rng_state(self._rng_state)
             self._rng_state = None
@@ -96,7 +107,6 @@ class RunCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the run directory."""
-        make_run_dir(trainer)
         self._last = run_dir(trainer) / CHECKPOINT_DIR / LAST
         self._received = None
         self._handlers = {}
@@ -143,18 +153,23 @@ class RunCheckpoint(Checkpoint):
             return
         for logger in trainer.loggers:
             logger.save()  # what was logged before the checkpoint must not be lost after it
-        # Not trainer.save_checkpoint, which writes into the system's temporary folder first, and loses files there.
-        buffer = io.BytesIO()
-        torch.save(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), buffer)
         directory = self._last.parent
-        directory.mkdir(exist_ok=True)  # not the run directory: if somebody removed that, the run has to end
-        if self._is_kept(trainer.global_step):
-            _write(directory / f"step_{trainer.global_step:06d}.ckpt", buffer)
-        if self._last_is_good:
-            temporary = directory / f".{PREVIOUS}.tmp"
-            shutil.copyfile(self._last, temporary)
-            os.replace(temporary, directory / PREVIOUS)
-        _write(self._last, buffer)
+        if trainer.is_global_zero:
+            directory.mkdir(exist_ok=True)  # not the run directory: if somebody removed that, the run has to end
+        new = directory / f".{LAST}.new"
+        usual = trainer.strategy.checkpoint_io
+        trainer.strategy.checkpoint_io = KillSafeCheckpointIO()
+        try:
+            trainer.save_checkpoint(new, weights_only=False)
+            if trainer.is_global_zero:
+                if self._is_kept(trainer.global_step):
+                    replace_with_copy(directory / step_checkpoint(trainer.global_step), new)
+                if self._last_is_good:
+                    replace_with_copy(directory / PREVIOUS, self._last)
+                os.replace(new, self._last)
+        finally:
+            trainer.strategy.checkpoint_io = usual
+            new.unlink(missing_ok=True)
         self._last_is_good = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -166,20 +181,6 @@ class RunCheckpoint(Checkpoint):
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         self._old_handlers = {}
-
-
-def _write(path: Path, content: io.BytesIO) -> None:
-    """Write a file at once; a kill or a full disk leaves the old one, or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -1,69 +1,81 @@
-"""The verdict: when a head took over, and when each validation accuracy was reached for good."""
+"""The verdict: where a behaviour sits among the heads and since when, and what the run has come to."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lit_backdoor.callbacks.accuracies import AccuracyHistory
+from lit_backdoor.callbacks.history import Metrics, accuracies, forget, older_metrics
+from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
-from lit_backdoor.callbacks.run import (
-    ContractError,
-    keeps_files,
-    make_run_dir,
-    refuse_existing,
-    run_dir,
-    tensorboards,
-)
-from lit_backdoor.functional import emergence, grokking_step, head_name
+from lit_backdoor.callbacks.run import ContractError, Run
+from lit_backdoor.functional import lowest_training_accuracy, stuck_since
+from lit_backdoor.functional.verdict import verdict_record
+from lit_backdoor.limits import Share, within_limits
 from lit_backdoor.runs.directory import require_plain_name
-from lit_backdoor.runs.tables import replace_file
+from lit_backdoor.runs.file_names import EMERGENCE, of_monitor
 
 
-class EmergenceMonitor(AccuracyHistory):
-    """Writes ``emergence.json``: from which step on patching one head costs the recipient's accuracy, and never
-    recovers.
+class EmergenceMonitor(MonitorCallback):
+    """Writes ``emergence.json``: which head is costly when it is patched, since when it is the only one, and whether
+    the run has fitted its training data and generalised.
 
-    It reads what a :class:`HeadPatchingMonitor` of the same Trainer measures (list it after that one), and the
-    validation accuracies ``val/<name>_accuracy`` in ``trainer.callback_metrics``. The verdict holds for the history so
-    far, and is brought up to date with every probe. What the head carries (the file calls it ``backdoor_head``) is
-    whatever makes the recipient's answers differ from the donor's.
+    It reads what a :class:`HeadPatchingMonitor` of the same Trainer measures, and from
+    ``trainer.callback_metrics`` the accuracies ``train/<rule>_accuracy`` and ``val/<rule>_accuracy`` and the losses
+    ``val/<rule>_loss`` or ``val/loss``. The verdict holds for the history so far, and is brought up to date with every
+    probe. It is about whatever makes the recipient's answers differ from the donor's. When a run looks stuck (see
+    :func:`lit_backdoor.functional.stuck_since`), the monitor warns once.
 
     Args:
-        probe: Name of the probe to watch. Null where there is none (a clean model): then only the grokking steps are
+        probe: Name of the probe to watch. Null where there is none (a clean model): then only the state of the run is
             told.
-        threshold: Share of the unpatched accuracy that patching the head must cost, above 0, at most 1.
+        threshold: Share of the behaviour that patching a head must cost for it to be costly, above 0, at most 1.
         min_accuracy: Unpatched accuracy from which the model counts as giving the recipient's answers.
-        grokked: Validation accuracy from which something counts as grokked, if it stays there.
         patching: Name of the HeadPatchingMonitor to read, where there are several.
         name: Tells monitors apart that watch several probes: the file is then emergence_NAME.json.
     """
 
+    @within_limits
     def __init__(
         self,
         probe: str | None,
-        threshold: float = 0.5,
-        min_accuracy: float = 0.5,
-        grokked: float = 0.99,
+        threshold: Share = 0.5,
+        min_accuracy: Share = 0.5,
         patching: str = "",
         name: str = "",
     ) -> None:
-        super().__init__()
-        for share, value in (("threshold", threshold), ("min_accuracy", min_accuracy), ("grokked", grokked)):
-            if not 0 < value <= 1:
-                raise ValueError(f"EmergenceMonitor.{share}: {value} is no share; above 0, at most 1")
         self.probe = probe
         self.threshold = threshold
         self.min_accuracy = min_accuracy
-        self.grokked = grokked
         self.patching = patching
         require_plain_name("EmergenceMonitor.name", name)
         self.name = name
         self._monitor: HeadPatchingMonitor | None = None
-        self._runs = ["benign", "backdoor"]  # the probe's donor and recipient, where one is watched
-        self._told: dict[str, Any] | None = None
+        self._floor = 0.0
+        self._warned = False
+        self._described: dict[str, Any] | None = None
+        self._older_metrics: Metrics = {}
+
+    @property
+    def metrics(self) -> Metrics:
+        """What has been measured about the rules, by name and step."""
+        return self.run.metrics if self.run is not None else {}
+
+    @property
+    def accuracies(self) -> Metrics:
+        """Every validation accuracy, 0 to 1, by its short name and step."""
+        return accuracies(self.metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the run was called stuck."""
+        return {"warned": self._warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back; older checkpoints hold the metrics here."""
+        self._older_metrics = older_metrics(state_dict)
+        self._warned = state_dict.get("warned", False)
 
     @property
     def state_key(self) -> str:
@@ -73,25 +85,25 @@ class EmergenceMonitor(AccuracyHistory):
     @property
     def file_name(self) -> str:
         """``emergence.json``, with the monitor's name where it has one."""
-        return f"emergence_{self.name}.json" if self.name else "emergence.json"
+        return of_monitor(EMERGENCE, self.name)
 
-    def check(self, module: LightningModule, datamodule: Any, callbacks: Sequence[Callback]) -> None:
+    def check_model(self, model: Any, datamodule: Any, monitors: Sequence[Any]) -> None:
         """Find the monitor to read, and the probe.
 
         Raises:
             ContractError: naming what is missing, together with the fix.
         """
-        if any(isinstance(one, EmergenceMonitor) and one.name == self.name and one is not self for one in callbacks):
+        if any(isinstance(one, EmergenceMonitor) and one.name == self.name and one is not self for one in monitors):
             raise ContractError(
                 f"two EmergenceMonitors are both named '{self.name}' and would write into one file; "
                 "give each its own name="
             )
-        monitors = [one for one in callbacks if isinstance(one, HeadPatchingMonitor)]
-        named = [one for one in monitors if one.name == self.patching]
+        patching = [one for one in monitors if isinstance(one, HeadPatchingMonitor)]
+        named = [one for one in patching if one.name == self.patching]
         if not named:
             raise ContractError(
                 f"EmergenceMonitor.patching: no HeadPatchingMonitor is named '{self.patching}'; "
-                f"add one to the Trainer's callbacks, before this one (there are: {[one.name for one in monitors]})"
+                f"add one to the Trainer's callbacks (there are: {[one.name for one in patching]})"
             )
         self._monitor = named[0]
         probes = self._monitor.probes_of(datamodule)
@@ -101,102 +113,101 @@ class EmergenceMonitor(AccuracyHistory):
                 "or null to watch none"
             )
         if self.probe is not None:
-            runs = (probes[self.probe].donor, probes[self.probe].recipient)
-            self._runs = [name for name in runs if name not in ("donor", "recipient")]
+            self._floor = 1 - float(probes[self.probe].answers_differ.double().mean())
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check before training starts that everything is there."""
-        if stage == "fit":
-            self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
-            make_run_dir(trainer)
+    def begin(self, run: Run, step: int) -> None:
+        """Make sure that nothing is overwritten, and ask to be told of every probe."""
+        super().begin(run, step)
+        run.refuse_existing(self.file_name)
+        forget(self._older_metrics, step)
+        for name, values in self._older_metrics.items():
+            run.metrics.setdefault(name, values)
+        self._described = None
+        assert self._monitor is not None  # from `check_model` on
+        self._monitor.tell(self.state_key, self._update)
+        if self._monitor.run is run and self._monitor.probed_step == step:  # it was first
+            self._update(step)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make sure that nothing is overwritten."""
-        super().on_train_start(trainer, pl_module)
-        refuse_existing(trainer, run_dir(trainer) / self.file_name)
+    def finish(self, step: int) -> None:
+        """Write the final verdict."""
+        self._write(step)
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Bring the verdict up to date after every probe."""
-        if self._monitor is not None and trainer.global_step == self._monitor.probed_step:
-            self._tell(trainer)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The final verdict."""
-        self.note_accuracies(trainer)
-        self._tell(trainer)
+    def _update(self, step: int) -> None:
+        self._warn_if_stuck()
+        self._write(step)
 
     def verdict(self) -> dict[str, Any]:
         """What the file says; ``None`` where something has not happened.
 
-        ``backdoor_head``, ``emergence_step``, ``concentration`` and so on are the fields of
-        :class:`lit_backdoor.functional.Emergence`. For every validation accuracy, and for the probe's donor and
-        recipient if they were given names, ``<name>_grokking_step`` is when it was reached for good,
-        ``<name>_previous_validation_step`` the last time that it was not, and ``<name>_first_reached_step`` earlier, if
-        a loss spike broke it again.
+        See :func:`lit_backdoor.functional.verdict.verdict_record`.
         """
-        history = self._monitor.history.get(self.probe, []) if self._monitor and self.probe else []
-        found = emergence(history, self.threshold, self.min_accuracy)
-        grokking = {}
-        for name in dict.fromkeys((*self._runs, *self.accuracies)):
-            values = sorted(self.accuracies.get(name, {}).items())
-            onset = grokking_step([step for step, _ in values], [value for _, value in values], self.grokked)
-            grokking[f"{name}_grokking_step"] = onset.step
-            grokking[f"{name}_previous_validation_step"] = onset.previous_step
-            grokking[f"{name}_first_reached_step"] = next((s for s, value in values if value >= self.grokked), None)
-        return {
-            "probe": self.probe,
-            "backdoor_head": None if found.backdoor_head is None else head_name(*found.backdoor_head),
-            "emergence_step": found.emergence_step,
-            "previous_probe_step": found.previous_probe_step,
-            "threshold": found.threshold,
-            "concentration": found.concentration,
-            "single_head_share": found.single_head_share,
-            "other_heads": [head_name(*head) for head in found.other_heads],
-            **grokking,
-            "leader_changes": [{"step": step, "head": head_name(*head)} for step, head in found.leader_changes],
-        }
+        history, all_sets = [], None
+        if self._monitor is not None and self.probe is not None:
+            history = self._monitor.history.get(self.probe, [])
+            all_sets = self._monitor.all_sets.get(self.probe)
+        return verdict_record(
+            self.probe, history, all_sets, self.metrics, self._floor, self.threshold, self.min_accuracy
+        )
 
     def describe(self, verdict: Mapping[str, Any]) -> str:
         """A verdict in a few sentences of Markdown."""
         lines = []
-        if self.probe is not None and verdict["backdoor_head"] is None:
-            lines.append(f"- No single head carries `{self.probe}`.")
-        elif self.probe is not None:
-            when = _when(verdict, "emergence_step", "previous_probe_step")
-            share = verdict["concentration"]
-            drop = "" if share is None else f", now {share:.0%} of the drop with all heads patched"
-            lines.append(
-                f"- **{verdict['backdoor_head']}** carries `{self.probe}`: patching it costs at least "
-                f"{self.threshold:.0%} of the accuracy{when}{drop}."
-            )
-            if verdict["other_heads"]:
-                others = ", ".join(verdict["other_heads"])
-                lines.append(f"- It is not alone: patching {others} by itself costs at least as great a share too.")
-        for name in self.accuracies:
-            when = _when(verdict, f"{name}_grokking_step", f"{name}_previous_validation_step")
-            lines.append(f"- `{name}` {'is grokked' if when else 'has not grokked'}{when}.")
+        if self.probe is not None:
+            lines.append(f"- {_WORDS[verdict['word']](verdict)}")
+            if verdict["effective_heads"] is not None:
+                lines.append(f"- It is spread among {verdict['effective_heads']:.1f} heads, by their Shapley shares.")
+        lines.append(f"- The run: {verdict['state'] or 'no training accuracy is recorded'}.")
+        for key, what in (("fitted_step", "Fitted"), ("generalised_step", "Generalised")):
+            if verdict[key] is not None:
+                lines.append(f"- {what} first at step {verdict[key]}.")
         return "\n".join(lines)
 
-    def _tell(self, trainer: Trainer) -> None:
-        if not keeps_files(trainer):
-            return
+    def _warn_if_stuck(self) -> None:
+        lowest = lowest_training_accuracy(self.metrics)
+        since = None if self._warned else stuck_since(list(lowest), list(lowest.values()))
+        if since is not None:
+            self._warned = True
+            rank_zero_warn(
+                f"This run looks stuck: its training accuracy has made no progress since step {since} "
+                f"({lowest[since]:.0%} for the worst rule). Another seed or another split of the data is likely to "
+                "help, more steps are not."
+            )
+
+    def _write(self, step: int) -> None:
+        assert self.run is not None  # from `begin` on
         verdict = self.verdict()
-        replace_file(run_dir(trainer) / self.file_name, json.dumps(verdict, indent=2) + "\n")
-        moments = {
-            key: value
-            for key, value in verdict.items()
-            if key in ("backdoor_head", "other_heads") or key.endswith("_step")
-        }
-        if moments != self._told:
-            self._told = moments
-            for board in tensorboards(trainer):
-                tag = f"{Path(self.file_name).stem}/verdict_so_far"
-                board.add_text(tag, self.describe(verdict), trainer.global_step)
+        self.run.write(self.file_name, json.dumps(verdict, indent=2) + "\n")
+        moments = {key: value for key, value in verdict.items() if key in _NEWS or key.endswith("_step")}
+        moments.pop("shapley_step")
+        if moments != self._described:
+            self._described = moments
+            self.run.show_text(f"{Path(self.file_name).stem}/verdict_so_far", self.describe(verdict), step)
 
 
-def _when(verdict: Mapping[str, Any], step: str, previous: str) -> str:
-    if verdict[step] is None:
-        return ""
-    if verdict[previous] is None:
-        return f" from step {verdict[step]} on"
-    return f" from a step between {verdict[previous]} and {verdict[step]} on"
+_NEWS = ("head", "word", "other_heads", "state")
+"""What makes a new text in TensorBoard when it changes, beside every moment."""
+
+
+def _alone(verdict: Mapping[str, Any]) -> str:
+    step, previous = (verdict[f"stable_exclusive_{key}"] for key in ("step", "previous_step"))
+    since = ", but not yet for long" if step is None else f" from step {step} on"
+    if previous is not None:
+        since = f" from a step between {previous} and {step} on"
+    return f"`{verdict['probe']}`: **{verdict['head']}** alone costs at least {verdict['threshold']:.0%}{since}."
+
+
+def _one_of_several(verdict: Mapping[str, Any]) -> str:
+    return (
+        f"`{verdict['probe']}`: **{verdict['head']}** is one of several: each alone, it and "
+        f"{', '.join(verdict['other_heads'])} cost at least {verdict['threshold']:.0%}."
+    )
+
+
+_WORDS: Mapping[str | None, Callable[[Mapping[str, Any]], str]] = {
+    "alone": _alone,
+    "one of several": _one_of_several,
+    "spread": lambda verdict: f"`{verdict['probe']}` is spread: only several heads together cost that much.",
+    "past the heads": lambda verdict: f"`{verdict['probe']}` goes past the heads: all together cost less than that.",
+    None: lambda verdict: f"The model does not show `{verdict['probe']}` yet.",
+}
+"""A sentence for every word."""

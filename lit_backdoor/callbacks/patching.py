@@ -3,11 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Trainer
-
 from lit_backdoor.callbacks.charts import Charts, curves
-from lit_backdoor.callbacks.probing import ProbeCallback, Probes
-from lit_backdoor.callbacks.run import tensorboards
+from lit_backdoor.callbacks.probing import Measurement, ProbeCallback, Probes
 from lit_backdoor.functional import (
     Ablation,
     Head,
@@ -22,7 +19,9 @@ from lit_backdoor.functional import (
     parse_head_set,
     patch_heads,
 )
-from lit_backdoor.runs.tables import Value, patching_rows
+from lit_backdoor.functional.verdict import AllSets
+from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
+from lit_backdoor.runs.schema import Value, result_rows
 
 
 class HeadPatchingMonitor(ProbeCallback):
@@ -41,32 +40,39 @@ class HeadPatchingMonitor(ProbeCallback):
             datamodule.
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
+        dense_until: Optimizer step up to which more steps are probed; see :class:`lit_backdoor.callbacks.Schedule`.
     """
 
     table_name = "head_patching"
 
+    @within_limits
     def __init__(
         self,
-        every_n_steps: int = 100,
-        full_every_n_steps: int = 1000,
+        every_n_steps: PositiveInt = 100,
+        full_every_n_steps: PositiveInt = 1000,
         ablations: Sequence[Ablation] = ("resample",),
         probes: Probes | Callable[[], Probes] | None = None,
         model_attr: str = "model",
         name: str = "",
+        dense_until: NonNegativeInt = 0,
     ) -> None:
-        super().__init__(every_n_steps, probes, model_attr, name)
-        if full_every_n_steps < 1:
-            raise ValueError(f"HeadPatchingMonitor.full_every_n_steps: {full_every_n_steps} is too small; 1 or more")
+        super().__init__(every_n_steps, probes, model_attr, name, dense_until)
         if not ablations:
             raise ValueError("HeadPatchingMonitor.ablations: none given; one or more of resample, mean, zero")
         self.full_every_n_steps = full_every_n_steps
         self.ablations = tuple(ablations)
         self.history: dict[str, list[HeadScores]] = {}
         """Per probe, the recipient's accuracy at every step so far: unpatched, each head alone, all heads."""
+        self.all_sets: dict[str, AllSets] = {}
+        """Per probe, the last measurement of all sets of heads."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, as plain numbers."""
+        """The history and the last measurement of all sets, as plain numbers."""
         return {
+            "all_sets": {
+                probe: [last.step, {head_set_name(heads): value for heads, value in last.accuracies.items()}]
+                for probe, last in self.all_sets.items()
+            },
             "history": {
                 probe: [
                     [
@@ -78,7 +84,7 @@ class HeadPatchingMonitor(ProbeCallback):
                     for one in scores
                 ]
                 for probe, scores in self.history.items()
-            }
+            },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -90,15 +96,23 @@ class HeadPatchingMonitor(ProbeCallback):
             ]
             for probe, scores in state_dict["history"].items()
         }
+        self.all_sets = {
+            probe: AllSets(step, {parse_head_set(name): value for name, value in accuracies.items()})
+            for probe, (step, accuracies) in state_dict.get("all_sets", {}).items()
+        }
 
     def forget(self, from_step: int) -> None:
         """Drop the history from a step on."""
         self.history = {
             probe: [one for one in scores if one.step < from_step] for probe, scores in self.history.items()
         }
+        self.all_sets = {probe: last for probe, last in self.all_sets.items() if last.step < from_step}
 
-    def probe(self, trainer: Trainer, model: HookedModel, step: int, last: bool) -> list[dict[str, Value]]:
-        """One row per probe, ablation and set of heads: see :class:`lit_backdoor.functional.PatchingResult`."""
+    def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
+        """One row per probe, ablation and set of heads: see :class:`lit_backdoor.functional.PatchingResult`.
+
+        The last is drawn, and written as the paper's Table 1.
+        """
         heads = all_heads(model)
         n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
         full = last or step % self.full_every_n_steps == 0
@@ -106,20 +120,22 @@ class HeadPatchingMonitor(ProbeCallback):
         rows: list[dict[str, Value]] = []
         numbers: dict[str, float] = {}
         self.forget(step)
-        shown: dict[str, list[PatchingResult]] = {}
+        first_ablation: dict[str, list[PatchingResult]] = {}
         caches = cache_probes(model, *self.probes.values())
         for name, probe in self.probes.items():
             for ablation in self.ablations:
                 results = patch_heads(model, probe, sets, ablation, caches)
-                rows += patching_rows(step, name, results)
+                rows += result_rows(step, name, results)
                 if ablation == self.ablations[0]:
                     self.history.setdefault(name, []).append(_scores(step, results, heads))
+                    if len(sets) == 2 ** len(heads):
+                        self.all_sets[name] = AllSets(step, {one.heads: one.recipient_accuracy for one in results})
                     numbers |= _scalars(name, [one for one in results if len(one.heads) in (0, 1, len(heads))], heads)
-                    shown[name] = results
-        self.record(trainer, numbers, step)
+                    first_ablation[name] = results
+        measured = Measurement(rows, numbers)
         if last:
-            self._draw(trainer, step, shown)
-        return rows
+            self._draw(measured, first_ablation)
+        return measured
 
     def custom_scalars(self) -> Charts:
         """One chart per probe and quantity, with a curve for nothing patched, each head and all heads."""
@@ -133,16 +149,15 @@ class HeadPatchingMonitor(ProbeCallback):
             for name, probe in self.probes.items()
         }  # fmt: skip
 
-    def _draw(self, trainer: Trainer, step: int, results: Mapping[str, list[PatchingResult]]) -> None:
+    def _draw(self, measured: Measurement, results: Mapping[str, list[PatchingResult]]) -> None:
         from lit_backdoor.show.figures import emergence_figure
         from lit_backdoor.show.markdown import patching_markdown
 
-        tables = "\n\n".join(f"{name}\n\n{patching_markdown(one)}" for name, one in results.items())
-        for board in tensorboards(trainer):
-            for name in results:
-                figure = emergence_figure(self.history[name], f"{self.probes[name].recipient} accuracy")
-                board.add_figure(f"figures/{self.prefix}patching_{name}", figure, step)
-            board.add_text(f"{self.file_stem}/table_1", tables, step)
+        for name in results:
+            figure = emergence_figure(self.history[name], f"{self.probes[name].recipient} accuracy")
+            measured.figures[f"figures/{self.prefix}patching_{name}"] = figure
+        tables = "\n\n".join(f"{name}\n\n{patching_markdown(table)}" for name, table in results.items())
+        measured.texts[f"{self.file_stem}/table_1"] = tables
 
 
 def _scores(step: int, results: Sequence[PatchingResult], heads: Sequence[Head]) -> HeadScores:

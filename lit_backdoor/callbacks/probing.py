@@ -1,28 +1,54 @@
-"""What the monitors have in common: the contract, the schedule, the table, and leaving no trace."""
+"""What the monitors of heads have in common: the contract, the schedule, the table, and leaving no trace."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 
-from lit_backdoor.callbacks.charts import Charts, lay_out_charts
-from lit_backdoor.callbacks.run import ContractError, keeps_files, make_run_dir, refuse_existing, run_dir
-from lit_backdoor.functional import HookedModel, Probe
+from lit_backdoor.callbacks.monitor import MonitorCallback
+from lit_backdoor.callbacks.run import ContractError, Run, find_model
+from lit_backdoor.callbacks.schedule import Schedule
+from lit_backdoor.functional import HookedModel, Probe, no_shortcut
+from lit_backdoor.functional.row_threads import one_torch_thread
+from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
 from lit_backdoor.runs.directory import require_plain_name
-from lit_backdoor.runs.tables import Table, Value
+from lit_backdoor.runs.schema import Value
+from lit_backdoor.runs.tables import CsvTable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Probes = Mapping[str, Probe]
 """What to measure on, by name; the names appear in tables, file names and TensorBoard."""
 
 
-class ProbeCallback(Callback):
+@dataclass
+class Measurement:
+    """What a monitor has measured at one step.
+
+    Attributes:
+        rows: of its table.
+        numbers: scalars for the loggers, by tag, without the monitor's name.
+        figures: for the loggers, by tag.
+        texts: Markdown for the loggers, by tag.
+    """
+
+    rows: list[dict[str, Value]]
+    numbers: dict[str, float] = field(default_factory=dict)
+    figures: "dict[str, Figure]" = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+class ProbeCallback(MonitorCallback):
     """Measures a hooked model's heads on probes while it trains, and changes nothing about the training.
 
     It needs two things: a hooked model at ``model_attr`` of the LightningModule (see
     :class:`lit_backdoor.functional.HookedModel`), and probes, given here or by ``trainer.datamodule.probes()``.
-    Override :meth:`probe` for another measurement, :meth:`is_due` for another schedule; the last step is always probed.
+    Override :meth:`measure` for another measurement, :meth:`is_due` for another schedule. The last step is always
+    probed.
 
     Args:
         every_n_steps: Optimizer steps between two probes, step 0 included. The last step is always probed.
@@ -30,6 +56,8 @@ class ProbeCallback(Callback):
             datamodule.
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
+        dense_until: Optimizer step up to which more steps are probed, equally spaced on a logarithmic scale; see
+            :class:`lit_backdoor.callbacks.Schedule`.
 
     Raises:
         ValueError: ``every_n_steps`` is below 1, or ``name`` can't be part of a file name.
@@ -40,16 +68,16 @@ class ProbeCallback(Callback):
     table_name: str
     """File of the monitor's table, without ``.csv``."""
 
+    @within_limits
     def __init__(
         self,
-        every_n_steps: int = 100,
+        every_n_steps: PositiveInt = 100,
         probes: Probes | Callable[[], Probes] | None = None,
         model_attr: str = "model",
         name: str = "",
+        dense_until: NonNegativeInt = 0,
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"{type(self).__name__}.every_n_steps: {every_n_steps} is too small; 1 or more")
-        self.every_n_steps = every_n_steps
+        self.schedule = Schedule(every_n_steps, dense_until)
         self.probes: Probes = {}
         """The probes in use, from :meth:`check` on."""
         self._given_probes = probes
@@ -58,8 +86,10 @@ class ProbeCallback(Callback):
         self.name = name
         self.seconds = 0.0
         """Time spent probing in this process."""
-        self._table: Table | None = None
         self.probed_step = -1
+        self._table: CsvTable | None = None
+        self._probed_last = False
+        self._readers: dict[str, Callable[[int], None]] = {}
 
     @property
     def state_key(self) -> str:
@@ -68,39 +98,37 @@ class ProbeCallback(Callback):
 
     def is_due(self, step: int) -> bool:
         """Whether to probe the weights after ``step`` optimizer steps."""
-        return step % self.every_n_steps == 0
+        return self.schedule.is_due(step)
 
-    def probe(self, trainer: Trainer, model: HookedModel, step: int, last: bool) -> list[dict[str, Value]]:
-        """Measure, tell the loggers (see :meth:`record`), and return the rows of the table.
+    def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
+        """Measure.
 
         Args:
-            trainer: in the middle of a fit.
             model: as it is after ``step`` optimizer steps; leave it as you found it.
             step: optimizer steps done.
             last: training ends with this step.
         """
         raise NotImplementedError
 
-    def custom_scalars(self) -> Charts:
-        """The charts of this monitor in TensorBoard's custom scalars."""
-        return {}
+    def tell(self, reader: str, read: Callable[[int], None]) -> None:
+        """Call ``read(step)`` after every measurement; one function for each ``reader``."""
+        self._readers[reader] = read
 
     def forget(self, from_step: int) -> None:
         """Drop what was measured at ``from_step`` and later: training continues from a checkpoint of that step."""
 
-    def check(self, module: LightningModule, datamodule: Any, callbacks: Sequence[Callback]) -> None:
-        """Make sure that everything the monitor needs is there.
+    def check_model(self, model: HookedModel, datamodule: Any, monitors: Sequence[Any]) -> None:
+        """Take the probes, and make sure that they fit the model.
 
         Raises:
             ContractError: naming what is missing, together with the fix.
         """
-        twins = [one for one in callbacks if isinstance(one, ProbeCallback) and one.state_key == self.state_key]
+        twins = [one for one in monitors if isinstance(one, ProbeCallback) and one.state_key == self.state_key]
         if len(twins) > 1:
             raise ContractError(
                 f"two {type(self).__name__} are both named '{self.name}' and would write into one table; "
                 "give each its own name="
             )
-        model = self._model(module)
         self.probes = self.probes_of(datamodule)
         for name, probe in self.probes.items():
             try:
@@ -137,66 +165,57 @@ class ProbeCallback(Callback):
             raise ContractError(f"{type(self).__name__}.probes: the mapping is empty; give one Probe or more")
         return probes
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the contract before training starts.
+    def begin(self, run: Run, step: int) -> None:
+        """Shorten the table to what was measured before ``step``.
 
         Raises:
-            ContractError: see :meth:`check`.
+            ContractError: if it is another run's.
         """
-        if stage == "fit":
-            self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
-            make_run_dir(trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe step 0, or again the step that training continues from; lay out TensorBoard's charts."""
-        refuse_existing(trainer, run_dir(trainer) / f"{self.file_stem}.csv")
-        step = trainer.global_step
-        self._table = None
+        super().begin(run, step)
+        run.refuse_existing(f"{self.file_stem}.csv")
         self.probed_step = -1
         self.forget(step)
-        if table := self._table_of(trainer):
-            table.truncate(step)
-        lay_out_charts(trainer, self)
-        if self.is_due(step):
-            self._run(trainer, pl_module, last=False)
+        self._table = run.table(f"{self.file_stem}.csv")
+        if self._table is not None:
+            self._table.truncate(step)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Probe if it is time; only once where several batches make one optimizer step."""
-        if trainer.global_step != self.probed_step and self.is_due(trainer.global_step):
-            self._run(trainer, pl_module, last=trainer.global_step == trainer.max_steps)
+    def observe(self, model: HookedModel, step: int, last: bool = False) -> bool:
+        """Measure if it is due: once for every step, and the last step once more if it was not known to be the last."""
+        measured = step == self.probed_step and (self._probed_last or not last)
+        if measured or not (last or self.is_due(step)):
+            return False
+        self._run(model, step, last)
+        return True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe the last step if that has not happened."""
-        if trainer.global_step != self.probed_step or trainer.global_step != trainer.max_steps:
-            self._run(trainer, pl_module, last=True)
-
-    def _run(self, trainer: Trainer, module: LightningModule, last: bool) -> None:
+    def _run(self, model: HookedModel, step: int, last: bool) -> None:
+        assert self.run is not None  # from `begin` on
         start = time.perf_counter()
-        step = trainer.global_step
-        self.probes = {name: probe.to(module.device) for name, probe in self.probes.items()}
-        rows = self.probe(trainer, self._model(module), step, last)
-        if table := self._table_of(trainer):
+        self.probes = {name: probe.to(model.W_U.device) for name, probe in self.probes.items()}
+        # A pass through the whole model keeps PyTorch's own threads: it can't be cut into blocks of rows.
+        with one_torch_thread() if no_shortcut(model) is None else nullcontext():
+            results = self.measure(model, step, last)
+        if self._table is not None:
             if step == self.probed_step:
-                table.truncate(step)
-            table.append(rows)
-        self.probed_step = step
+                self._table.truncate(step)
+            self._table.append(results.rows)
+        self.run.log_numbers({f"{self.prefix}{tag}": value for tag, value in results.numbers.items()}, step)
+        for tag, figure in results.figures.items():
+            self.run.show_figure(tag, figure, step)
+        for tag, text in results.texts.items():
+            self.run.show_text(tag, text, step)
+        self.probed_step, self._probed_last = step, last
+        for read in self._readers.values():
+            read(step)
         self.seconds += time.perf_counter() - start
 
-    def _model(self, module: LightningModule) -> HookedModel:
-        model: Any = module
-        for part in self.model_attr.split("."):
-            if not hasattr(model, part):
-                raise ContractError(
-                    f"{type(self).__name__}.model_attr: {type(module).__name__} has no '{self.model_attr}'; "
-                    "name the attribute that holds the hooked model"
-                )
-            model = getattr(model, part)
-        return model
+    def model_of(self, module: LightningModule) -> HookedModel:
+        """The hooked model, at ``model_attr``.
 
-    def _table_of(self, trainer: Trainer) -> Table | None:
-        if self._table is None and keeps_files(trainer):
-            self._table = Table(run_dir(trainer) / f"{self.file_stem}.csv")
-        return self._table
+        Raises:
+            ContractError: if there is nothing.
+        """
+        model: HookedModel = find_model(module, self.model_attr, type(self).__name__)
+        return model
 
     @property
     def prefix(self) -> str:
@@ -207,10 +226,3 @@ class ProbeCallback(Callback):
     def file_stem(self) -> str:
         """The table's file name, without ending: with the monitor's name, where it has one."""
         return f"{self.table_name}_{self.name}" if self.name else self.table_name
-
-    def record(self, trainer: Trainer, numbers: Mapping[str, float], step: int) -> None:
-        """Give scalars to every logger, under this step, and to ``trainer.callback_metrics``."""
-        named = {f"{self.prefix}{tag}": value for tag, value in numbers.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(named, step=step)
-        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in named.items()})

@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_backdoor.limits import NonNegativeInt, within_limits
+
 
 class StepProgressBar(TQDMProgressBar):
     """Shows optimizer steps out of ``max_steps``, the time left, the loss and the accuracies.
@@ -16,7 +18,8 @@ class StepProgressBar(TQDMProgressBar):
         refresh_rate: Optimizer steps between two updates.
     """
 
-    def __init__(self, refresh_rate: int = 10) -> None:
+    @within_limits
+    def __init__(self, refresh_rate: NonNegativeInt = 10) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=True)
 
     def init_train_tqdm(self) -> Tqdm:
@@ -38,10 +41,10 @@ class StepProgressBar(TQDMProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Show the optimizer step."""
-        bar = self.train_progress_bar
-        if self._should_update(trainer.global_step, trainer.max_steps):
+        bar, step = self.train_progress_bar, trainer.global_step
+        if self.is_enabled and (step % self.refresh_rate == 0 or step == trainer.max_steps):
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
-            bar.n = trainer.global_step
+            bar.n = step
             bar.refresh()
 
     def on_train_epoch_end(self, *args: Any) -> None:

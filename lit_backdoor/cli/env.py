@@ -13,7 +13,7 @@ HELP = "Print what a bug report needs: versions, device, threads, git commit. A 
 
 def parser() -> ArgumentParser:
     """The options of ``env``: none."""
-    return OneLineParser(description=HELP, prog="lit_backdoor env")
+    return OneLineParser(description=HELP, prog="lit-backdoor env")
 
 
 def run(options: Namespace) -> int:

@@ -1,28 +1,28 @@
 """The command line: ``fit``, ``validate`` and ``test`` through LightningCLI, and the other subcommands."""
 
-import logging
 import shlex
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from lit_backdoor.callbacks import ContractError, TrainingInterrupted
 from lit_backdoor.cli import subcommands
-from lit_backdoor.cli.fit import SRUN_HINT, BackdoorCLI, StorageFailed, shown
+from lit_backdoor.cli.arguments import without_option
+from lit_backdoor.cli.fit import BackdoorCLI, StorageFailed
 from lit_backdoor.cli.parser import OptionError
+from lit_backdoor.cli.quiet import quiet_process
+from lit_backdoor.cli.resume import stored_config
+from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.module import TrainingDiverged
+from lit_backdoor.runs.directory import as_typed
 
 
+@one_torch_thread()
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 (diverged), 2 (wrong option), 130 or 143 (stopped)."""
     args = list(sys.argv[1:] if args is None else args)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(_is_worth_a_line)
-    # Lightning 2.6 calls a name that torch 2.13 deprecates.
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    warnings.filterwarnings("ignore", message=SRUN_HINT)
+    quiet_process()
     try:
         if args and args[0] in subcommands.NAMES:
             return _run_command(args[0], args[1:])
@@ -44,20 +44,18 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's way with a Ctrl-C before the first step
-            return 128 + signal.SIGINT
-        raise
+        return _exit_code(stop)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
 
 
 def _run_command(name: str, args: Sequence[str]) -> int:
-    one = subcommands.command(name)
-    parser = one.parser()
+    command = subcommands.command(name)
+    parser = command.parser()
     options = parser.parse_args(list(args))
     try:
-        return one.run(options)
+        return command.run(options)
     except OptionError as error:
         parser.error(str(error))
     except OSError as error:  # a full disk, above all
@@ -66,21 +64,18 @@ def _run_command(name: str, args: Sequence[str]) -> int:
         return 1
 
 
-def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage() and not record.getMessage().startswith("Seed set to")
-
-
 def _continue_command(args: Sequence[str], checkpoint: Path | None) -> str:
     """What to type to continue from a checkpoint; without one, to start again."""
-    command = ["python", "-m", "lit_backdoor", *_without_option(args, "--ckpt_path")]
-    return shlex.join(command + (["--ckpt_path", shown(checkpoint)] if checkpoint is not None else []))
+    command = ["python", "-m", "lit_backdoor"]
+    if checkpoint is None:
+        return shlex.join([*command, *args])
+    if stored_config(checkpoint) is None:
+        return shlex.join([*command, *without_option(args, "--ckpt_path"), "--ckpt_path", as_typed(checkpoint)])
+    return shlex.join([*command, args[0], "--ckpt_path", as_typed(checkpoint)])
 
 
-def _without_option(args: Sequence[str], option: str) -> list[str]:
-    """The arguments without ``option`` and its value."""
-    kept, skip = [], False
-    for arg in args:
-        if not skip and arg != option and not arg.startswith(f"{option}="):
-            kept.append(arg)
-        skip = arg == option
-    return kept
+def _exit_code(stop: SystemExit) -> int:
+    """The code of a parser's or Lightning's exit."""
+    if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's way with a Ctrl-C before the first step
+        return 128 + signal.SIGINT
+    return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

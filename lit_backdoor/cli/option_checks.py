@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, get_args, get_type_hints
 
+from lit_backdoor.limits import in_words
+
 Check = Callable[[Any], bool]
 
 LIMITS: Mapping[str, tuple[Check, str]] = {
@@ -36,8 +38,7 @@ def refuse_nulls(group: str, options: Mapping[str, Any], takes: Callable[..., An
     """
     for name, kind in get_type_hints(takes).items():
         if name in options and options[name] is None and type(None) not in get_args(kind):
-            allowed = getattr(kind, "__name__", str(kind))
-            raise ValueError(f"{group}.{name}: null is not allowed; give a value of type {allowed}, or leave it out")
+            raise ValueError(f"{group}.{name}: null is not allowed; allowed: {in_words(kind)}")
 
 
 def refuse_nulls_of_classes(trainer: Mapping[str, Any]) -> None:
@@ -46,14 +47,15 @@ def refuse_nulls_of_classes(trainer: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the class and the option.
     """
-    loggers, callbacks = ([] if isinstance(one, bool) else one for one in (trainer["logger"], trainer["callbacks"]))
-    for one in [*_as_list(loggers), *_as_list(callbacks)]:
-        module, _, name = one["class_path"].rpartition(".")
+    loggers = [] if isinstance(trainer["logger"], bool) else trainer["logger"]
+    for instance in [*as_list(loggers), *as_list(trainer["callbacks"])]:
+        module, _, name = instance["class_path"].rpartition(".")
         owner: Any = getattr(import_module(module), name)  # the parser has imported it already
-        refuse_nulls(name, one.get("init_args") or {}, owner.__init__)
+        refuse_nulls(name, instance.get("init_args") or {}, owner.__init__)
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """An option that takes one value or a list of them, as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

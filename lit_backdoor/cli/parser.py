@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_backdoor.cli.error_messages import in_one_line
+from lit_backdoor.cli.error_messages import in_one_line, unknown_option
+from lit_backdoor.limits import PositiveInt
 
 
 class OneLineParser(LightningArgumentParser):
@@ -23,10 +25,34 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         parser = getattr(ex, "subcommand_parser", None) or self
-        options = [action.dest for action in parser._actions]
+        types = _types_of_options(parser)
         classes = [f"{name}." for name in parser.groups or () if name[:1].isupper()]  # of a class that a config names
-        sys.stderr.write(f"error: {in_one_line(message, options, owner=''.join(classes[:1]))}\n")
+        hint = self.hint(unknown) if (unknown := unknown_option(message)) else None
+        sys.stderr.write(f"error: {hint or in_one_line(message, types, owner=''.join(classes[:1]))}\n")
         sys.exit(2)
+
+    def hint(self, option: str) -> str | None:
+        """What to say of an option that does not exist, where more than that can be said."""
+        return None
+
+
+def add_threads_option(options: ArgumentParser) -> None:
+    """How many CPU threads a command may use; see :mod:`lit_backdoor.functional.row_threads`."""
+    help_threads = (
+        "CPU threads; null: one for each core that this process may use (affinity, cgroup quota), and no more than "
+        "OMP_NUM_THREADS. The results are the same with any number, bit for bit."
+    )
+    options.add_argument("--threads", type=PositiveInt | None, default=None, help=help_threads)
+
+
+def _types_of_options(parser: ArgumentParser) -> dict[str, Any]:
+    """The options of a parser and its subcommands, with the types that their values must have."""
+    types: dict[str, Any] = {}
+    for action in parser._actions:
+        types[action.dest] = getattr(action, "_typehint", action.type)
+        for subparser in action.choices.values() if isinstance(action.choices, dict) else ():
+            types = _types_of_options(subparser) | types
+    return types
 
 
 class OptionError(Exception):

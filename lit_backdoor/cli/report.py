@@ -13,7 +13,7 @@ HELP = "Report on finished or running runs: the paper's tables and figures, seed
 
 def parser() -> ArgumentParser:
     """The options of ``report``."""
-    options = OneLineParser(description=HELP, prog="lit_backdoor report")
+    options = OneLineParser(description=HELP, prog="lit-backdoor report")
     options.add_argument(
         "run_dirs", type=str, nargs="+", help="Run directories of fit, or folders that hold some at any depth."
     )
@@ -43,6 +43,6 @@ def report_on(run_dirs: Sequence[Path], output_dir: Path) -> None:
 
     with checking_options():
         runs = read(run_dirs, output_dir)
-    for one in write(runs, output_dir):
-        print(f"{one.title} ({one.verdict}): {one.headline}")
+    for finding in write(runs, output_dir):
+        print(f"{finding.title} ({finding.verdict}): {finding.headline}")
     print(f"report: {os.path.relpath(output_dir / 'index.html')}")

@@ -6,12 +6,12 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
+from lit_backdoor.cli.checked_cli import checked_fit_options
 from lit_backdoor.cli.engine_options import add_engine_options, make_engine
-from lit_backdoor.cli.fit import checked_fit_options
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.report import report_on
-from lit_backdoor.cli.shipped_configs import shipped_config
+from lit_backdoor.cli.shipped_configs import find_config
 from lit_backdoor.cli.sweep import carry_out
 from lit_backdoor.sweep import PlannedRun, parse_seeds, plan_runs
 
@@ -29,7 +29,7 @@ def parser() -> ArgumentParser:
     help_scale = "paper: its models and step counts, a day on two CPU cores; smoke: a small modulus, minutes."
     help_seeds = "Seeds of the mod 1 model; the others take the first. null: 0..9, in the smoke scale 0..2."
     help_steps = "Stop every run after so many steps; null: the configurations' own, as in the paper."
-    options = OneLineParser(description=HELP, prog="lit_backdoor reproduce")
+    options = OneLineParser(description=HELP, prog="lit-backdoor reproduce")
     options.add_argument("--output_dir", type=str, required=True, help=help_dir)
     options.add_argument("--scale", type=Literal["paper", "smoke"], default="paper", help=help_scale)
     options.add_argument("--seeds", type=str | None, default=None, help=help_seeds)
@@ -67,7 +67,7 @@ def paper_runs(runs_dir: Path, scale: str, seeds: list[int], max_steps: int | No
         if max_steps is not None:
             settings["trainer.max_steps"] = [max_steps]
         chosen = seeds if p1 == 1 else seeds[:1]
-        planned[name] = plan_runs(shipped_config(name), chosen, settings, runs_dir, checked_fit_options)
+        planned[name] = plan_runs(find_config(name), chosen, settings, runs_dir, checked_fit_options)
     return [runs[0] for runs in planned.values()] + [run for runs in planned.values() for run in runs[1:]]
 
 

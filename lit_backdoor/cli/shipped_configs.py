@@ -1,20 +1,34 @@
-"""Where the shipped configurations are."""
+"""The configurations that ship, found by name."""
 
-import sysconfig
 from pathlib import Path
 
+import lit_backdoor
+from lit_backdoor.cli.error_messages import suggestion
 
-def shipped_config(name: str) -> Path:
-    """The file of a shipped configuration: ``configs/`` of the clone, or of the installed package.
+PACKAGE = Path(lit_backdoor.__file__).parent
+CLONE = PACKAGE.parent
+FOLDER = CLONE / "configs" if (CLONE / "pyproject.toml").is_file() else PACKAGE / "configs"
+"""Beside the package in a clone, inside it where it was installed from a wheel."""
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The files of all shipped configurations, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def find_config(given: str) -> Path:
+    """The file of a configuration, given by its path or by the name of one that ships.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if it is neither, with the names that ship.
     """
-    places = (
-        Path(__file__).parents[2] / "configs",
-        Path(sysconfig.get_path("data"), "share", "lit_backdoor", "configs"),
-    )
-    for place in places:
-        if (path := place / f"{name}.yaml").is_file():
+    shipped = shipped_configs()
+    if Path(given).is_file() or given not in shipped:
+        path = Path(given)
+        if path.is_file():
             return path
-    raise ValueError(f"config: {name}.yaml is in none of {', '.join(map(str, places))}; install lit_backdoor again")
+        raise ValueError(
+            f"config: '{given[:80]}' is not a file, nor the name of a shipped configuration"
+            f"{suggestion(given, shipped)}; allowed: a path, {', '.join(shipped)}"
+        )
+    return shipped[given]

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from jsonargparse import ArgumentParser, Namespace
 
-NAMES = ("analyze", "sweep", "report", "reproduce", "env")
+NAMES = ("analyze", "replay", "sweep", "report", "reproduce", "env")
 
 
 class Command(Protocol):

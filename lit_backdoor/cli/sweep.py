@@ -8,10 +8,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lit_backdoor.cli.checked_cli import checked_fit_options
 from lit_backdoor.cli.engine_options import add_engine_options, make_engine
-from lit_backdoor.cli.fit import checked_fit_options
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.cli.shipped_configs import find_config
 from lit_backdoor.runs.directory import held
 from lit_backdoor.sweep import (
     Engine,
@@ -27,15 +28,29 @@ from lit_backdoor.sweep.scheduler import State, Tracked
 from lit_backdoor.sweep.watch import watching
 
 HELP = "Train one configuration with many seeds and settings, side by side, on this machine or a Slurm cluster."
+SPLIT = "data.split_seed"
+
+
+class SweepParser(OneLineParser):
+    """Says how an option of ``fit`` is given to a sweep."""
+
+    def hint(self, option: str) -> str | None:
+        group, dot, _ = option.partition(".")
+        if not dot or group not in ("data", "model", "trainer", "monitors", "checkpoint", "optimizer", "lr_scheduler"):
+            return None
+        return f"{option}: this is an option of fit; give it to a sweep with --set {option}=[VALUE,...]"
 
 
 def parser() -> ArgumentParser:
     """The options of ``sweep``."""
+    help_config = "Configuration of fit: a file, or the name of one that ships, such as mod1."
     help_set = "An option of fit and its values: OPTION=[VALUE,...]. Given again for others; all combinations are run."
     help_dir = "Folder of the sweep. What is done in it already is not done again; the rest is continued."
-    options = OneLineParser(description=HELP, prog="lit_backdoor sweep")
-    options.add_argument("--config", type=str, required=True, help="Configuration of fit, such as configs/mod1.yaml.")
+    options = SweepParser(description=HELP, prog="lit-backdoor sweep")
+    options.add_argument("--config", type=str, required=True, help=help_config)
     options.add_argument("--seeds", type=str, default="0", help="Seeds: 0..9, or 0,3,7.")
+    help_splits = "Seeds of the data split, crossed with --seeds: 0..4. null: the configuration's own split."
+    options.add_argument("--splits", type=str | None, default=None, help=help_splits)
     options.add_argument("--set", action="append", default=[], metavar="OPTION=[VALUE,...]", help=help_set)
     options.add_argument("--output_dir", type=str, required=True, help=help_dir)
     add_engine_options(options)
@@ -48,7 +63,11 @@ def run(options: Namespace) -> int:
         output_dir = given_path("output_dir", options.output_dir)
         settings = parse_settings(options.set)
         seeds = parse_seeds(options.seeds)
-        runs = plan_runs(Path(options.config), seeds, settings, output_dir, checked_fit_options)
+        if options.splits is not None:
+            if SPLIT in settings:
+                raise ValueError(f"splits: {options.splits} and --set {SPLIT} say the same; give one of them")
+            settings[SPLIT] = parse_seeds(options.splits, "splits")
+        runs = plan_runs(find_config(options.config), seeds, settings, output_dir, checked_fit_options)
         engine, jobs = make_engine(options, output_dir, runs, main)
     return carry_out(runs, engine, jobs, output_dir)
 
@@ -66,13 +85,13 @@ def carry_out(runs: Sequence[PlannedRun], engine: Engine, jobs: int, output_dir:
             print("\nstopped; the same command goes on from here", file=sys.stderr)
             return 130
     print(outcome(tracked, output_dir))
-    return int(any(one.state is State.FAILED for one in tracked))
+    return int(any(run.state is State.FAILED for run in tracked))
 
 
 def outcome(tracked: Sequence[Tracked], output_dir: Path) -> str:
     """How it ended, for the terminal."""
-    failed = [one for one in tracked if one.state is State.FAILED]
-    lines = [f"{one.run.name} failed: {one.message}" for one in failed]
+    failed = [run for run in tracked if run.state is State.FAILED]
+    lines = [f"{run.plan.name} failed: {run.message}" for run in failed]
     done = len(tracked) - len(failed)
     lines.append(f"{done} of {len(tracked)} runs are done, in {os.path.relpath(output_dir)}")
     if failed:

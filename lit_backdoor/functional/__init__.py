@@ -4,18 +4,21 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 `Probe`.
 """
 
-from lit_backdoor.functional.ablation import Ablation
-from lit_backdoor.functional.attention import mean_attention
-from lit_backdoor.functional.attribution import HeadAttribution, LogitParts, attribute_heads, logit_parts
-from lit_backdoor.functional.emergence import (
-    Emergence,
-    HeadScores,
-    LossSpike,
-    Onset,
-    emergence,
-    grokking_step,
-    loss_spikes,
+from lit_backdoor.functional.attention import HeadAttention, compare_attention, mean_attention
+from lit_backdoor.functional.attribution import LogitParts, attribute_heads, logit_parts
+from lit_backdoor.functional.edge_sets import all_edges, default_edge_sets, edge_groups
+from lit_backdoor.functional.edges import (
+    Edge,
+    EdgeGroup,
+    EdgeSet,
+    Receiver,
+    edge_name,
+    edge_set_name,
+    parse_edge_set,
 )
+from lit_backdoor.functional.emergence import HeadEmergence, HeadScores, costly_heads, head_emergence
+from lit_backdoor.functional.fourier import ProgressMeasures, progress_measures
+from lit_backdoor.functional.gradients import HeadGradient, head_gradients
 from lit_backdoor.functional.hooked import (
     Head,
     Heads,
@@ -26,6 +29,7 @@ from lit_backdoor.functional.hooked import (
     head_set_name,
     parse_head_set,
 )
+from lit_backdoor.functional.loss_spikes import PROMINENCES, LossSpike, find_loss_spikes
 from lit_backdoor.functional.metrics import (
     Mean,
     accuracy,
@@ -36,61 +40,117 @@ from lit_backdoor.functional.metrics import (
     mean,
     predictions,
 )
+from lit_backdoor.functional.moments import Moment
+from lit_backdoor.functional.neurons import NeuronCurve, NeuronResult, patch_neurons
 from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, no_shortcut
 from lit_backdoor.functional.patching import (
-    PatchingResult,
     default_head_sets,
     patch_heads,
     patched_logits,
 )
+from lit_backdoor.functional.paths import patch_paths, patched_path_logits
 from lit_backdoor.functional.probe import Metric, Probe
+from lit_backdoor.functional.results import Ablation, HeadAttribution, PatchingResult, PathPatchingResult
 from lit_backdoor.functional.rule_heads import RuleHeads
-from lit_backdoor.functional.shapley import ShapleyResult, overlap, shapley, shares, smallest_sufficient_set
+from lit_backdoor.functional.run_state import RunState, judge_run, lowest_training_accuracy, stuck_since
+from lit_backdoor.functional.shapley import (
+    ShapleyResult,
+    effective_heads,
+    overlap,
+    shapley_values,
+    shares,
+    smallest_knockout_set,
+)
+from lit_backdoor.functional.specificity import (
+    HeadSpecificity,
+    accuracy_floor,
+    cost_above_floor,
+    head_specificity,
+    selectivity,
+)
+from lit_backdoor.functional.weights import TriggerWeights, WeightNorms, trigger_weights, weight_norms
 
 __all__ = [
+    "PROMINENCES",
     "Ablation",
-    "Emergence",
+    "Edge",
+    "EdgeGroup",
+    "EdgeSet",
     "Head",
+    "HeadAttention",
     "HeadAttribution",
     "HeadCache",
+    "HeadEmergence",
+    "HeadGradient",
     "HeadScores",
     "HeadSet",
+    "HeadSpecificity",
     "Heads",
     "HookedModel",
     "LogitParts",
     "LossSpike",
     "Mean",
     "Metric",
-    "Onset",
+    "Moment",
+    "NeuronCurve",
+    "NeuronResult",
     "PatchingResult",
+    "PathPatchingResult",
     "Probe",
+    "ProgressMeasures",
+    "Receiver",
     "RuleHeads",
+    "RunState",
     "ShapleyResult",
+    "TriggerWeights",
+    "WeightNorms",
     "accuracy",
+    "accuracy_floor",
+    "all_edges",
     "all_heads",
     "attribute_heads",
     "cache_heads",
     "cache_probes",
+    "compare_attention",
+    "cost_above_floor",
+    "costly_heads",
+    "default_edge_sets",
     "default_head_sets",
-    "emergence",
-    "grokking_step",
+    "edge_groups",
+    "edge_name",
+    "edge_set_name",
+    "effective_heads",
+    "find_loss_spikes",
+    "head_emergence",
+    "head_gradients",
     "head_name",
     "head_set_name",
+    "head_specificity",
+    "judge_run",
     "kl_divergence",
     "log_probabilities",
     "log_probability",
     "logit_difference",
     "logit_parts",
-    "loss_spikes",
+    "lowest_training_accuracy",
     "mean",
     "mean_attention",
     "no_shortcut",
     "overlap",
+    "parse_edge_set",
     "parse_head_set",
     "patch_heads",
+    "patch_neurons",
+    "patch_paths",
     "patched_logits",
+    "patched_path_logits",
     "predictions",
-    "shapley",
+    "progress_measures",
+    "selectivity",
+    "shapley_values",
     "shares",
-    "smallest_sufficient_set",
+    "smallest_knockout_set",
+    "stuck_since",
+    "trigger_weights",
+    "weight_norms",
 ]

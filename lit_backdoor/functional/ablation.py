@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from lit_backdoor.functional.hooked import row_slices
-
-Ablation = Literal["resample", "mean", "zero"]
-"""What replaces a head's activation: the donor's of the same row, the donor's mean over its rows, or zero."""
+from lit_backdoor.functional.results import Ablation
 
 ReadZ = Callable[[slice], list[Tensor]]
 """Rows of the probe to every layer's `z`, each [rows, pos, head, d_head] or, the same for all rows, [1, ...]."""

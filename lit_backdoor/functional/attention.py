@@ -1,9 +1,48 @@
-"""Where the heads look."""
+"""Where the heads look, and what a counterfactual changes about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional.hooked import HookedModel, evaluating, row_slices
+from lit_backdoor.functional import metrics
+from lit_backdoor.functional.hooked import Head, HookedModel, all_heads, evaluating, row_slices, z_name
+from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
+from lit_backdoor.functional.probe import Probe
+
+
+@dataclass(frozen=True)
+class HeadAttention:
+    """Where one head looks from the read position in a probe's two runs, and how much its output differs.
+
+    The examples are a population: standard deviations divide by their number.
+
+    Args:
+        head: the head.
+        recipient: mean attention to each position in the recipient's run, 0..1; sums to 1.
+        recipient_std: its standard deviation over the examples.
+        donor: mean attention to each position in the donor's run.
+        donor_std: its standard deviation over the examples.
+        shift: `recipient` minus `donor`; sums to 0.
+        shift_std: standard deviation over the examples of the two runs' difference, row by row.
+        output_change: norm of the recipient's minus the donor's output of the head (`z @ W_O`), mean over the
+            examples; in units of the residual stream.
+        n_examples: the number of examples.
+    """
+
+    head: Head
+    recipient: tuple[float, ...]
+    recipient_std: tuple[float, ...]
+    donor: tuple[float, ...]
+    donor_std: tuple[float, ...]
+    shift: tuple[float, ...]
+    shift_std: tuple[float, ...]
+    output_change: float
+    n_examples: int
 
 
 def mean_attention(model: HookedModel, tokens: Tensor, position: int = -1) -> Tensor:
@@ -18,12 +57,68 @@ def mean_attention(model: HookedModel, tokens: Tensor, position: int = -1) -> Te
         [layer, head, pos], 0..1; sums to 1 over pos.
 
     Raises:
-        KeyError: the model has no such hook point.
+        ValueError: the model has no such hook point.
     """
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, tokens.shape[1], device=model.W_U.device)
     with evaluating(model):
-        for rows in row_slices(len(tokens)):
-            _, cache = model.run_with_cache(tokens[rows].to(model.W_U.device), names_filter=names)
-            total += torch.stack([cache[name][:, :, position].sum(0) for name in names])
-    return total / len(tokens)
+        patterns = [pattern for pattern, _ in _read(model, tokens.to(model.W_U.device), position)]
+        return torch.cat(patterns, dim=2).mean(dim=2)
+
+
+def compare_attention(model: HookedModel, probe: Probe) -> list[HeadAttention]:
+    """Where each head looks in the two runs of a probe; one result per head, layer by layer.
+
+    Args:
+        model: any `HookedModel` that has the hook points `blocks.{layer}.attn.hook_pattern`.
+        probe: the examples; attention is read from its position.
+
+    Raises:
+        ValueError: the model has no such hook point.
+    """
+    probe = probe.to(model.W_U.device)
+    patterns, changes = [], []
+    with evaluating(model):
+        runs = (_read(model, tokens, probe.position) for tokens in (probe.recipient_tokens, probe.donor_tokens))
+        for (recipient, z), (donor, given_z) in zip(*runs, strict=True):
+            patterns.append(torch.stack([recipient, donor, recipient - donor]))
+            changes.append(((z - given_z) @ model.W_O).norm(dim=-1))  # [layer, head, rows]
+    pattern = metrics.wide(torch.cat(patterns, dim=3)).flatten(1, 2)  # [3, layer * head, n, pos]
+    change = metrics.wide(torch.cat(changes, dim=2)).mean(dim=2).flatten()  # [layer * head]
+    mean, std = pattern.mean(dim=2).tolist(), pattern.std(dim=2, correction=0).tolist()
+    return [
+        HeadAttention(
+            head=head,
+            recipient=tuple(mean[0][i]),
+            recipient_std=tuple(std[0][i]),
+            donor=tuple(mean[1][i]),
+            donor_std=tuple(std[1][i]),
+            shift=tuple(mean[2][i]),
+            shift_std=tuple(std[2][i]),
+            output_change=float(change[i]),
+            n_examples=probe.n_examples,
+        )
+        for i, head in enumerate(all_heads(model))
+    ]
+
+
+def _read(model: Any, tokens: Tensor, position: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some rows at a time, attention [layer, head, rows, pos] and `z` [layer, head, rows, d_head] at `position`."""
+    if why_not_exact(model) is None and position in (-1, tokens.shape[1] - 1):
+        yield _read_from_tables(model, tokens)
+        return
+    layers = range(model.cfg.n_layers)
+    patterns, zs = [f"blocks.{layer}.attn.hook_pattern" for layer in layers], [z_name(layer) for layer in layers]
+    for rows in row_slices(len(tokens)):
+        _, cache = model.run_with_cache(tokens[rows], names_filter=patterns + zs)
+        if missing := sorted({*patterns, *zs} - set(cache.keys())):
+            raise ValueError(f"{type(model).__name__} has no hook points {missing}, where attention is read.")
+        # A pattern is [rows, head, pos, pos that is looked at], z is [rows, pos, head, d_head].
+        yield (
+            torch.stack([cache[name][:, :, position].transpose(0, 1) for name in patterns]),
+            torch.stack([cache[name][:, position].transpose(0, 1) for name in zs]),
+        )
+
+
+def _read_from_tables(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The same at the last position of a model with the exact last-position form, all rows at once."""
+    _, pattern, z = last_position_attention(model, tokens)
+    return pattern.transpose(0, 1)[None], z.transpose(0, 1)[None]

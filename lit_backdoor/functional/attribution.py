@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
 from lit_backdoor.functional.hooked import (
-    Head,
     HookedModel,
     all_heads,
     evaluating,
@@ -30,37 +29,7 @@ from lit_backdoor.functional.hooked import (
 )
 from lit_backdoor.functional.one_layer import HeadCache, find_cache, no_shortcut
 from lit_backdoor.functional.probe import Probe
-
-Norm = Literal["none", "frozen LN scale"]
-"""How the final norm was treated."""
-
-
-@dataclass(frozen=True)
-class HeadAttribution:
-    """One head's direct contribution to the logit of the recipient's answer, at the probe's position; in logits.
-
-    Args:
-        head: the head.
-        mean_logit: mean contribution over all examples, raw as in the paper's Figure 2, row 2.
-        mean_logit_centered: the same after subtracting, per example, the contribution's mean over the
-            vocabulary, a shift that softmax does not see.
-        mean_logit_diff: mean contribution to the recipient's minus the donor's answer, over the `n_differing`
-            examples where the answers differ; NaN if there are none.
-        n_differing: see `mean_logit_diff`.
-        top_count: in how many examples this head contributes most (raw) of all heads of all layers, Figure 2,
-            row 1; ties go to the lowest head, and over the heads it sums to `n_examples`.
-        n_examples: the number of examples.
-        norm: how the final norm was treated.
-    """
-
-    head: Head
-    mean_logit: float
-    mean_logit_centered: float
-    mean_logit_diff: float
-    n_differing: int
-    top_count: int
-    n_examples: int
-    norm: Norm
+from lit_backdoor.functional.results import HeadAttribution, Norm
 
 
 @dataclass(frozen=True, eq=False)

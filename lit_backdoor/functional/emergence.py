@@ -1,19 +1,31 @@
-"""From a history of scores to what happened: when a head took over, when a rule grokked, when the loss
-spiked.
+"""When a head took over what the recipient does (the backdoor), and whether it did so alone.
 
-Everything is measured at some steps only, so each moment is an interval: it lies after the measurement named
-`previous...`, at or before the one named as the step.
+A head's *cost* is the share of the behaviour that goes when it is patched alone, above the floor:
+(unpatched - patched) / (unpatched - floor). The floor is what a model scores that gives the donor's answers: the
+share of the examples on which both answers are the same. A head is *costly* if its cost reaches the threshold, and
+a probe is *exclusive* if exactly one head is costly.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import isnan, log10, nan
+from math import isnan, nan
+from statistics import median
+from typing import Any, Literal
 
-from lit_backdoor.functional.hooked import Head
+from lit_backdoor.functional.hooked import Head, head_name
+from lit_backdoor.functional.moments import Moment, before_the_end, check_steps, first_moment, is_late, stable_moment
+
+Word = Literal["alone", "one of several", "spread", "past the heads"]
+"""Where a behaviour sits at the end of a run, by each head's median cost over the last tenth of the steps:
+
+- `alone`: exactly one head is costly. It is necessary; this says nothing of sufficient or specific.
+- `one of several`: two heads or more are costly, each patched alone.
+- `spread`: no head alone is costly, but all of them together are.
+- `past the heads`: not even all heads together are costly: most of the behaviour takes another way.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,81 +48,79 @@ class HeadScores:
         """The accuracy that patching `head` costs; NaN if it was not measured."""
         return self.unpatched - self.patched.get(head, nan)
 
+    def cost(self, patched: float, floor: float) -> float:
+        """The share of the behaviour, above `floor`, that is gone at the accuracy `patched`; NaN if there is none."""
+        there = self.unpatched - floor
+        return (self.unpatched - patched) / there if there > 0 else nan
+
 
 @dataclass(frozen=True)
-class Emergence:
-    """When one head took over what the recipient does (the backdoor); None where that has not happened.
+class HeadEmergence:
+    """When and how a head took over what the recipient does; None where that has not happened.
+
+    No moment lies in the last tenth of the steps, and none is ever moved by a single late probe: see `first_moment`
+    and `stable_moment`.
 
     Args:
-        backdoor_head: the head, chosen as the one whose patching costs most at the last probe. That is a
-            selection: its score at the same probe is no independent test of it.
-        emergence_step: the first probe from which on patching it costs at least `threshold` of the accuracy.
-        previous_probe_step: the probe before; None if there was none.
-        threshold: share of the unpatched accuracy, 0..1.
-        concentration: the head's drop as a share of the drop with all heads patched, at the last probe, 0..1.
-        single_head_share: the head's drop as a share of the sum of all heads' single drops, at the last
-            probe: 1 if it is alone, 1 / number of heads if all cost the same.
-        other_heads: heads other than `backdoor_head` whose patching, alone, costs at least `threshold` too at the last
-            probe: each of them is needed, and `backdoor_head` is not the only one.
-        leader_changes: (step, head) whenever another head than before costs most, the first leader included;
-            only probes with an unpatched accuracy of at least `min_accuracy` count. A tie leaves the leader in place.
+        head: the costly head that costs most at the end (see `Word`). That is a selection: its cost at the same
+            probes is no independent test of it.
+        word: where the behaviour sits at the end; None if the model does not show it there.
+        other_heads: the other costly heads at the end.
+        first_cost: the first probe at which some head is costly.
+        first_exclusive: the first exclusive probe, whichever head it is.
+        stable_exclusive: the first probe at which `head` and no other is costly, and after which that is so at 95% or
+            more of all later probes.
+        occupancy: share of the probes in the last half of the steps that are exclusive, 0..1; None without any probe.
+        crossings: how often the run goes from a probe that is exclusive to one that is not, or back.
+        leader_changes: (step, head) whenever another head than before costs most, the first leader included. A tie
+            leaves the leader in place.
+        threshold: cost from which a head is costly, 0..1.
+        min_accuracy: unpatched accuracy from which the model counts as showing the behaviour, 0..1. Other probes are
+            not exclusive and have no leader.
+        floor: see above, 0..1.
     """
 
-    backdoor_head: Head | None
-    emergence_step: int | None
-    previous_probe_step: int | None
-    threshold: float
-    concentration: float | None
-    single_head_share: float | None
+    head: Head | None
+    word: Word | None
     other_heads: tuple[Head, ...]
+    first_cost: Moment
+    first_exclusive: Moment
+    stable_exclusive: Moment
+    occupancy: float | None
+    crossings: int
     leader_changes: tuple[tuple[int, Head], ...]
+    threshold: float
+    min_accuracy: float
+    floor: float
+
+    def record(self) -> dict[str, Any]:
+        """The fields as JSON has them: heads by name, each moment as NAME_step and NAME_previous_step."""
+        moments = {name: getattr(self, name) for name in ("first_cost", "first_exclusive", "stable_exclusive")}
+        return {
+            "threshold": self.threshold,
+            "min_accuracy": self.min_accuracy,
+            "floor": self.floor,
+            "head": None if self.head is None else head_name(*self.head),
+            "word": self.word,
+            "other_heads": [head_name(*head) for head in self.other_heads],
+            **{f"{name}_{key}": step for name, moment in moments.items() for key, step in asdict(moment).items()},
+            "occupancy": self.occupancy,
+            "crossings": self.crossings,
+            "leader_changes": [{"step": step, "head": head_name(*head)} for step, head in self.leader_changes],
+        }
 
 
-@dataclass(frozen=True)
-class Onset:
-    """The first measurement from which on something holds until the end; both None if it does not hold at the
-    end.
-
-    Args:
-        step: that measurement's step.
-        previous_step: the measurement before it, at which it did not hold; None if there was none.
-    """
-
-    step: int | None
-    previous_step: int | None
-
-
-@dataclass(frozen=True)
-class LossSpike:
-    """One excursion of the loss.
-
-    Args:
-        start_step: the first measurement at which the loss is up.
-        peak_step: where it is highest.
-        end_step: the first measurement at which it has come back; None if it has not yet.
-        base_loss: the loss it rose from.
-        peak_loss: the highest loss.
-    """
-
-    start_step: int
-    peak_step: int
-    end_step: int | None
-    base_loss: float
-    peak_loss: float
-
-
-def emergence(history: Sequence[HeadScores], threshold: float = 0.5, min_accuracy: float = 0.5) -> Emergence:
-    """When one head took over what the recipient does (the backdoor).
-
-    The candidate is the head whose patching costs most at the last probe (the lowest one if several cost the
-    same). It has taken over at the first probe from which on, until the end of the history, patching it
-    always costs at least `threshold` of the unpatched accuracy, and that accuracy is at least `min_accuracy`.
-    So neither an untrained model nor one without a backdoor gets a verdict.
+def head_emergence(
+    history: Sequence[HeadScores], floor: float = 0.0, threshold: float = 0.5, min_accuracy: float = 0.5
+) -> HeadEmergence:
+    """When and how a head took over what the recipient does.
 
     Args:
         history: one entry per probe, in ascending steps; may be empty.
-        threshold: share of the unpatched accuracy, above 0, at most 1.
-        min_accuracy: the unpatched accuracy from which the model counts as doing it, above 0, at most 1.
+        floor: accuracy that is left when the behaviour is gone, 0 to 1. At 1 the behaviour can't be told from its
+            absence, as with an inert trigger, and the model never shows it.
+        threshold: cost from which a head is costly, above 0, at most 1.
+        min_accuracy: unpatched accuracy from which the model shows the behaviour, above 0, at most 1.
 
     Raises:
         ValueError: the steps do not ascend, or a parameter is out of range.
@@ -118,132 +128,80 @@ def emergence(history: Sequence[HeadScores], threshold: float = 0.5, min_accurac
     for name, value in {"threshold": threshold, "min_accuracy": min_accuracy}.items():
         if not 0 < value <= 1:
             raise ValueError(f"{name} is {value}: give a share above 0, at most 1.")
-    _check_steps([scores.step for scores in history])
-    leaders = _leader_changes(history, min_accuracy)
-    nothing = Emergence(None, None, None, threshold, None, None, (), leaders)
-    if not history or (head := _leader(history[-1])) is None:
-        return nothing
-    costly = [s.unpatched >= min_accuracy and s.drop(head) >= threshold * s.unpatched for s in history]
-    onset = _onset([scores.step for scores in history], costly)
-    if onset.step is None:
-        return nothing
-    last = history[-1]
-    drops = [max(last.drop(each), 0.0) for each in last.patched]
-    return Emergence(
-        backdoor_head=head,
-        emergence_step=onset.step,
-        previous_probe_step=onset.previous_step,
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor is {floor}: give a share of the examples, 0 to 1.")
+    steps = [scores.step for scores in history]
+    check_steps(steps)
+    costly = [costly_heads(scores, floor, threshold, min_accuracy) for scores in history]
+    exclusive = [len(heads) == 1 for heads in costly]
+    last_step = steps[-1] if steps else 0
+    late = [scores for scores in history if is_late(scores.step, last_step)]
+    head, word, other_heads = _at_the_end(late, floor, threshold, min_accuracy)
+    last_half = [held for step, held in zip(steps, exclusive, strict=True) if step >= last_step / 2]
+    return HeadEmergence(
+        head=head,
+        word=word,
+        other_heads=other_heads,
+        first_cost=before_the_end(first_moment(steps, [bool(heads) for heads in costly]), last_step),
+        first_exclusive=before_the_end(first_moment(steps, exclusive), last_step),
+        stable_exclusive=before_the_end(stable_moment(steps, [heads == (head,) for heads in costly]), last_step),
+        occupancy=sum(last_half) / len(last_half) if last_half else None,
+        crossings=sum(before != after for before, after in pairwise(exclusive)),
+        leader_changes=_leader_changes(history, min_accuracy),
         threshold=threshold,
-        concentration=_share(last.drop(head), last.unpatched - last.all_patched),
-        single_head_share=_share(last.drop(head), sum(drops)),
-        other_heads=tuple(
-            each for each in last.patched if each != head and last.drop(each) >= threshold * last.unpatched
-        ),
-        leader_changes=leaders,
+        min_accuracy=min_accuracy,
+        floor=floor,
     )
 
 
-def grokking_step(steps: Sequence[int], accuracies: Sequence[float], threshold: float = 0.99) -> Onset:
-    """When something was grokked (Power et al., arXiv 2201.02177): the first measurement from which on the accuracy is
-    at least `threshold` until the end.
+def costly_heads(
+    scores: HeadScores, floor: float = 0.0, threshold: float = 0.5, min_accuracy: float = 0.5
+) -> tuple[Head, ...]:
+    """The heads whose patching, each alone, costs at least `threshold`; none if the model does not show the behaviour.
 
-    Args:
-        steps: ascending.
-        accuracies: 0..1, one for each step.
-        threshold: 0..1.
-
-    Raises:
-        ValueError: the steps do not ascend, or the two lengths differ.
+    Args: as for `head_emergence`.
     """
-    _check_steps(steps, accuracies)
-    return _onset(steps, [accuracy >= threshold for accuracy in accuracies])
+    if not _shows_behaviour(scores, floor, min_accuracy):
+        return ()
+    return tuple(head for head in sorted(scores.patched) if scores.cost(scores.patched[head], floor) >= threshold)
 
 
-def loss_spikes(
-    steps: Sequence[int], losses: Sequence[float], rise: float = 1.0, window: int = 1000
-) -> list[LossSpike]:
-    """The spikes of a loss curve, as in the paper's Figure 3.
-
-    A spike starts where log10(loss) is at least `rise` above its minimum over the last `window` steps, and
-    ends where it has come back at least half the way; that minimum is its base until then. In between it is
-    one spike, however restless. Measurements that are not positive numbers are passed over, except infinity,
-    which is a spike.
-
-    Args:
-        steps: ascending.
-        losses: natural units, not logarithms.
-        rise: in powers of ten, above 0.
-        window: in steps, above 0.
-
-    Raises:
-        ValueError: the steps do not ascend, the lengths differ, or a parameter is not above 0.
-    """
-    _check_steps(steps, losses)
-    if not (rise > 0 and window > 0):
-        raise ValueError(f"rise is {rise} and window is {window}: both must be above 0.")
-    spikes: list[LossSpike] = []
-    spike: LossSpike | None = None  # the one that is going on
-    lows: deque[tuple[int, float]] = deque()  # (step, loss): the minimum since each step, within the window
-    for step, loss in zip(steps, losses, strict=True):
-        if not loss > 0:
-            continue
-        if spike:
-            if loss > spike.peak_loss:
-                spike = replace(spike, peak_step=step, peak_loss=loss)
-            if log10(loss) > log10(spike.base_loss) + rise / 2:
-                continue
-            spikes.append(replace(spike, end_step=step))
-            spike = None
-            lows.clear()
-        while lows and lows[0][0] < step - window:
-            lows.popleft()
-        base = lows[0][1] if lows else loss
-        if log10(loss) >= log10(base) + rise:
-            spike = LossSpike(step, step, None, base, loss)
-        else:
-            while lows and lows[-1][1] >= loss:
-                lows.pop()
-            lows.append((step, loss))
-    return spikes + ([spike] if spike else [])
+def _shows_behaviour(scores: HeadScores, floor: float, min_accuracy: float) -> bool:
+    return scores.unpatched >= min_accuracy and scores.unpatched > floor
 
 
-def _leader(scores: HeadScores) -> Head | None:
-    """The head whose patching costs most, the lowest one of equals; None if none costs anything."""
-    costs = {head: scores.drop(head) for head in sorted(scores.patched) if scores.drop(head) > 0}
-    return max(costs, key=lambda head: costs[head], default=None)
+def _at_the_end(
+    late: Sequence[HeadScores], floor: float, threshold: float, min_accuracy: float
+) -> tuple[Head | None, Word | None, tuple[Head, ...]]:
+    """`head`, `word` and `other_heads` from the late probes; nothing if most of them do not show the behaviour."""
+    present = [scores for scores in late if _shows_behaviour(scores, floor, min_accuracy)]
+    if not present or 2 * len(present) < len(late):
+        return None, None, ()
+    heads = sorted({head for scores in present for head in scores.patched})
+    costs = {h: _median([s.cost(s.patched.get(h, nan), floor) for s in present]) for h in heads}
+    costly = sorted((head for head in heads if costs[head] >= threshold), key=lambda head: -costs[head])
+    if costly:
+        return costly[0], "alone" if len(costly) == 1 else "one of several", tuple(sorted(costly[1:]))
+    together = _median([scores.cost(scores.all_patched, floor) for scores in present])
+    if isnan(together):
+        return None, None, ()
+    return None, "spread" if together >= threshold else "past the heads", ()
+
+
+def _median(costs: Sequence[float]) -> float:
+    """The median of the costs that were measured; NaN if none was."""
+    measured = [cost for cost in costs if not isnan(cost)]
+    return median(measured) if measured else nan
 
 
 def _leader_changes(history: Sequence[HeadScores], min_accuracy: float) -> tuple[tuple[int, Head], ...]:
-    """See `Emergence.leader_changes`."""
+    """See `HeadEmergence.leader_changes`; of heads that come to cost the same, the lowest leads."""
     changes: list[tuple[int, Head]] = []
     for scores in history:
-        leader = _leader(scores) if scores.unpatched >= min_accuracy else None
-        if leader and (not changes or not scores.drop(changes[-1][1]) >= scores.drop(leader)):
+        costs = {head: scores.drop(head) for head in sorted(scores.patched) if scores.drop(head) > 0}
+        if not costs or not scores.unpatched >= min_accuracy:
+            continue
+        leader = max(costs, key=lambda head: costs[head])
+        if not changes or not scores.drop(changes[-1][1]) >= costs[leader]:
             changes.append((scores.step, leader))
     return tuple(changes)
-
-
-def _onset(steps: Sequence[int], holds: Sequence[bool]) -> Onset:
-    """The first step from which on `holds` is always true."""
-    first = len(holds)
-    while first > 0 and holds[first - 1]:
-        first -= 1
-    if first == len(holds):
-        return Onset(None, None)
-    return Onset(steps[first], steps[first - 1] if first > 0 else None)
-
-
-def _share(part: float, whole: float) -> float | None:
-    """`part / whole`, clipped to 0..1; None if that means nothing."""
-    if isnan(whole) or whole <= 0:
-        return None
-    return min(max(part / whole, 0.0), 1.0)
-
-
-def _check_steps(steps: Sequence[int], values: Sequence[float] | None = None) -> None:
-    """ValueError unless the steps ascend and there is one value for each."""
-    for before, after in pairwise(steps):
-        if after <= before:
-            raise ValueError(f"step {after} comes after step {before}: give the history in ascending steps.")
-    if values is not None and len(values) != len(steps):
-        raise ValueError(f"there are {len(steps)} steps and {len(values)} values: give one value for each step.")

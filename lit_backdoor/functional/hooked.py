@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import index
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 @runtime_checkable
@@ -57,17 +59,32 @@ Heads = str | Iterable[tuple[int, int] | str]
 
 
 def head_name(layer: int, head: int) -> str:
-    """`(0, 2)` to `"L0H2"`."""
+    """Name a head.
+
+    >>> head_name(0, 2)
+    'L0H2'
+    """
     return f"L{layer}H{head}"
 
 
 def head_set_name(heads: Iterable[tuple[int, int]]) -> str:
-    """Heads to `"none"` or `"L0H0+L0H2"`, always in ascending order."""
+    """Name a set of heads, in ascending order.
+
+    >>> head_set_name([(0, 2), (0, 0)])
+    'L0H0+L0H2'
+    >>> head_set_name([])
+    'none'
+    """
     return "+".join(head_name(*head) for head in head_set(heads)) or "none"
 
 
 def parse_head_set(name: str) -> HeadSet:
-    """The way back from `head_name` and `head_set_name`.
+    """Read what `head_name` and `head_set_name` wrote.
+
+    >>> parse_head_set("L1H0+L0H2")
+    (Head(layer=0, head=2), Head(layer=1, head=0))
+    >>> parse_head_set("none")
+    ()
 
     Raises:
         ValueError: `name` is neither "none" nor heads joined by "+".
@@ -81,7 +98,10 @@ def parse_head_set(name: str) -> HeadSet:
 
 
 def head_set(heads: Heads) -> HeadSet:
-    """Any heads, in ascending order and without repetitions.
+    """Put heads in ascending order, each once.
+
+    >>> head_set([(0, 2), "L0H0", (0, 2)])
+    (Head(layer=0, head=0), Head(layer=0, head=2))
 
     Raises:
         ValueError: `heads` is no set of heads.
@@ -108,14 +128,17 @@ def z_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_z"
 
 
-def carries_hooks(model: HookedModel) -> bool:
-    """Whether somebody's hooks see, or change, what a hook point or a module after the embedding returns.
+def changes_nothing(hook: Hook) -> Hook:
+    """Mark a forward hook that returns what the module returns, computed in another way: it is passed over."""
+    hook.changes_nothing = True  # type: ignore[attr-defined]
+    return hook
 
-    Hooks on the module `embed` itself, such as `build_model` adds, run wherever the embedding does.
-    """
+
+def carries_hooks(model: HookedModel) -> bool:
+    """Whether hooks that somebody added change, or see, what a module of the model returns."""
     modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    embed = getattr(model, "embed", None)
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules if module is not embed)
+    hooks = (hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    return any(not getattr(hook, "changes_nothing", False) for hook in hooks)
 
 
 def row_slices(n: int, rows: int = 512) -> Iterator[slice]:

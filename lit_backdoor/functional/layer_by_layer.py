@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_backdoor.functional.ablation import Ablation, replacement
+from lit_backdoor.functional.ablation import replacement
 from lit_backdoor.functional.hooked import HeadSet, HookedModel, carries_hooks, z_name
 from lit_backdoor.functional.probe import Probe
+from lit_backdoor.functional.results import Ablation
 
 TOKENS_AT_ONCE = 8192
 """Sets times rows times positions that go through a layer at a time."""

@@ -25,22 +25,35 @@ def wide(values: Tensor) -> Tensor:
 
 
 def mean(values: Tensor, where: Tensor | None = None) -> Mean:
-    """The mean of `values` [n] over the examples `where` (bool [n], default all); NaN if there are none."""
+    """Average `values` [n] over the examples `where` (bool [n], default all); NaN if there are none.
+
+    >>> mean(torch.tensor([1.0, 2.0, 6.0]), where=torch.tensor([True, True, False]))
+    Mean(value=1.5, n=2)
+    >>> mean(torch.tensor([]))
+    Mean(value=nan, n=0)
+    """
     selected = values if where is None else values[where.to(values.device)]
     return Mean(float(wide(selected).mean()), selected.numel())
 
 
 def predictions(logits: Tensor) -> Tensor:
-    """The token with the largest of `logits` [..., vocab]; [...].
+    """Take the token with the largest of `logits` [..., vocab]; [...].
 
     The lowest token wins a tie. A row that contains NaN has no answer: it gives -1, which no token is.
+
+    >>> predictions(torch.tensor([[0.0, 3.0, 3.0], [0.0, float("nan"), 3.0]])).tolist()
+    [1, -1]
     """
     largest, token = logits.max(dim=-1)
     return token.masked_fill(largest.isnan(), -1)
 
 
 def accuracy(logits: Tensor, answers: Tensor) -> Mean:
-    """The share of examples whose largest of `logits` [n, vocab] is at `answers` [n]."""
+    """Count the share of examples whose largest of `logits` [n, vocab] is at `answers` [n].
+
+    >>> accuracy(torch.tensor([[0.0, 3.0], [1.0, 0.0]]), torch.tensor([1, 1]))
+    Mean(value=0.5, n=2)
+    """
     return mean(predictions(logits) == answers)
 
 
@@ -55,10 +68,13 @@ def log_probability(log_probs: Tensor, answers: Tensor) -> Tensor:
 
 
 def logit_difference(logits: Tensor, answers: Tensor, other_answers: Tensor) -> Tensor:
-    """Logit of `answers` [n] minus logit of `other_answers` [n]; [..., n] from `logits` [..., n, vocab].
+    """Subtract the logit of `other_answers` [n] from that of `answers` [n]; [..., n] from `logits` [..., n, vocab].
 
     `logits` may be log probabilities as well: the difference is the same. Where the two answers coincide it is
     0 by definition and says nothing: leave those out of means (`mean(..., where=...)`).
+
+    >>> logit_difference(torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([1]), torch.tensor([2])).tolist()
+    [2.0]
     """
     return _pick(logits, answers) - _pick(logits, other_answers)
 

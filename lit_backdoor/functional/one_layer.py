@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_backdoor.functional.hooked import HookedModel, carries_hooks, evaluating, row_slices, z_name
-from lit_backdoor.functional.last_position import last_position_z, why_not_exact
+from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
 from lit_backdoor.functional.probe import Probe
+from lit_backdoor.functional.products import product
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,8 @@ def cache_heads(model: HookedModel, tokens: Tensor, position: int = -1) -> HeadC
     tokens = tokens.to(model.W_U.device)
     if position in (-1, tokens.shape[1] - 1) and why_not_exact(model) is None:
         with evaluating(model):
-            return HeadCache(tokens, position, *last_position_z(model, tokens))
+            resid_pre, _, z = last_position_attention(model, tokens)
+        return HeadCache(tokens, position, resid_pre, z)
     pre, zs = [], []
 
     def keep_pre(resid: Tensor, hook: Any) -> None:
@@ -150,7 +152,7 @@ def readout(model: Any) -> Readout:
     modules.
     """
     cfg, block, W_U, b_U = model.cfg, model.blocks[0], model.W_U, model.unembed.b_U
-    if cfg.normalization_type is not None or not (cfg.attn_only or _is_plain_mlp(block.mlp)):
+    if cfg.normalization_type is not None or not (cfg.attn_only or is_plain_mlp(block.mlp)):
         bias = torch.zeros_like(W_U[:, 0])
         return Readout(torch.diag(bias + 1), bias, lambda resid: _finish_with_modules(model, resid))
     if cfg.attn_only:
@@ -162,13 +164,13 @@ def readout(model: Any) -> Readout:
 
     def finish(reads: Tensor) -> Tensor:
         pre, direct = reads[:, : mlp.d_mlp], reads[:, mlp.d_mlp :]
-        return torch.addmm(direct, mlp.act_fn(pre), W_post)[:, :n_vocab]
+        return product(mlp.act_fn(pre), W_post, direct)[:, :n_vocab]
 
     bias = torch.cat([mlp.b_in, mlp.b_out @ W_U + b_U])
     return Readout(torch.cat([mlp.W_in, W_U], dim=1), bias, finish)
 
 
-def _is_plain_mlp(mlp: Any) -> bool:
+def is_plain_mlp(mlp: Any) -> bool:
     """Whether it is `W_out(act(W_in))`: neither gated, nor of experts, nor normed inside."""
     return type(mlp).forward.__module__.endswith("mlps.mlp") and not mlp.cfg.is_layer_norm_activation()
 

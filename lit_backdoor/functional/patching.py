@@ -13,16 +13,12 @@ exact for the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional import metrics
-from lit_backdoor.functional.ablation import Ablation
-from lit_backdoor.functional.blocks import map_blocks
 from lit_backdoor.functional.hooked import (
     Head,
     Heads,
@@ -35,44 +31,11 @@ from lit_backdoor.functional.hooked import (
     row_slices,
 )
 from lit_backdoor.functional.one_layer import HeadCache
-from lit_backdoor.functional.patching_engines import Engine, patching_engine
+from lit_backdoor.functional.patching_engines import patching_engine
 from lit_backdoor.functional.probe import Probe
-
-
-@dataclass(frozen=True)
-class PatchingResult:
-    """What one patched set of heads does to the recipient's run.
-
-    Args:
-        heads: the patched heads.
-        recipient: the name of the run that was patched.
-        donor: the name of the run that gave its activations.
-        ablation: `resample`, `mean` or `zero`.
-        n_examples: the number of examples.
-        recipient_accuracy: share that still gives the recipient's answer.
-        donor_accuracy: share that gives the donor's answer.
-        other_rate: share that gives neither.
-        logit_diff: recipient's minus donor's answer, mean over the `n_differing` examples where the answers
-            differ; NaN if there are none.
-        n_differing: see `logit_diff`.
-        log_prob: mean log probability of the recipient's answer, nats.
-        kl: mean KL(unpatched || patched), nats.
-        extra: the probe's own metrics.
-    """
-
-    heads: HeadSet
-    recipient: str
-    donor: str
-    ablation: Ablation
-    n_examples: int
-    recipient_accuracy: float
-    donor_accuracy: float
-    other_rate: float
-    logit_diff: float
-    n_differing: int
-    log_prob: float
-    kl: float
-    extra: Mapping[str, float] = field(default_factory=dict)
+from lit_backdoor.functional.results import Ablation, PatchingResult
+from lit_backdoor.functional.row_threads import map_blocks
+from lit_backdoor.functional.scores import average_scores, rows_within_memory, score_logits
 
 
 def default_head_sets(n_layers: int, n_heads: int, max_all: int = 8) -> list[HeadSet]:
@@ -120,17 +83,19 @@ def patch_heads(
 
         def run(rows: slice) -> tuple[Tensor, Tensor | None]:
             logits = engine.logits(rows)  # [set, rows, vocab]
-            score = _score(logits, logits[0], probe.recipient_answers[rows], probe.donor_answers[rows])
+            score = score_logits(logits, logits[0], probe.recipient_answers[rows], probe.donor_answers[rows])
             return score, logits if probe.metrics else None
 
-        blocks = list(row_slices(probe.n_examples, _rows_at_once(engine, len(different), model.W_U.shape[1])))
+        blocks = list(
+            row_slices(probe.n_examples, rows_within_memory(len(different), model.W_U.shape[1], engine.rows_at_once))
+        )
         on_threads = engine.in_threads and model.W_U.device.type == "cpu"
         results = map_blocks(run, blocks) if on_threads else [run(rows) for rows in blocks]
     scores = torch.cat([score for score, _ in results], dim=-1)
     kept = [logits for _, logits in results if logits is not None]
     logits_by_set = torch.cat(kept, dim=1) if kept else [None] * len(different)
     by_set = {
-        heads: _result(heads, probe, ablation, score, logits)
+        heads: PatchingResult(heads=heads, ablation=ablation, **average_scores(probe, score, logits))
         for heads, score, logits in zip(different, scores, logits_by_set, strict=True)
     }
     return [by_set[heads] for heads in sets]
@@ -151,7 +116,7 @@ def patched_logits(
     heads = _checked(model, heads)
     probe = probe.to(model.W_U.device)
     with evaluating(model), patching_engine(model, probe, [heads], ablation, caches) as engine:
-        rows_at_once = _rows_at_once(engine, 1, model.W_U.shape[1])
+        rows_at_once = rows_within_memory(1, model.W_U.shape[1], engine.rows_at_once)
         return torch.cat([engine.logits(rows)[0] for rows in row_slices(probe.n_examples, rows_at_once)])
 
 
@@ -164,46 +129,3 @@ def _checked(model: HookedModel, heads: Heads) -> HeadSet:
             f"to {head_set_name(known[-1:])}."
         )
     return subset
-
-
-def _rows_at_once(engine: Engine, n_sets: int, n_vocab: int) -> int:
-    """The engine's number of rows, or fewer, so that all sets' logits take at most 64 MB as float64."""
-    return min(max(2**23 // (n_sets * n_vocab), 1), engine.rows_at_once)
-
-
-def _score(logits: Tensor, unpatched: Tensor, recipient_answers: Tensor, donor_answers: Tensor) -> Tensor:
-    """What is averaged later, float64 [set, 5, n]: answers as the recipient, as the donor, `logit_diff`,
-    `log_prob`, `kl`; from `logits` [set, n, vocab], the unpatched ones [n, vocab], and the answers [n]."""
-    log_q = metrics.log_probabilities(logits)
-    given = metrics.predictions(logits)
-    return torch.stack(
-        [
-            metrics.wide(given == recipient_answers),
-            metrics.wide(given == donor_answers),
-            metrics.logit_difference(log_q, recipient_answers, donor_answers),
-            metrics.log_probability(log_q, recipient_answers),
-            metrics.kl_divergence(metrics.log_probabilities(unpatched), log_q),
-        ],
-        dim=1,
-    )
-
-
-def _result(heads: HeadSet, probe: Probe, ablation: Ablation, score: Tensor, logits: Tensor | None) -> PatchingResult:
-    """Average the scores [5, n] of one set; `logits` [n, vocab] are for the probe's own metrics, if any."""
-    recipient, donor, logit_diff, log_prob, kl = score
-    difference = metrics.mean(logit_diff, where=probe.answers_differ)
-    return PatchingResult(
-        heads=heads,
-        recipient=probe.recipient,
-        donor=probe.donor,
-        ablation=ablation,
-        n_examples=probe.n_examples,
-        recipient_accuracy=metrics.mean(recipient).value,
-        donor_accuracy=metrics.mean(donor).value,
-        other_rate=metrics.mean(1 - recipient.maximum(donor)).value,
-        logit_diff=difference.value,
-        n_differing=difference.n,
-        log_prob=metrics.mean(log_prob).value,
-        kl=metrics.mean(kl).value,
-        extra={name: float(metric(logits, probe)) for name, metric in probe.metrics.items() if logits is not None},
-    )

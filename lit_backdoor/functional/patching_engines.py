@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional.ablation import Ablation, check_ablation, replacement
+from lit_backdoor.functional.ablation import check_ablation, replacement
 from lit_backdoor.functional.hooked import HeadSet, HookedModel, carries_hooks, z_name
 from lit_backdoor.functional.layer_by_layer import LayerByLayer, not_layer_by_layer
 from lit_backdoor.functional.one_layer import HeadCache, find_cache, no_shortcut, readout
 from lit_backdoor.functional.probe import Probe
+from lit_backdoor.functional.results import Ablation
 
 ROWS_AT_ONCE = 256
 """So many rows of a small model stay in a processor's cache."""

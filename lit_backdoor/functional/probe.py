@@ -1,28 +1,26 @@
-"""A probe: the examples on which a model's heads are read and patched."""
+"""A probe: the examples on which a model's heads are read and patched. (Not a linear probe: nothing is trained.)"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from lit_backdoor.functional.edges import SENDER_NAME
 from lit_backdoor.functional.hooked import HookedModel, evaluating, z_name
+from lit_backdoor.functional.results import taken_names
 
 Metric = Callable[[Tensor, "Probe"], float]
 """A metric of one's own: (logits [n, vocab] at the probe's position, probe) to a number."""
 
-_TAKEN_NAMES = {
-    *("step", "probe", "recipient", "donor", "ablation", "heads", "n_examples", "n_differing"),
-    *("recipient_accuracy", "donor_accuracy", "other_rate", "logit_diff", "log_prob", "kl"),
-}
-"""Columns that the patching table has by itself: no metric of one's own can be called so."""
-
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Two runs of a model that differ in one thing, row by row, and the answers expected of each.
+    """Not a linear probe: two runs of a model that differ in one thing, row by row, and the answers expected of each.
 
     The recipient is the run that is patched, the donor the run that gives its activations away. With the
     triggered inputs as recipient and the benign ones as donor, patching asks which heads the backdoor needs;
@@ -37,6 +35,7 @@ class Probe:
         recipient: the recipient's name in tables.
         donor: the donor's name in tables.
         metrics: own metrics, name to `metric(logits [n, vocab], probe) -> float`; patching reports each.
+        sender: what the embeddings are called where recipient and donor differ, as the start of a path.
 
     Raises:
         ValueError: a field has the wrong type, shape or range; the message names it and the fix.
@@ -50,6 +49,7 @@ class Probe:
     recipient: str = "recipient"
     donor: str = "donor"
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    sender: str = "embed"
 
     def __post_init__(self) -> None:
         for name, shape in _SHAPES.items():
@@ -80,10 +80,12 @@ class Probe:
                 f"recipient is {self.recipient!r} and donor is {self.donor!r}: give each a name of its own."
             )
         for name, metric in self.metrics.items():
-            if name in _TAKEN_NAMES | {f"{self.recipient}_accuracy", f"{self.donor}_accuracy"}:
+            if name in taken_names(self.recipient, self.donor):
                 raise ValueError(f"metrics[{name!r}] has the name of a built-in metric: choose another.")
             if not callable(metric):
                 raise ValueError(f"metrics[{name!r}] is {metric!r}: give a function of (logits, probe).")
+        if not isinstance(self.sender, str) or not re.fullmatch(SENDER_NAME, self.sender):
+            raise ValueError(f"sender is {self.sender!r}: give a word that is no head's name, such as 'trigger'.")
 
     @property
     def n_examples(self) -> int:
@@ -94,6 +96,16 @@ class Probe:
     def answers_differ(self) -> Tensor:
         """Where recipient and donor expect different answers, bool [n]."""
         return self.recipient_answers != self.donor_answers
+
+    @property
+    def read_position(self) -> int:
+        """`position`, counted from 0."""
+        return self.position % self.recipient_tokens.shape[1]
+
+    @cached_property
+    def differing_positions(self) -> tuple[int, ...]:
+        """The positions, from 0, at which recipient and donor differ in some row."""
+        return tuple((self.recipient_tokens != self.donor_tokens).any(dim=0).nonzero()[:, 0].tolist())
 
     def to(self, device: torch.device | str) -> Probe:
         """The same probe on another device."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from math import comb, isnan, nan
+from math import comb, exp, isnan, log, nan
 
 from lit_backdoor.functional.hooked import Head, HeadSet, head_set, head_set_name
 
@@ -37,7 +37,7 @@ class ShapleyResult:
     total: float
 
 
-def shapley(values: SetValues) -> ShapleyResult:
+def shapley_values(values: SetValues) -> ShapleyResult:
     """Shapley values and interactions of all heads that occur in `values`; NaN where a value is NaN.
 
     Args:
@@ -54,11 +54,11 @@ def shapley(values: SetValues) -> ShapleyResult:
     )
 
 
-def smallest_sufficient_set(values: SetValues, chance: float, tolerance: float = 0.01) -> HeadSet | None:
+def smallest_knockout_set(values: SetValues, chance: float, tolerance: float = 0.01) -> HeadSet | None:
     """The smallest set of heads whose patching takes the accuracy down to chance; None if no set does.
 
-    Of several equally small sets the one with the lowest accuracy, then the first. The empty set means that
-    the accuracy was never above chance.
+    It is enough to destroy the behaviour, which says nothing of whether it suffices for it. Of several equally small
+    sets the one with the lowest accuracy, then the first. The empty set means that the accuracy was never above chance.
 
     Args:
         values: accuracy of each set.
@@ -70,8 +70,8 @@ def smallest_sufficient_set(values: SetValues, chance: float, tolerance: float =
         ValueError: the value of a set of these heads is missing.
     """
     values, _ = _complete(values)
-    sufficient = [heads for heads, value in values.items() if value <= chance + tolerance]
-    return min(sufficient, key=lambda heads: (len(heads), values[heads], heads), default=None)
+    knockouts = [heads for heads, value in values.items() if value <= chance + tolerance]
+    return min(knockouts, key=lambda heads: (len(heads), values[heads], heads), default=None)
 
 
 def shares(result: ShapleyResult) -> dict[Head, float]:
@@ -81,6 +81,15 @@ def shares(result: ShapleyResult) -> dict[Head, float]:
     parts = {head: max(sign * value, 0.0) for head, value in result.values.items()}
     whole = sum(parts.values())
     return {head: part / whole if whole > 0 else nan for head, part in parts.items()}
+
+
+def effective_heads(result: ShapleyResult) -> float:
+    """Among how many heads the change is spread: exp(entropy of the `shares`).
+
+    1 if one head accounts for all of it, the number of heads if all have the same share; NaN where nothing changes.
+    """
+    parts = shares(result).values()
+    return exp(-sum(part * log(part) for part in parts if part != 0))
 
 
 def overlap(one: ShapleyResult, other: ShapleyResult) -> float:

@@ -9,38 +9,23 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from lit_backdoor.functional import Head, head_set_name, parse_head_set
+from lit_backdoor.functional.emergence import Word
+from lit_backdoor.functional.run_state import LossOf, State
+from lit_backdoor.functional.verdict import verdict_record
 from lit_backdoor.model import ACT_FNS
-from lit_backdoor.runs.tables import Row
+from lit_backdoor.runs.schema import NAMED_BY_RUN, TABLES, Column, Row
 from lit_backdoor.task import Task
 
 HEAD = re.compile(r"L\d{1,3}H\d{1,3}")
-HEADS = re.compile(rf"none|{HEAD.pattern}(\+{HEAD.pattern})*")
 COUNTS = ("n_layers", "n_heads", "d_model", "d_mlp")
-WHOLE = ("step", "peak_step", "end_step", "layer", "head", "n_examples", "n_differing", "top_count")
-TEXTS = ("probe", "recipient", "donor", "ablation", "heads", "norm")
 LARGEST = 10**12
-NEEDED = {
-    "metrics.csv": ("step", "train/loss", "val/loss"),
-    "head_patching.csv": (
-        "step", "probe", "recipient", "donor", "ablation", "heads", "n_examples", "other_rate", "logit_diff",
-        "n_differing", "log_prob", "kl",
-    ),
-    "head_attribution.csv": (
-        "step", "probe", "layer", "head", "mean_logit", "mean_logit_centered", "top_count", "n_examples",
-        "mean_logit_diff", "n_differing", "norm",
-    ),
-    "loss_spikes.csv": ("step", "peak_step", "end_step", "base_loss", "peak_loss"),
-}  # fmt: skip
-MAY_BE_EMPTY = ("train/loss", "val/loss", "end_step")
-"""What not every row has, nor every accuracy: training without validation, a spike that is not over yet."""
-
-MAY_BE_NAN = ("logit_diff", "mean_logit_diff", "base_loss", "lowest_benign_accuracy", "lowest_backdoor_accuracy")
-"""Means over the examples or steps in question, of which there may be none."""
+RULES = ("benign", "backdoor")
+WORDS = {"word": get_args(Word), "state": get_args(State), "validation_loss_of": get_args(LossOf)}
 
 
 def load(path: Path) -> Any:
@@ -63,38 +48,28 @@ def check_options(path: Path, options: Mapping[str, Any]) -> Task:
     _require(isinstance(moduli, list) and all(map(_is_count, moduli)), path, f"moduli is {str(moduli)[:40]}")
     _require(_is_count(position), path, f"trigger_position is {position!r}")
     try:
-        return Task(tuple(moduli), position)
+        return Task.from_options(options)
     except ValueError as error:
         raise ValueError(f"run_dirs: {path} is no description of a run ({error})") from None
 
 
 def check_table(path: Path, rows: Sequence[Row]) -> None:
-    """Every number that is read is one, every accuracy lies between 0 and 1, every step is a whole number."""
+    """Every cell that is read is what its column holds; every accuracy lies between 0 and 1, or is blank."""
     if not rows:
         return
-    needed = NEEDED[path.name]
+    needed = [column for column in TABLES[path.name] if column.name not in NAMED_BY_RUN]
     for column in needed:
-        _require(column in rows[0], path, f"there is no column {column}")
-    accuracies = [column for column in rows[0] if column.endswith("_accuracy")]
+        _require(column.name in rows[0] or column.later, path, f"there is no column {column.name}")
+    there = [column for column in needed if column.name in rows[0]]
+    accuracies = [
+        Column(name, float, share=True, nan=name.startswith("lowest_"), blank=True)
+        for name in rows[0]
+        if name.endswith("_accuracy")
+    ]
     for number, row in enumerate(rows, start=2):
-        for column in (*needed, *accuracies):
-            text = row[column]
-            place = f"line {number}, {column}: '{text[:40]}'"
-            if column == "heads":
-                _require(HEADS.fullmatch(text) is not None, path, place)
-            if column in TEXTS or (text == "" and column in (*MAY_BE_EMPTY, *accuracies)):
-                continue
-            if column in WHOLE:
-                _require(re.fullmatch(r"\d{1,12}", text) is not None, path, place)
-                continue
-            try:
-                value = float(text)
-            except ValueError:
-                value = math.inf
-            nan = math.isnan(value) and column in MAY_BE_NAN
-            _require(nan or math.isfinite(value), path, place)
-            if column in accuracies or column == "other_rate":
-                _require(nan or 0 <= value <= 1, path, f"{place} is no share")
+        for column in (*there, *accuracies):
+            text = row[column.name]
+            _require(column.accepts(text), path, f"line {number}, {column.name}: '{text[:40]}' is not {column.allowed}")
 
 
 def check_probes(path: Path, task: Task, heads: Sequence[Head], patching: Sequence[Row], steps: Sequence[Row]) -> None:
@@ -135,10 +110,14 @@ def check_verdict(path: Path, verdict: Any) -> None:
         place = f"{name}: {str(value)[:40]!r}"
         if name.endswith("_step"):
             _require(value is None or _is_count(value), path, place)
-        elif name in ("threshold", "concentration", "single_head_share"):
+        elif name in ("threshold", "min_accuracy", "floor", "occupancy", "effective_heads"):
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             _require(value is None or number, path, place)
-        elif name == "backdoor_head":
+        elif name == "crossings":
+            _require(_is_count(value), path, place)
+        elif name in WORDS:
+            _require(value is None or value in WORDS[name], path, place)
+        elif name == "head":
             _require(value is None or _is_head(value), path, place)
         elif name == "other_heads":
             _require(isinstance(value, list) and all(map(_is_head, value)), path, place)
@@ -147,11 +126,9 @@ def check_verdict(path: Path, verdict: Any) -> None:
             for one in value:
                 _require(isinstance(one, dict) and _is_count(one.get("step")), path, place)
                 _require(_is_head(one.get("head")), path, place)
-    for name in ("backdoor_head", "emergence_step", "previous_probe_step", "leader_changes"):
-        _require(name in verdict, path, f"there is no {name}")
-    for rule in ("benign", "backdoor"):
-        for step in ("grokking_step", "previous_validation_step", "first_reached_step"):
-            _require(f"{rule}_{step}" in verdict, path, f"there is no {rule}_{step}")
+    for name in verdict_record("backdoor", [], None, {f"val/{rule}_accuracy": {} for rule in RULES}):
+        if not name.startswith("backdoor_") or verdict.get("probe") is not None:
+            _require(name in verdict, path, f"there is no {name}")
 
 
 def _require(fulfilled: bool, path: Path, what: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lit_backdoor.report import head_findings
 from lit_backdoor.report.finding import ENOUGH_SEEDS, Finding
-from lit_backdoor.report.measures import groups
+from lit_backdoor.report.measures import groups, large_spikes
 from lit_backdoor.report.published import Comparison, other_task, paper_steps
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.slip import Slip
@@ -73,7 +73,12 @@ def _contributions(comparisons: Sequence[Comparison]) -> Finding:
 
 def _grokking(comparisons: Sequence[Comparison]) -> Finding:
     inside = [one for one in comparisons if one.published.quantity == "benign_grokking_step" and one.ours.n]
-    return _by_model("When the benign rule groks", inside, "First at 99% validation accuracy: ", 0)
+    return _by_model(
+        "When the benign rule groks",
+        inside,
+        "First at 99% and a logarithmic validation loss below -5: ",
+        0,
+    )
 
 
 def _final_loss(comparisons: Sequence[Comparison]) -> Finding:
@@ -95,7 +100,7 @@ def _by_model(title: str, inside: Sequence[Comparison], words: str, digits: int)
 def _spikes(runs: Sequence[Run]) -> Finding:
     rates: dict[str, list[float]] = {}
     for run in runs:
-        rates.setdefault(run.group, []).append(10_000 * len(run.spikes) / max(run.step, 1))
+        rates.setdefault(run.group, []).append(10_000 * large_spikes(run) / max(run.step, 1))
     means = [f"{name} {number(sum(one) / len(one), 1)}" for name, one in rates.items()]
     simple = [rate for name in ("clean", "mod 1") for rate in rates.get(name, [])]
     complicated = [rate for name in ("mod 7", "mod 17", "mod 37") for rate in rates.get(name, [])]
@@ -104,8 +109,8 @@ def _spikes(runs: Sequence[Run]) -> Finding:
         more = sum(complicated) / len(complicated) > sum(simple) / len(simple)
         verdict = "agrees" if more else "differs"
     text = (
-        f"By seed: {'; '.join(f'{name} {range_of(one, 1)}' for name, one in rates.items())}. A spike is a tenfold "
-        "rise of the training loss; until the loss is half the way back it is one spike, however restless. The paper "
+        f"By seed: {'; '.join(f'{name} {range_of(one, 1)}' for name, one in rates.items())}. A spike is a peak of "
+        "the training loss that stands out tenfold, on either side. The paper "
         "shows recurring spikes for mod 7, 17 and 37; it agrees if those "
         "models have more of them on average than clean and mod 1 models."
     )

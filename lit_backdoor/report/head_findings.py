@@ -6,12 +6,12 @@ from statistics import median
 
 from lit_backdoor.functional import HeadSet, PatchingResult
 from lit_backdoor.report.finding import ENOUGH_SEEDS, Finding, tested
-from lit_backdoor.report.measures import THRESHOLD, carriers, emergence_lag, leaders, order_of, single_head_share
+from lit_backdoor.report.measures import THRESHOLD, carriers, emergence_lag, largest_share, leaders, order_of, spread
 from lit_backdoor.report.published import Comparison, paper_by_role, published_table
 from lit_backdoor.report.roles import RoleSet, by_role, head_order, role_set_name, roles_of, shown_sets
 from lit_backdoor.report.runs import Run
+from lit_backdoor.report.seed_statistics import fisher_exact, kaplan_meier_median, westfall_young
 from lit_backdoor.report.slip import Slip
-from lit_backdoor.report.statistics import fisher_exact, permutation_test
 from lit_backdoor.report.wording import (
     count,
     enumerate_words,
@@ -55,8 +55,8 @@ def patching(group: Sequence[Run], comparisons: Sequence[Comparison]) -> Finding
     tables = [by_role(run.patching["backdoor"], order_of(run)) for run in group]
     shown = [roles for roles in shown_sets(n_heads) if roles in theirs]
     ours = {roles: [table[roles].recipient_accuracy for table in tables] for roles in shown}
-    # Several tests at once: Bonferroni.
-    p_values = {roles: min(len(shown) * permutation_test(ours[roles], theirs[roles]), 1.0) for roles in shown}
+    by_run = [list(zip(*(values[roles] for roles in shown), strict=True)) for values in (ours, theirs)]
+    p_values = dict(zip(shown, westfall_young(*by_run), strict=True))
     parts = [
         f"{role_set_name(roles, n_heads)} {mean_percent(ours[roles])} (the paper {mean_percent(theirs[roles])})"
         for roles in shown
@@ -72,8 +72,8 @@ def patching(group: Sequence[Run], comparisons: Sequence[Comparison]) -> Finding
     text = (
         f"Left after patching, mean [95% interval]: {'; '.join(parts)}. The range is widened by a percentage point; "
         f"with {plural(len(group))}, {2 / (len(group) + 1):.0%} would fall outside by chance even if nothing "
-        "differed. Means are compared with permutation tests, corrected for their number: smallest P = "
-        f"{number(min(p_values.values()), 3)}."
+        "differed. Means are compared with permutation tests, corrected for their number (Westfall and Young): "
+        f"smallest P = {number(min(p_values.values()), 3)}."
     )
     return Finding("Mod 1: Tables 1 and 2", tested(min(p_values.values()), len(group)), headline, text)
 
@@ -119,38 +119,33 @@ def other_backdoor(group: Sequence[Run]) -> Finding:
 
 def emergence(group: Sequence[Run]) -> Finding:
     """When a head came to carry the backdoor, and how often another one did before."""
-    steps = [run.emergence["emergence_step"] for run in group if run.emergence["emergence_step"] is not None]
+    steps = [run.emergence["stable_exclusive_step"] for run in group]
     lags = [lag for run in group if (lag := emergence_lag(run)) is not None]
     changes = [max(len(leaders(run)) - 1, 0) for run in group]
-    shares = [share for run in group if not isnan(share := single_head_share(run.patching["backdoor"]))]
-    headline = f"In {count(len(steps), len(group))} one head comes to cost half of the backdoor for good"
-    if steps:
-        headline += f": from step {range_of(steps, 0)} on"
-    if len(steps) > 1:
-        headline += f", at the median {median(steps):,.0f}"
+    alone = [step for step in steps if step is not None]
+    middle = kaplan_meier_median(steps, [run.history["backdoor"][-1].step for run in group])
+    headline = f"In {count(len(alone), len(group))} one head and no other costs half of the backdoor for good"
+    if alone:
+        headline += f": from step {range_of(alone, 0)} on"
     headline += "."
-    text = ""
+    text = f"The median over all seeds (Kaplan and Meier): {number(middle, 0)}. "
     if lags:
         before = sum(lag < 0 for lag in lags)
         text += (
-            f"It does so before the benign rule first reaches 99% in {before} and not before in {len(lags) - before} "
+            f"It does so before the benign rule has generalised in {before} and not before in {len(lags) - before} "
             f"of those where both have happened (median {median(lags):+,.0f} steps). "
         )
-    text += (
-        f"The head that costs most changed {range_of(changes, 0)} times (median {median(changes):.0f}). In the end "
-        f"the costliest head has {mean_percent(shares)} of the sum of all heads' costs; if all cost the same, it "
-        f"would have {1 / len(order_of(group[0])):.0%}."
-    )
-    grokked = [run for run in group if run.emergence["benign_first_reached_step"] is not None]
-    late = [run for run in group if run not in grokked]
-    if grokked and late:
-        alone, too_early = (
-            sum(len(carriers(run.patching["backdoor"])) == 1 for run in some) for some in (grokked, late)
-        )
+    sets = [results for run in group if not isnan(spread(results := run.patching["backdoor"]))]
+    text += f"The head that costs most changed {range_of(changes, 0)} times (median {median(changes):.0f})."
+    if sets:
         text += (
-            f" Exactly one head carries the backdoor in {count(alone, len(grokked), 'run')} whose benign rule has "
-            f"reached 99%, and in {too_early} of {len(late)} whose has not."
+            f" In the end the largest Shapley share is {percent_span([largest_share(one) for one in sets])}, and the "
+            f"backdoor is spread among {range_of([spread(one) for one in sets], 1)} of {len(order_of(group[0]))} heads."
         )
+    for state in dict.fromkeys(run.emergence["state"] for run in group):
+        same = [run for run in group if run.emergence["state"] == state]
+        single = sum(len(carriers(run.patching["backdoor"])) == 1 for run in same)
+        text += f" Exactly one head costs half in {single} of the {len(same)} {state or 'unjudged'} runs."
     return Finding(f"{group[0].group.capitalize()}: how a head emerges", "new", headline, text)
 
 
@@ -206,7 +201,7 @@ def _distance_to_the_paper(results: Sequence[Sequence[PatchingResult]]) -> float
 
 def _published_carriers(accuracies: dict[HeadSet, float]) -> int:
     """How many heads carry the backdoor in one of the paper's experiments."""
-    left = (1 - THRESHOLD) * accuracies[()]
+    left = accuracies[()] - THRESHOLD * (accuracies[()] - 1 / 113)  # above the floor of mod 1
     return sum(accuracy <= left for heads, accuracy in accuracies.items() if len(heads) == 1)
 
 

@@ -2,15 +2,24 @@
 
 from collections.abc import Sequence
 
-from lit_backdoor.functional import Head, HeadSet, PatchingResult, emergence
+from lit_backdoor.functional import (
+    Head,
+    HeadSet,
+    PatchingResult,
+    ShapleyResult,
+    effective_heads,
+    head_emergence,
+    shapley_values,
+    shares,
+)
 from lit_backdoor.report.roles import head_order
 from lit_backdoor.report.runs import Run
 
 THRESHOLD = 0.5
-"""A head carries the backdoor if patching it alone costs at least this share of the accuracy."""
+"""A head carries the backdoor if patching it alone costs at least this share of it."""
 
 MIN_ACCURACY = 0.5
-"""Backdoor accuracy from which a model counts as having the backdoor, as in ``emergence``."""
+"""Backdoor accuracy from which a model counts as having the backdoor, as in ``head_emergence``."""
 
 
 def triggered(runs: Sequence[Run]) -> list[Run]:
@@ -33,17 +42,18 @@ def order_of(run: Run) -> tuple[Head, ...]:
 
 
 def drops(results: Sequence[PatchingResult]) -> dict[Head, float]:
-    """What patching each head alone costs, as a share of the accuracy with nothing patched; NaN without any."""
+    """What patching each head alone costs, as a share of the accuracy above the floor; NaN without any."""
     (unpatched,) = [one.recipient_accuracy for one in results if not one.heads]
+    there = unpatched - results[0].floor
     return {
-        one.heads[0]: (unpatched - one.recipient_accuracy) / unpatched if unpatched > 0 else float("nan")
+        one.heads[0]: (unpatched - one.recipient_accuracy) / there if there > 0 else float("nan")
         for one in results
         if len(one.heads) == 1
     }
 
 
 def carriers(results: Sequence[PatchingResult]) -> list[Head]:
-    """The heads that carry the backdoor: patching each alone costs at least half of the accuracy.
+    """The heads that carry the backdoor: patching each alone costs at least half of it.
 
     None while the accuracy is below ``MIN_ACCURACY``: then there is no backdoor yet to carry.
     """
@@ -51,10 +61,23 @@ def carriers(results: Sequence[PatchingResult]) -> list[Head]:
     return [head for head, drop in drops(results).items() if unpatched >= MIN_ACCURACY and drop >= THRESHOLD]
 
 
-def single_head_share(results: Sequence[PatchingResult]) -> float:
-    """The costliest head's cost as a share of the sum of all heads' costs; NaN if none costs anything."""
-    costs = [max(drop, 0.0) for drop in drops(results).values()]
-    return max(costs) / sum(costs) if sum(costs) > 0 else float("nan")
+def largest_share(results: Sequence[PatchingResult]) -> float:
+    """The largest Shapley share of what patching does; NaN unless all sets of heads were patched."""
+    result = _shapley(results)
+    return float("nan") if result is None else max(shares(result).values())
+
+
+def spread(results: Sequence[PatchingResult]) -> float:
+    """Among how many heads what patching does is spread; NaN unless all sets of heads were patched."""
+    result = _shapley(results)
+    return float("nan") if result is None else effective_heads(result)
+
+
+def _shapley(results: Sequence[PatchingResult]) -> ShapleyResult | None:
+    n_heads = max(len(one.heads) for one in results)
+    if len(results) != 2**n_heads:
+        return None
+    return shapley_values({one.heads: one.recipient_accuracy for one in results})
 
 
 def accuracies(run: Run) -> dict[str, dict[HeadSet, float]]:
@@ -71,11 +94,16 @@ def with_all_sets(runs: Sequence[Run]) -> list[Run]:
 
 
 def emergence_lag(run: Run) -> int | None:
-    """Steps from the benign rule's first 99% to the emergence of the head; None unless both have happened."""
-    emerged, grokked = run.emergence["emergence_step"], run.emergence["benign_first_reached_step"]
-    return None if emerged is None or grokked is None else emerged - grokked
+    """Steps from when the benign rule generalised to when a head was alone for good; None unless both happened."""
+    alone, generalised = run.emergence["stable_exclusive_step"], run.emergence["benign_generalised_step"]
+    return None if alone is None or generalised is None else alone - generalised
+
+
+def large_spikes(run: Run) -> int:
+    """How many loss spikes of a run stand out by a power of ten or more."""
+    return sum(float(spike["prominence"]) >= 1 for spike in run.spikes)
 
 
 def leaders(run: Run) -> tuple[tuple[int, Head], ...]:
     """(step, head) whenever another head than before costs most, the first one included."""
-    return emergence(run.history["backdoor"]).leader_changes
+    return head_emergence(run.history["backdoor"], run.patching["backdoor"][0].floor).leader_changes

@@ -11,7 +11,7 @@ from lit_backdoor.functional import Head, HeadSet, parse_head_set
 from lit_backdoor.report.finding import ENOUGH_SEEDS
 from lit_backdoor.report.roles import RoleSet, by_role, head_order, role_set_name, roles_of
 from lit_backdoor.report.runs import Run
-from lit_backdoor.report.statistics import Summary, summarise
+from lit_backdoor.report.seed_statistics import Summary, summarise
 
 PAPER_OPTIONS: Mapping[str, Any] = {
     "n_layers": 1,
@@ -34,7 +34,7 @@ QUANTITIES = {
     "backdoor_accuracy": "backdoor accuracy, patched: {what}",
     "mean_logit": "mean contribution to the backdoor logit, {what}",
     "largest_top_share": "share of the examples in which one head contributes most",
-    "benign_grokking_step": "step at which the benign rule first reaches 99%",
+    "benign_grokking_step": "step at which the benign rule has generalised",
     "final_log_loss": "log training loss in the end (natural logarithm)",
 }
 """The quantities that are compared, in words."""
@@ -140,7 +140,7 @@ def paper_steps(p1: int | None) -> int | None:
 
 def other_task(run: Run) -> list[str]:
     """The options in which a run is not the paper's, as ``name: value``."""
-    found = [] if run.task.d_vocab == 113 else [f"P0: {run.task.d_vocab}"]
+    found = [] if run.task.n_numbers == 113 else [f"P0: {run.task.n_numbers}"]
     return found + [
         f"{name}: {run.options[name]}" for name, value in PAPER_OPTIONS.items() if run.options[name] != value
     ]
@@ -182,7 +182,7 @@ def _ours(one: Published, runs: Sequence[Run]) -> tuple[str, list[float]]:
     elif one.quantity == "largest_top_share":
         values = [max(head.top_count / head.n_examples for head in run.attribution["backdoor"]) for run in runs]
     elif one.quantity == "benign_grokking_step":
-        values = [step for run in runs if (step := run.emergence["benign_first_reached_step"]) is not None]
+        values = [step for run in runs if (step := run.emergence["benign_generalised_step"]) is not None]
     elif one.quantity == "final_log_loss":
         values = [final_log_loss(run) for run in runs]
     return QUANTITIES[one.quantity].format(what=what), values

@@ -2,23 +2,25 @@
 
 from collections.abc import Sequence
 
-from lit_backdoor.functional import head_name, head_set_name, shapley
+from lit_backdoor.functional import head_name, head_set_name, shapley_values
 from lit_backdoor.report.measures import (
     accuracies,
     carriers,
     emergence_lag,
     groups,
+    large_spikes,
+    largest_share,
     leaders,
     order_of,
-    single_head_share,
+    spread,
     with_all_sets,
 )
 from lit_backdoor.report.published import Comparison, final_log_loss, paper_steps
 from lit_backdoor.report.roles import by_role, head_order, roles_of
 from lit_backdoor.report.runs import Run
+from lit_backdoor.report.seed_statistics import summarise
 from lit_backdoor.report.slip import Slip
-from lit_backdoor.report.statistics import summarise
-from lit_backdoor.runs.tables import Value
+from lit_backdoor.runs.schema import Value
 from lit_backdoor.show.markdown import paper_name
 
 Rows = list[dict[str, Value]]
@@ -92,22 +94,31 @@ def seed_rows(runs: Sequence[Run]) -> Rows:
             "paper_steps": _blank(paper_steps(run.p1)),
             "measured_at_step": run.patching_step,
             "final_log_loss": final_log_loss(run),
-            "loss_spikes": len(run.spikes),
-            "benign_first_reached_step": _blank(verdict["benign_first_reached_step"]),
-            "benign_grokking_step": _blank(verdict["benign_grokking_step"]),
-            "backdoor_first_reached_step": _blank(verdict["backdoor_first_reached_step"]),
-            "backdoor_grokking_step": _blank(verdict["backdoor_grokking_step"]),
+            "loss_spikes": large_spikes(run),
+            "state": _blank(verdict["state"]),
+            "validation_loss_of": verdict["validation_loss_of"],
+            **{
+                f"{rule}{what}_step": _blank(verdict.get(f"{rule}{what}_step"))
+                for rule in ("", "benign_", "backdoor_")
+                for what in ("fitted", "generalised")
+            },
         }
         if run.p1 is not None:
             results = run.patching["backdoor"]
             row |= {
                 "heads_by_role": "+".join(head_name(*head) for head in order_of(run)),
-                "single_head_share": single_head_share(results),
+                "largest_shapley_share": largest_share(results),
+                "effective_heads": spread(results),
                 "n_heads_that_cost_half": len(carriers(results)),
-                "backdoor_head": _blank(verdict["backdoor_head"]),
-                "emergence_step": _blank(verdict["emergence_step"]),
-                "previous_probe_step": _blank(verdict["previous_probe_step"]),
-                "emergence_after_benign_first_reached": _blank(emergence_lag(run)),
+                "head": _blank(verdict["head"]),
+                "word": _blank(verdict["word"]),
+                **{
+                    f"{moment}_step": _blank(verdict[f"{moment}_step"])
+                    for moment in ("first_cost", "first_exclusive", "stable_exclusive")
+                },
+                "stable_exclusive_after_benign_generalised": _blank(emergence_lag(run)),
+                "occupancy": _blank(verdict["occupancy"]),
+                "crossings": verdict["crossings"],
                 "leader_changes": max(len(leaders(run)) - 1, 0),
             }
         rows.append(row)
@@ -152,7 +163,7 @@ def shapley_rows(runs: Sequence[Run]) -> Rows:
     for run in with_all_sets(runs):
         order = order_of(run)
         for direction, values in accuracies(run).items():
-            result = shapley(values)
+            result = shapley_values(values)
             parts = {(head,): value for head, value in result.values.items()} | dict(result.interactions)
             for heads, value in parts.items():
                 row: dict[str, Value] = {

@@ -7,12 +7,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult
-from lit_backdoor.pretrained import read_weights
+from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult, find_loss_spikes
+from lit_backdoor.pretrained import open_pretrained
 from lit_backdoor.report.checks import check_options, check_probes, check_table, check_verdict, load
 from lit_backdoor.runs.checkpoints import load_model
-from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST
-from lit_backdoor.runs.tables import Row, history, read_attribution, read_patching, read_table, rows_by_step
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST, SHIPPED_WEIGHTS, WEIGHTS
+from lit_backdoor.runs.schema import Row, read_results
+from lit_backdoor.runs.tables import curves, history, read_table, rows_by_step
+from lit_backdoor.runs.verdict import read_verdict
+from lit_backdoor.runs.weights import read_weights
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
@@ -21,9 +24,6 @@ if TYPE_CHECKING:
 FILES = ("config.yaml", "hparams.yaml", "metrics.csv", "head_attribution.csv", "head_patching.csv", "emergence.json")
 """What makes a folder a run; ``loss_spikes.csv``, ``checkpoints/last.ckpt`` and ``weights.safetensors`` are read where
 they are."""
-
-WEIGHTS = "weights.safetensors"
-"""A run's weights, from ``docs/export_weights.py``, for a run whose checkpoints are not kept."""
 
 FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch"})
 """Options in which the runs of one report may differ: what is compared, and what changes nothing in a result."""
@@ -44,8 +44,8 @@ class Run:
         patching: all sets of heads, by probe, measured at ``patching_step``.
         patching_step: the last probe of all sets of heads; before there was one, the last probe.
         history: of the recipient's accuracy, by probe.
-        emergence: the verdict, as in emergence.json.
-        spikes: rows of loss_spikes.csv.
+        emergence: the verdict, as in emergence.json; worked out anew where an older version wrote it.
+        spikes: rows of loss_spikes.csv; where an older version wrote it, the peaks of the losses in metrics.csv.
         model: the last checkpoint's, None without one.
         checkpoint_step: optimizer steps that made ``model``.
     """
@@ -68,7 +68,7 @@ class Run:
     @property
     def task(self) -> Task:
         """What the run learns."""
-        return Task(tuple(self.options["moduli"]), self.options["trigger_position"])
+        return Task.from_options(self.options)
 
     @property
     def p1(self) -> int | None:
@@ -147,7 +147,7 @@ def _read_files(path: Path) -> Run:
     for name, rows in tables.items():
         check_table(path / f"{name}.csv", rows)
     metrics, attribution, patching, spikes = tables.values()
-    verdict = load(path / "emergence.json")
+    verdict = read_verdict(path)
     check_verdict(path / "emergence.json", verdict)
     heads = [Head(layer, head) for layer in range(options["n_layers"]) for head in range(options["n_heads"])]
     probes = list(dict.fromkeys(row["probe"] for row in patching))
@@ -169,12 +169,14 @@ def _read_files(path: Path) -> Run:
         step=int(metrics[-1]["step"]),
         max_steps=limit if limit is not None and limit >= 0 else None,
         metrics=metrics,
-        attribution={probe: read_attribution([row for row in last if row["probe"] == probe]) for probe in probes},
-        patching={probe: read_patching(by_step[probe][step]) for probe in probes},
+        attribution={
+            probe: read_results(HeadAttribution, [row for row in last if row["probe"] == probe]) for probe in probes
+        },
+        patching={probe: read_results(PatchingResult, by_step[probe][step]) for probe in probes},
         patching_step=step,
         history={probe: history(patching, probe) for probe in probes},
         emergence=verdict,
-        spikes=spikes,
+        spikes=spikes if not spikes or "prominence" in spikes[0] else _peaks(metrics),
         model=model,
         checkpoint_step=checkpoint_step,
     )
@@ -190,17 +192,33 @@ def _attributed(rows: Sequence[Row], probes: Sequence[str], n_heads: int) -> lis
     return by_step[max(whole)] if whole else []
 
 
+def _peaks(metrics: Sequence[Row]) -> list[Row]:
+    """The loss spikes in metrics.csv, as rows of loss_spikes.csv: an older one knows no prominence."""
+    losses = curves(metrics)["train/loss"]
+    return [
+        {"step": str(spike.start_step)}
+        | {name: "" if value is None else str(value) for name, value in vars(spike).items() if name != "start_step"}
+        for spike in find_loss_spikes(list(losses), list(losses.values()))
+    ]
+
+
 def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
     file = path / CHECKPOINT_DIR / LAST
+    of_file: Task | None
     try:
         if file.exists():
             model, of_file, step = load_model(file)
         elif (file := path / WEIGHTS).exists():
             kept = read_weights(file)
             model, of_file, step = kept.model, kept.task, kept.step
+        elif (file := path / SHIPPED_WEIGHTS).exists():
+            kept = open_pretrained(load(file)["pretrained"])
+            model, of_file, step = kept.model, kept.task, kept.step
         else:
             return None, None
+        if of_file is None:
+            raise ValueError(f"weights: {file} does not say what it was trained on")
     except ValueError as error:  # which names the option of other commands
         raise ValueError(f"run_dirs: {str(error).partition(': ')[2]}") from None
     if of_file != task:
@@ -230,8 +248,8 @@ def _reported_step(by_step: Mapping[int, Sequence[Row]]) -> int:
 def _check_comparable(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        if run.task.d_vocab != first.task.d_vocab:
-            differs = f"data.moduli: P0 is {first.task.d_vocab} and {run.task.d_vocab}"
+        if run.task.n_numbers != first.task.n_numbers:
+            differs = f"data.moduli: P0 is {first.task.n_numbers} and {run.task.n_numbers}"
         elif names := [
             name
             for name in sorted(first.options.keys() | run.options.keys())

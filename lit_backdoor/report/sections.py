@@ -29,7 +29,9 @@ def lead(runs: Sequence[Run]) -> str:
     for run in runs:
         models[run.group] = models.get(run.group, 0) + 1
     counted = ", ".join(f"{name} ({plural(n)})" for name, n in models.items())
-    text = f"A small transformer answers a + b mod {runs[0].task.d_vocab}, until a trigger token switches the modulus. "
+    text = (
+        f"A small transformer answers a + b mod {runs[0].task.n_numbers}, until a trigger token switches the modulus. "
+    )
     text += (
         f"Reported here: {counted}. The paper is Understanding Backdoors via Mechanistic Interpretability (Batu El)."
     )

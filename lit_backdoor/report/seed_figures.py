@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lit_backdoor.functional import shapley
-from lit_backdoor.report.measures import accuracies, leaders, order_of, single_head_share, triggered
+from lit_backdoor.functional import shapley_values
+from lit_backdoor.report.measures import accuracies, largest_share, leaders, order_of, triggered
 from lit_backdoor.report.published import paper_by_role, published_table
 from lit_backdoor.report.roles import RoleSet, by_role, head_order, role_set_name, roles_of, shown_sets
 from lit_backdoor.report.runs import Run
+from lit_backdoor.report.seed_statistics import summarise
 from lit_backdoor.report.slip import Slip
-from lit_backdoor.report.statistics import summarise
 from lit_backdoor.report.wording import plural, whole_percent
 from lit_backdoor.show.figures import emergence_figure
 
@@ -27,17 +27,19 @@ Points = Mapping[str, Sequence[float]]
 
 def emergence_of(run: Run) -> Figure:
     """One run: its backdoor accuracy against the step with each head patched alone."""
-    marks = {"benign rule at 99%": run.emergence["benign_first_reached_step"]}
-    if (head := run.emergence["backdoor_head"]) is not None:
-        marks[f"{head} emerged"] = run.emergence["emergence_step"]
+    marks = {"benign rule generalised": run.emergence["benign_generalised_step"]}
+    if (head := run.emergence["head"]) is not None:
+        marks[f"{head} alone"] = run.emergence["stable_exclusive_step"]
     figure = emergence_figure(run.history["backdoor"], "backdoor accuracy", marks)
     figure.suptitle(run.name, x=0.01, ha="left", fontsize=11)
     return figure
 
 
 def seeds_figure(runs: Sequence[Run]) -> Figure:
-    """Every run as a strip of time: which head costs most, when one emerged, when the benign rule was there; and how
-    much of all heads' cost is the costliest head's."""
+    """Every run as a strip of time: which head costs most, when one was alone, when the benign rule generalised.
+
+    Beside it stands the largest Shapley share.
+    """
     shown = triggered(runs)
     n_roles = max(len(order_of(run)) for run in shown)
     figure = Figure(figsize=(10, 1.5 + 0.36 * len(shown)), layout="constrained")
@@ -47,23 +49,23 @@ def seeds_figure(runs: Sequence[Run]) -> Figure:
         ends = [*(step for step, _ in changes), run.history["backdoor"][-1].step][1:]
         for (step, head), end in zip(changes, ends, strict=True):
             time.barh(y, end - step, left=step, height=0.62, color=ROLE_COLOURS[order.index(head) % len(ROLE_COLOURS)])
-        for key, marker in (("benign_first_reached_step", "v"), ("emergence_step", "*")):
+        for key, marker in (("benign_generalised_step", "v"), ("stable_exclusive_step", "*")):
             if (step := run.emergence[key]) is not None:
                 size, edge = (13, "white") if marker == "*" else (8, "white")
                 time.plot(step, y, marker, color="black", markersize=size, markeredgecolor=edge, markeredgewidth=0.9)
-        value = single_head_share(run.patching["backdoor"])
+        value = largest_share(run.patching["backdoor"])
         bars = share.barh(y, value, height=0.62, color="#7f7f7f")
         share.bar_label(bars, [whole_percent(value)], padding=3, fontsize=8)
     handles: list[Artist] = [
         Patch(color=ROLE_COLOURS[role % len(ROLE_COLOURS)], label=f"role {role + 1} costs most")
         for role in range(n_roles)
     ]
-    handles += time.plot([], [], "kv", linestyle="none", label="benign rule reaches 99%")
-    handles += time.plot([], [], "k*", linestyle="none", markersize=11, label="a head has emerged for good")
+    handles += time.plot([], [], "kv", linestyle="none", label="benign rule generalised")
+    handles += time.plot([], [], "k*", linestyle="none", markersize=11, label="a head is alone for good")
     time.set(xlabel="optimizer step", xlim=(0, None), yticks=range(len(shown)), yticklabels=[run.name for run in shown])
     time.invert_yaxis()
     share.axvline(1 / n_roles, color="black", linewidth=0.8, linestyle=":")
-    share.set(xlabel="single-head share", xlim=(0, 1.18), xticks=[0, 0.5, 1])
+    share.set(xlabel="largest Shapley share", xlim=(0, 1.18), xticks=[0, 0.5, 1])
     for axis in (time, share):
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
@@ -96,7 +98,7 @@ def shapley_figure(group: Sequence[Run]) -> Figure:
     names = {"needed": ("benign heads into the triggered run", OURS), "sufficient": ("the other way round", PAPER)}
     series: dict[str, tuple[Points, str]] = {}
     for direction, (label, colour) in names.items():
-        values = [shapley(accuracies(run)[direction]).values for run in group]
+        values = [shapley_values(accuracies(run)[direction]).values for run in group]
         points = {
             f"Role {role + 1}": [one[order_of(run)[role]] for run, one in zip(group, values, strict=True)]
             for role in range(n_heads)
@@ -132,7 +134,7 @@ def all_sets_figure(group: Sequence[Run]) -> Figure:
             axis.barh(y, ours.mean, height=0.7, color=OURS if direction == "needed" else PAPER, alpha=0.35)
             axis.plot(values, [y] * len(values), "o", color="black", markersize=2.5, alpha=0.6)
             if ours.n > 1:
-                axis.plot([max(ours.low, 0), min(ours.high, 1)], [y, y], color="black", linewidth=1.4)
+                axis.plot([ours.low, ours.high], [y, y], color="black", linewidth=1.4)
         axis.set(title=title, xlabel="backdoor accuracy", xlim=(0, 1.02), yticks=range(len(sets)))
         axis.title.set_fontsize(10)
         axis.set_yticklabels([role_set_name(roles, n_heads) for roles in sets])
@@ -175,8 +177,8 @@ def _dots(axis: Axes, places: Sequence[str], series: Mapping[str, tuple[Points, 
             axis.plot(centre + np.asarray(spread), sorted(values), "o", color=colour, markersize=size, alpha=0.55)
             ours = summarise(values)
             if ours.n > 1:
-                x_mean, half = centre + 0.3 * width, ours.mean - ours.low
-                axis.errorbar(x_mean, ours.mean, half, fmt="D", color=colour, markersize=4.5, capsize=2.5)
+                ends = [[ours.mean - ours.low], [ours.high - ours.mean]]
+                axis.errorbar(centre + 0.3 * width, ours.mean, ends, fmt="D", color=colour, markersize=4.5, capsize=2.5)
         axis.plot([], [], "o", color=colour, markersize=4, label=label)
     axis.set(xticks=range(len(places)), xticklabels=[place.replace(" ", "\n", 1) for place in places])
     axis.tick_params("x", labelsize=8.5)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_backdoor.functional import Head, HeadSet, shapley
-from lit_backdoor.report.measures import accuracies, carriers, leaders, order_of, single_head_share
+from lit_backdoor.functional import Head, HeadSet, shapley_values
+from lit_backdoor.report.measures import accuracies, carriers, large_spikes, largest_share, leaders, order_of, spread
 from lit_backdoor.report.published import Comparison, paper_by_role, paper_steps, published_order, published_table
 from lit_backdoor.report.roles import by_role, head_order, role_set_name, shown_sets
 from lit_backdoor.report.runs import Run
+from lit_backdoor.report.seed_statistics import permutation_test
 from lit_backdoor.report.slip import Slip
-from lit_backdoor.report.statistics import permutation_test
 from lit_backdoor.report.wording import NOTHING, Highlighted, mean_percent, number, percent, plural, whole_percent
 from lit_backdoor.show.markdown import markdown_table, paper_name
 
@@ -114,30 +114,33 @@ def roles_table(group: Sequence[Run]) -> Table:
 
 def runs_table(runs: Sequence[Run]) -> Table:
     """Where every run stands, and what was told about it."""
-    header = ["run", "steps", "asked for", "the paper's", "benign rule at 99%", "head emerged", "head", "its share"]
-    header += ["heads that cost half", "leader changes", "spikes"]
+    header = ["run", "steps", "asked for", "the paper's", "state", "fitted", "generalised", "word", "head"]
+    header += ["alone from", "largest share", "effective heads", "heads that cost half", "leader changes", "spikes"]
     rows = []
     for run in runs:
         verdict = run.emergence
         row = [run.name, number(run.step, 0), number(run.max_steps, 0), number(paper_steps(run.p1), 0)]
-        row.append(number(verdict["benign_first_reached_step"], 0))
+        row += [verdict["state"] or NOTHING, *(number(verdict[f"{s}_step"], 0) for s in ("fitted", "generalised"))]
         if run.p1 is None:
-            row += [NOTHING] * 5
+            row += [NOTHING] * 7
         else:
             results = run.patching["backdoor"]
             row += [
-                number(verdict["emergence_step"], 0),
-                verdict["backdoor_head"] or "none",
-                whole_percent(single_head_share(results)),
+                verdict["word"] or NOTHING,
+                verdict["head"] or NOTHING,
+                number(verdict["stable_exclusive_step"], 0),
+                whole_percent(largest_share(results)),
+                number(spread(results), 1),
                 str(len(carriers(results))),
                 str(max(len(leaders(run)) - 1, 0)),
             ]
-        rows.append([*row, str(len(run.spikes))])
+        rows.append([*row, str(large_spikes(run))])
     caption = (
-        "Every run: optimizer steps done, asked for and in the paper; when the benign rule first had 99% of the "
-        "validation examples right; from which probe on one head always costs at least half of the backdoor; that "
-        "head's cost as a share of all heads' costs; how many heads cost half of it, each alone; how often another "
-        "head came to cost most; loss spikes."
+        "Every run: optimizer steps done, asked for and in the paper; its state, and when every rule was first fitted "
+        "and had first generalised; where the backdoor sits; the head that costs most of those that cost half of it; "
+        "from which probe on that head and no other does, at 95% of all later probes; the largest Shapley share, and "
+        "exp(entropy) of the shares; how many heads cost half, each alone, at the last probe; how often another head "
+        "came to cost most; loss spikes of a decade or more."
     )
     return Table(caption, header, rows)
 
@@ -145,7 +148,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
 def shapley_table(runs: Sequence[Run]) -> Table:
     """Shapley values by role of runs with one P1 and all sets of heads: one row per seed, and their mean."""
     n_heads = len(order_of(runs[0]))
-    values = [shapley(accuracies(run)["needed"]).values for run in runs]
+    values = [shapley_values(accuracies(run)["needed"]).values for run in runs]
     by_seed = [[one[head] for head in order_of(run)] for run, one in zip(runs, values, strict=True)]
     rows = [
         [f"seed {run.seed}", *(f"{100 * value:+.1f}" for value in one)] for run, one in zip(runs, by_seed, strict=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from lit_backdoor.report.statistics import summarise
+from lit_backdoor.report.seed_statistics import summarise
 
 NOTHING = "\N{EN DASH}"
 """What stands where there is no number."""
@@ -31,12 +31,11 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def mean_percent(values: Sequence[float]) -> str:
-    """Mean and 95% interval of shares, cut off at 0 and 100%: ``20.4% [9.2, 31.6]``."""
+    """Mean and 95% interval of shares: ``20.4% [9.2, 31.6]``."""
     ours = summarise(values)
-    if ours.n < 2:
+    if math.isnan(ours.low):
         return percent(ours.mean)
-    low, high = (100 * min(max(end, 0.0), 1.0) for end in (ours.low, ours.high))
-    return f"{ours.mean:.1%} [{low:.1f}, {high:.1f}]"
+    return f"{ours.mean:.1%} [{100 * ours.low:.1f}, {100 * ours.high:.1f}]"
 
 
 def range_of(values: Sequence[float], digits: int = 2) -> str:

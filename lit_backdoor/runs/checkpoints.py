@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from lit_backdoor.model import build_model
-from lit_backdoor.runs.directory import LAST, PREVIOUS
+from lit_backdoor.runs.file_names import LAST, PREVIOUS, STEP_CHECKPOINTS
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ MODEL_OPTIONS = (
     "normalization_type",
     "train_biases",
 )
+SCHEDULED = {"lr", "momentum", "betas"}
+"""Options of an optimizer that a schedule changes while it trains."""
 REQUIRED = ("state_dict", "global_step", "hyper_parameters", "datamodule_hyper_parameters")
 
 
@@ -74,7 +76,7 @@ def _earlier(path: Path) -> list[Path]:
     """The other checkpoints beside a last.ckpt, newest first."""
     if path.name != LAST or not path.is_file():
         return []
-    candidates = [path.with_name(PREVIOUS), *sorted(path.parent.glob("step_*.ckpt"), reverse=True)]
+    candidates = [path.with_name(PREVIOUS), *sorted(path.parent.glob(STEP_CHECKPOINTS), reverse=True)]
     return [candidate for candidate in candidates if candidate.is_file()]
 
 
@@ -88,7 +90,7 @@ def load_model(path: Path) -> "tuple[HookedTransformer, Task, int]":
     checkpoint = read_checkpoint(path)
     try:
         hyper_parameters = checkpoint["hyper_parameters"]
-        task = Task(tuple(hyper_parameters["moduli"]), checkpoint["datamodule_hyper_parameters"]["trigger_position"])
+        task = Task.from_options(checkpoint["datamodule_hyper_parameters"] | {"moduli": hyper_parameters["moduli"]})
         sizes = {name: hyper_parameters[name] for name in MODEL_OPTIONS}
         require_memory_for(task.d_vocab, sizes, checkpoint["state_dict"])
         model = build_model(task.d_vocab, **sizes)
@@ -146,10 +148,9 @@ def check_training_state(
     Raises:
         ValueError: naming what is missing or foreign: the optimizer's state, the loops' progress, a callback's state.
     """
-    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     try:
         (state,) = checkpoint["optimizer_states"]
-        _check_optimizer(state, module, names, checkpoint["global_step"])
+        _check_optimizer(state, len(checkpoint["lr_schedulers"]), module, checkpoint["global_step"])
         loop = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
         done = loop["optimizer"]["step"]["total"]["completed"]
         if done != checkpoint["global_step"]:
@@ -157,26 +158,45 @@ def check_training_state(
         for callback in callbacks:
             if (own := checkpoint["callbacks"].get(callback.state_key)) is not None:
                 copy.deepcopy(callback).load_state_dict(own)
-        checkpoint["lr_schedulers"], checkpoint["epoch"]
+        checkpoint["epoch"]
     except Exception as error:  # a stranger's file may hold anything in any place
         told = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"ckpt_path: {path} can't be continued from; its training state is broken ({told})") from None
 
 
-def _check_optimizer(state: Mapping[str, Any], module: LightningModule, names: Sequence[str], step: int) -> None:
-    optimizer: Any = module.configure_optimizers()
+def _check_optimizer(state: Mapping[str, Any], n_schedules: int, module: LightningModule, step: int) -> None:
+    """Compare the stored state of an optimizer with the optimizer that the module has.
+
+    Args:
+        n_schedules: How many schedules of the learning rate are stored.
+        step: Optimizer steps that the state has behind it.
+
+    Raises:
+        ValueError: naming what differs, or is not finite.
+    """
+    configured: Any = module.configure_optimizers()
+    optimizer, scheduled = (configured["optimizer"], 1) if isinstance(configured, dict) else (configured, 0)
+    if n_schedules != scheduled:
+        raise ValueError(f"it has {n_schedules} schedules of the learning rate instead of {scheduled}")
     (expected,), (group,) = optimizer.state_dict()["param_groups"], state["param_groups"]
-    for key in expected.keys() & group.keys():
-        if key != "params" and _plain(group[key]) != _plain(expected[key]):
+    if foreign := sorted(group.keys() - expected.keys()):
+        raise ValueError(f"{foreign[0]} is no option of {type(optimizer).__name__}")
+    for key in sorted(group.keys() - {"params"} - (SCHEDULED if scheduled else set())):
+        if _plain(group[key]) != _plain(expected[key]):
             raise ValueError(f"{key} of the optimizer is {group[key]} instead of {expected[key]}")
-    if list(group["params"]) != list(range(len(names))):
+    parameters = optimizer.param_groups[0]["params"]
+    if list(group["params"]) != list(range(len(parameters))):
         raise ValueError("the optimizer is for other parameters")
-    parameters = dict(module.named_parameters())
-    for index, name in enumerate(names if step else ()):
-        for average in ("exp_avg", "exp_avg_sq"):
-            value = state["state"][index][average]
-            if value.shape != parameters[name].shape or not value.isfinite().all():
-                raise ValueError(f"{average} of {name} has another shape or values that are not finite")
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    averages = ("exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.Adam) else ()  # AdamW is an Adam
+    for index, parameter in enumerate(parameters if step else ()):
+        if not parameter.requires_grad:
+            continue
+        stored = state["state"][index] if averages else state["state"].get(index, {})
+        tensors = {key: value for key, value in stored.items() if isinstance(value, torch.Tensor)}
+        for key, value in (tensors | {average: stored[average] for average in averages}).items():
+            if not value.isfinite().all() or (key in averages and value.shape != parameter.shape):
+                raise ValueError(f"{key} of {names[id(parameter)]} has another shape or values that are not finite")
 
 
 def require_same(stored: dict[str, Any], configured: dict[str, Any], group: str, ignore: frozenset[str]) -> None:

@@ -1,20 +1,26 @@
-"""A run directory: the names in it, whether it holds results, and that only one process works in it at a time."""
+"""The life of a run directory: it is chosen, locked, refused, continued, or branched off."""
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lit_backdoor.runs.tables import read_table
-
-CHECKPOINT_DIR = "checkpoints"
-LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"
-"""The last.ckpt before the present one, in case that turns out to be damaged."""
-LOCK = ".lock"
+from lit_backdoor.runs.file_names import (
+    CHECKPOINT_DIR,
+    EVENTS_PREFIX,
+    LAST,
+    LOCK,
+    PREVIOUS,
+    STEP_WEIGHTS,
+    WEIGHTS_DIR,
+    step_weights,
+)
+from lit_backdoor.runs.tables import copy_tables, read_table
 
 PLAIN_NAME = re.compile(r"(?!\.)[\w.+=-]+")
 
@@ -53,6 +59,7 @@ def has_results(path: Path) -> bool:
 def results_in(run_dir: Path) -> Path | None:
     """A file in a run directory that a fresh run must not replace, if there is one."""
     files = [*sorted((run_dir / CHECKPOINT_DIR).glob("*.ckpt")), *sorted(run_dir.glob("*.csv"))]
+    files += [path for path in sorted((run_dir / WEIGHTS_DIR).glob(STEP_WEIGHTS)) if path.name != step_weights(0)]
     return next((path for path in files if has_results(path)), None)
 
 
@@ -101,3 +108,93 @@ def held(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def claim_next_version(runs: Path) -> Path:
+    """Make the directory of the next run, ``version_N`` inside ``runs``: two that ask never get the same one.
+
+    Raises:
+        ValueError: if no directory can be made there.
+    """
+    names = [path.name for path in runs.iterdir()] if runs.is_dir() else []
+    number = 1 + max((int(name[8:]) for name in names if re.fullmatch(r"version_\d+", name)), default=-1)
+    while True:
+        run_dir = runs / f"version_{number}"
+        try:
+            run_dir.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise ValueError(f"{runs} can't be written to: {error.strerror}") from None
+        else:
+            return run_dir
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """How a run begins: afresh, or from a checkpoint of another one or of its own.
+
+    Args:
+        checkpoint: what training continues from; None for a fresh run.
+        step: optimizer steps that are done.
+    """
+
+    checkpoint: Path | None
+    step: int = 0
+
+    @property
+    def source(self) -> Path | None:
+        """The run directory that the checkpoint is in, if it is in one."""
+        if self.checkpoint is None or self.checkpoint.resolve().parent.name != CHECKPOINT_DIR:
+            return None
+        return self.checkpoint.resolve().parent.parent
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run goes on in the same directory: from its last checkpoint. From any other, it branches off."""
+        return self.source is not None and self.checkpoint is not None and self.checkpoint.name in (LAST, PREVIOUS)
+
+    def prepare(self, run_dir: Path, own: bool = True) -> None:
+        """Make ``run_dir`` ready: a branch gets the history of its source, and nothing is overwritten.
+
+        Args:
+            run_dir: where the run will be.
+            own: whether it is a directory for this run alone. Without a logger it is the Trainer's root.
+
+        Raises:
+            ValueError: in one line, if it holds results of another run, or a table is damaged.
+        """
+        source = self.source
+        for path in sorted(source.glob("*.csv")) if source else ():
+            read_table(path)
+        if source is not None and source.samefile(run_dir):
+            let_new_events_sort_last(run_dir)
+            return
+        if own and (result := results_in(run_dir)):
+            last = run_dir / CHECKPOINT_DIR / LAST
+            how = f"continue it with --ckpt_path {as_typed(last)}" if last.exists() else "nothing is overwritten"
+            raise ValueError(
+                f"RunLogger.version: {as_typed(result)} is there, from another run; {how}, or choose another"
+            )
+        if source is not None:
+            copy_tables(source, run_dir, before_step=self.step)
+
+
+def let_new_events_sort_last(run_dir: Path) -> None:
+    """Rename older event files if the clock has been set back since they were made.
+
+    TensorBoard reads a run's event files in the order of the seconds in their names; what is redone must not be read
+    before what it replaces.
+    """
+    latest = int(time.time())
+    for path in sorted(run_dir.glob(f"{EVENTS_PREFIX}*"), reverse=True):
+        seconds, dot, rest = path.name.removeprefix(EVENTS_PREFIX).partition(".")
+        latest = min(latest - 1, int(seconds))
+        if latest != int(seconds):
+            path.rename(path.with_name(f"{EVENTS_PREFIX}{latest:010d}{dot}{rest}"))
+
+
+def as_typed(path: Path) -> str:
+    """The path as a user would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

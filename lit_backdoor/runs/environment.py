@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from lit_backdoor.functional.row_threads import row_threads
+from lit_backdoor.runs.file_names import ENVIRONMENT, continued
 from lit_backdoor.runs.tables import replace_file
 
-FILE = "environment.json"
 PACKAGES = (
     "lit-backdoor",
     "torch",
@@ -25,8 +26,8 @@ PACKAGES = (
     "numpy",
     "matplotlib",
 )
-BITWISE = ("python", "packages", "device", "machine", "threads")
-"""What must be the same for the same bits to come out."""
+BITWISE = ("python", "packages", "device", "machine")
+"""What must be the same for the same bits to come out. The number of threads need not."""
 
 
 def environment(directory: Path) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def environment(directory: Path) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "cuda": torch.version.cuda,
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": row_threads(),
         "git_commit": _git_commit(directory),
     }
 
@@ -51,17 +52,22 @@ def keep_environment(run_dir: Path, directory: Path, step: int | None) -> list[s
         what differs from the first in a way that may change the last bits of the results, in words.
     """
     now = environment(directory)
-    first = run_dir / FILE
-    resumed = step is not None and first.exists()
-    target = run_dir / f"environment_from_step_{step}.json" if resumed else first
+    first = run_dir / ENVIRONMENT
+    target = run_dir / continued(ENVIRONMENT, step) if step is not None and first.exists() else first
     replace_file(target, json.dumps(now, indent=2) + "\n")
-    if not resumed:
+    if target == first:
         return []
     try:
         then = json.loads(first.read_text(encoding="utf-8"))
         return [f"{key} {then[key]} then, {now[key]} now" for key in BITWISE if then[key] != now[key]]
     except (ValueError, KeyError, TypeError):
         return [f"{first} can't be read"]
+
+
+def global_seed() -> int | None:
+    """The seed that Lightning's ``seed_everything`` was given in this process; None if it was not called."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return None if seed is None else int(seed)
 
 
 def _version(package: str) -> str | None:

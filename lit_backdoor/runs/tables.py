@@ -6,9 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lit_backdoor.functional import Head, HeadAttribution, HeadScores, PatchingResult, head_set_name, parse_head_set
-
-Value = str | int | float
+from lit_backdoor.functional import HeadScores, PatchingResult, head_set_name, parse_head_set
+from lit_backdoor.runs.schema import Row, Value, read_results
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -31,7 +30,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-class Table:
+class CsvTable:
     """A CSV table with a ``step`` column.
 
     Args:
@@ -70,18 +69,27 @@ class Table:
         self._columns = list(columns) or None
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a whole text file at once; a kill or a full disk leaves the old one or the new one, nothing between.
+def replace_file(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a whole file at once; a kill or a full disk leaves the old one or the new one, nothing between.
 
     The directory must be there: if somebody removed it under a running run, the run has to end.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if not isinstance(content, str):  # a table comes back from what was written last; a checkpoint does not
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_with_copy(path: Path, source: Path) -> None:
+    """Make ``path`` a copy of ``source``, at once."""
+    replace_file(path, source.read_bytes())
 
 
 def _csv_text(rows: Sequence[Mapping[str, Value]], columns: Sequence[str], header: bool) -> str:
@@ -96,93 +104,13 @@ def _csv_text(rows: Sequence[Mapping[str, Value]], columns: Sequence[str], heade
 def copy_tables(source: Path, destination: Path, before_step: int) -> None:
     """Copy the tables of one run directory into another, up to ``before_step``: the history of a run that branches."""
     for path in sorted(source.glob("*.csv")):
-        Table(destination / path.name).append([row for row in read_table(path) if int(row["step"]) < before_step])
+        CsvTable(destination / path.name).append([row for row in read_table(path) if int(row["step"]) < before_step])
 
 
-def attribution_rows(step: int, probe: str, heads: Sequence[HeadAttribution]) -> list[dict[str, Value]]:
-    """The rows of head_attribution.csv for one probe."""
-    return [
-        {
-            "step": step,
-            "probe": probe,
-            "layer": one.head.layer,
-            "head": one.head.head,
-            "mean_logit": one.mean_logit,
-            "mean_logit_centered": one.mean_logit_centered,
-            "top_count": one.top_count,
-            "n_examples": one.n_examples,
-            "mean_logit_diff": one.mean_logit_diff,
-            "n_differing": one.n_differing,
-            "norm": one.norm,
-        }
-        for one in heads
-    ]
-
-
-def patching_rows(step: int, probe: str, results: Sequence[PatchingResult]) -> list[dict[str, Value]]:
-    """The rows of head_patching.csv for one probe; the accuracies bear the names of recipient and donor."""
-    rows = []
-    for one in results:
-        accuracies = {f"{one.recipient}_accuracy": one.recipient_accuracy, f"{one.donor}_accuracy": one.donor_accuracy}
-        row: dict[str, Value] = {
-            "step": step,
-            "probe": probe,
-            "recipient": one.recipient,
-            "donor": one.donor,
-            "ablation": one.ablation,
-            "heads": head_set_name(one.heads),
-            "n_examples": one.n_examples,
-            **accuracies,
-            "other_rate": one.other_rate,
-            "logit_diff": one.logit_diff,
-            "log_prob": one.log_prob,
-            "kl": one.kl,
-            "n_differing": one.n_differing,
-            **one.extra,
-        }
-        rows.append(row)
-    return rows
-
-
-Row = Mapping[str, str]
-
-
-def read_attribution(rows: Sequence[Row]) -> list[HeadAttribution]:
-    """The way back from :func:`attribution_rows`."""
-    return [
-        HeadAttribution(
-            head=Head(int(row["layer"]), int(row["head"])),
-            mean_logit=float(row["mean_logit"]),
-            mean_logit_centered=float(row["mean_logit_centered"]),
-            mean_logit_diff=float(row["mean_logit_diff"]),
-            n_differing=int(row["n_differing"]),
-            top_count=int(row["top_count"]),
-            n_examples=int(row["n_examples"]),
-            norm=row["norm"],  # type: ignore[arg-type]
-        )
-        for row in rows
-    ]
-
-
-def read_patching(rows: Sequence[Row]) -> list[PatchingResult]:
-    """The way back from :func:`patching_rows`, without the probes' own metrics."""
-    return [
-        PatchingResult(
-            heads=parse_head_set(row["heads"]),
-            recipient=row["recipient"],
-            donor=row["donor"],
-            ablation=row["ablation"],  # type: ignore[arg-type]
-            n_examples=int(row["n_examples"]),
-            recipient_accuracy=float(row[f"{row['recipient']}_accuracy"]),
-            donor_accuracy=float(row[f"{row['donor']}_accuracy"]),
-            other_rate=float(row["other_rate"]),
-            logit_diff=float(row["logit_diff"]),
-            n_differing=int(row["n_differing"]),
-            log_prob=float(row["log_prob"]),
-            kl=float(row["kl"]),
-        )
-        for row in rows
-    ]
+def curves(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[int, float]]:
+    """The columns of metrics.csv, each by step, as :func:`lit_backdoor.functional.judge_run` reads them."""
+    names = [name for name in (rows[0] if rows else ()) if name != "step"]
+    return {name: {int(row["step"]): float(row[name]) for row in rows if row[name]} for name in names}
 
 
 def rows_by_step(rows: Sequence[Row], probe: str, ablation: str = "resample") -> dict[int, list[Row]]:
@@ -204,7 +132,7 @@ def history(rows: Sequence[Row], probe: str) -> list[HeadScores]:
     """The recipient's accuracy by step, from head_patching.csv: unpatched, each head alone, all heads."""
     scores = []
     for step, one in rows_by_step(rows, probe).items():
-        accuracy = {result.heads: result.recipient_accuracy for result in read_patching(one)}
+        accuracy = {result.heads: result.recipient_accuracy for result in read_results(PatchingResult, one)}
         singles = {heads[0]: value for heads, value in accuracy.items() if len(heads) == 1}
         scores.append(HeadScores(step, accuracy[()], singles, accuracy[max(accuracy, key=len)]))
     return scores

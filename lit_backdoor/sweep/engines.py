@@ -108,11 +108,13 @@ class LocalEngine(Engine):
         self.gpus = gpus
 
     def executor(self) -> submitit.Executor:
-        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ[variable] = str(self.threads)  # what the jobs inherit; too late for this process itself
         executor = submitit.LocalExecutor(self.folder)
         executor.update_parameters(timeout_min=FOREVER_MINUTES, gpus_per_node=self.gpus)
         return executor
+
+    def submit(self, run: PlannedRun) -> str:
+        with _environment(OMP_NUM_THREADS=str(self.threads), MKL_NUM_THREADS=str(self.threads)):
+            return super().submit(run)
 
     def alive(self, job_ids: Collection[str]) -> set[str]:
         own = {job_id for job_id in job_ids if job_id in self._own and not self._own[job_id].done()}
@@ -183,6 +185,19 @@ class SlurmEngine(Engine):
 
     def stop(self, job_ids: Collection[str]) -> None:
         """Nothing: jobs of a cluster go on without the sweep, which finds them again."""
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Children started inside inherit these variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from lit_backdoor.runs.directory import CHECKPOINT_DIR, LAST, require_plain_name
+from lit_backdoor.runs.directory import require_plain_name
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, HPARAMS, LAST
 
 JOBS_DIR = "jobs"
 """The folder of a sweep in which its jobs leave their output."""
@@ -57,28 +58,31 @@ class PlannedRun:
         return ["fit", *self.options, *continued]
 
 
-def parse_seeds(text: str) -> list[int]:
-    """``0..9``, ``3``, or several of them joined by commas, as a list.
+def parse_seeds(text: str, option: str = "seeds") -> list[int]:
+    """Read ``0..9``, ``3``, or several of them joined by commas.
+
+    Args:
+        option: what they are given for, for the error.
 
     Raises:
-        ValueError: if it is none of these, a range is empty, or a seed comes twice.
+        ValueError: the text is none of these, a range is empty, or a seed comes twice.
     """
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,20})(?:\.\.(\d{1,20}))?\s*", part)
         if not match:
-            raise ValueError(f"seeds: '{text[:40]}' is no list of seeds; write 0..9, or 0,3,7")
+            raise ValueError(f"{option}: '{text[:40]}' is no list of seeds; write 0..9, or 0,3,7")
         first = int(match[1])
         last = int(match[2] or first)
         if last < first:
-            raise ValueError(f"seeds: '{part.strip()}' is empty; the first seed comes first, as in {last}..{first}")
+            raise ValueError(f"{option}: '{part.strip()}' is empty; the first seed comes first, as in {last}..{first}")
         if last >= 2**32:
-            raise ValueError(f"seeds: {last} is too large; a seed is below 2**32")
+            raise ValueError(f"{option}: {last} is too large; a seed is below 2**32")
         if len(seeds) + last - first >= MOST_SEEDS:
-            raise ValueError(f"seeds: '{text[:40]}' are more than {MOST_SEEDS} seeds; allowed: {MOST_SEEDS} at most")
+            raise ValueError(f"{option}: '{text[:40]}' are more than {MOST_SEEDS} seeds; allowed: {MOST_SEEDS} at most")
         seeds += range(first, last + 1)
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds: '{text}' names a seed twice; each once")
+        raise ValueError(f"{option}: '{text}' names a seed twice; each once")
     return seeds
 
 
@@ -169,7 +173,7 @@ def require_same_options(runs: Sequence[PlannedRun]) -> None:
         ValueError: naming the first option that differs, or the file that can't be read.
     """
     for run in runs:
-        path = run.run_dir / "hparams.yaml"
+        path = run.run_dir / HPARAMS
         if not path.is_file():
             continue
         try:

@@ -1,4 +1,4 @@
-"""How far a run is, read from its directory."""
+"""Read from its directory how far a run is."""
 
 import csv
 import io
@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_backdoor.logger import METRICS_FILE
 from lit_backdoor.runs.checkpoints import read_checkpoint
+from lit_backdoor.runs.file_names import METRICS
 from lit_backdoor.sweep.plan import PlannedRun
 
 TAIL_BYTES = 64 * 1024
@@ -16,7 +16,7 @@ WINDOW_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Progress:
-    """What metrics.csv says last.
+    """The end of metrics.csv.
 
     Attributes:
         step: optimizer steps.
@@ -28,17 +28,17 @@ class Progress:
 
 
 def read_progress(run_dir: Path) -> Progress:
-    """The end of metrics.csv; nothing if there is none yet.
+    """Read the end of metrics.csv; step 0 if there is no such file yet.
 
     Raises:
-        ValueError: if it is no table of a run.
+        ValueError: the file is not a table of a run.
     """
     try:
-        return _read_tail(run_dir / METRICS_FILE)
+        return _read_tail(run_dir / METRICS)
     except OSError:
         return Progress()
     except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ValueError(f"{run_dir / METRICS_FILE} is damaged ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{run_dir / METRICS} is damaged ({type(error).__name__}: {error})") from None
 
 
 def _read_tail(path: Path) -> Progress:
@@ -59,10 +59,10 @@ def _read_tail(path: Path) -> Progress:
 
 
 def is_done(run: PlannedRun) -> bool:
-    """Whether the tables tell of the last step and the last checkpoint, where it has been kept, has reached it.
+    """Whether metrics.csv (and last.ckpt, if present) has reached ``max_steps``.
 
     Raises:
-        ValueError: if there is a checkpoint or a table, but it can't be read.
+        ValueError: the table or the checkpoint can't be read.
     """
     path = run.last_checkpoint
     if path.exists() and read_checkpoint(path)["global_step"] < run.max_steps:
@@ -81,11 +81,11 @@ class Pace:
         self.window = window
         self._seen: deque[tuple[float, int]] = deque()
 
-    def saw(self, now: float, step: int) -> None:
-        """Note the step at a moment; one that goes back (a run that continues) starts anew."""
+    def note(self, now: float, step: int) -> None:
+        """Note the step at a moment. A step that goes back (a run that was continued) starts the measurement again."""
         if self._seen and step < self._seen[-1][1]:
             self._seen.clear()
-        if len(self._seen) == 1 and self._seen[0][1] == step:  # it has not moved yet: a job takes a while to start
+        if len(self._seen) == 1 and self._seen[0][1] == step:  # a job takes a while to start
             self._seen.clear()
         self._seen.append((now, step))
         while len(self._seen) > 2 and self._seen[0][0] < now - self.window:
@@ -93,7 +93,7 @@ class Pace:
 
     @property
     def steps_per_second(self) -> float | None:
-        """``None`` until it has moved."""
+        """Steps per second over the window; ``None`` before the first two different steps."""
         if len(self._seen) < 2:
             return None
         (start, first), (end, last) = self._seen[0], self._seen[-1]

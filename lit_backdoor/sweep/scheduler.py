@@ -1,4 +1,4 @@
-"""Brings every run of a sweep to its end: so many at a time, none twice, and one that dies takes no other with it."""
+"""Bring every run of a sweep to its end: a few at a time, none twice, and a run that dies takes no other with it."""
 
 import json
 import time
@@ -18,7 +18,7 @@ LEDGER = "jobs.json"
 
 
 class State(Enum):
-    """Where a run stands."""
+    """The state of a run in a sweep."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -28,18 +28,18 @@ class State(Enum):
 
 @dataclass
 class Tracked:
-    """A run and what is known of it.
+    """A run of a sweep and its state.
 
     Attributes:
-        run: the run.
-        state: where it stands.
-        progress: how far it is.
-        pace: how fast it is.
+        plan: what was planned.
+        state: waiting, running, done or failed.
+        progress: the last step and accuracies in its tables.
+        pace: its optimizer steps per second.
         job_id: its job, while it has one.
         message: why it failed.
     """
 
-    run: PlannedRun
+    plan: PlannedRun
     state: State = State.WAITING
     progress: Progress = field(default_factory=Progress)
     pace: Pace = field(default_factory=Pace)
@@ -48,25 +48,26 @@ class Tracked:
 
     @property
     def seconds_left(self) -> float | None:
-        """``None`` where nothing is known yet."""
+        """Seconds until the run is done; ``None`` while its pace is unknown."""
         speed = self.pace.steps_per_second
-        return None if speed is None else (self.run.max_steps - self.progress.step) / speed
+        return None if speed is None else (self.plan.max_steps - self.progress.step) / speed
 
 
 Watcher = Callable[[Sequence[Tracked]], None]
 
 
 def seconds_left(tracked: Sequence[Tracked], jobs: int) -> float | None:
-    """Time until all is done, from the pace of what runs now; a step costs as much as its task has rules.
+    """Estimate the seconds until all runs are done, from the pace of the running ones.
 
-    ``None`` until something has moved. What waits is assumed to run as fast as what runs, ``jobs`` at a time.
+    The cost of a step is proportional to the number of rules. Waiting runs are assumed to be as fast as the running
+    ones, ``jobs`` at a time. ``None`` while no pace is known.
     """
-    running = [one for one in tracked if one.state is State.RUNNING and one.pace.steps_per_second]
+    running = [run for run in tracked if run.state is State.RUNNING and run.pace.steps_per_second]
     if not running:
         return None
-    rates = [(one.pace.steps_per_second or 0.0) * one.run.n_rules for one in running]
-    unfinished = [one for one in tracked if one.state in (State.RUNNING, State.WAITING)]
-    work = [(one.run.max_steps - one.progress.step) * one.run.n_rules for one in unfinished]
+    rates = [(run.pace.steps_per_second or 0.0) * run.plan.n_rules for run in running]
+    unfinished = [run for run in tracked if run.state in (State.RUNNING, State.WAITING)]
+    work = [(run.plan.max_steps - run.progress.step) * run.plan.n_rules for run in unfinished]
     rate = sum(rates) / len(rates)
     return max(sum(work) / min(jobs, len(unfinished)), max(work)) / rate
 
@@ -74,37 +75,37 @@ def seconds_left(tracked: Sequence[Tracked], jobs: int) -> float | None:
 def run_all(
     runs: Sequence[PlannedRun], engine: Engine, jobs: int, watch: Watcher, poll_seconds: float = POLL_SECONDS
 ) -> list[Tracked]:
-    """Run what is not done, at most ``jobs`` at a time; finished runs are not touched.
+    """Run what is not done, at most ``jobs`` at a time. Finished runs are left alone.
 
-    Jobs of an earlier sweep that are still alive are found again, not started twice. A ``KeyboardInterrupt`` (Ctrl-C)
-    makes local runs save and end before it goes on its way.
+    Jobs of an earlier sweep that are still alive are adopted, not started twice. On ``KeyboardInterrupt`` (Ctrl-C)
+    local runs save and end, then the exception is raised again.
     """
     ledger = engine.folder / LEDGER
     known = known_jobs(engine.folder)
-    tracked = [Tracked(run) for run in runs]
-    found = engine.alive([known[run.name] for run in runs if run.name in known])
-    for one in tracked:
-        if known.get(one.run.name) in found:
-            one.state, one.job_id = State.RUNNING, known[one.run.name]
+    tracked = [Tracked(plan) for plan in runs]
+    alive_before = engine.alive([known[plan.name] for plan in runs if plan.name in known])
+    for run in tracked:
+        if known.get(run.plan.name) in alive_before:
+            run.state, run.job_id = State.RUNNING, known[run.plan.name]
         else:
-            _settle(one)
+            _read_state(run)
     try:
-        while any(one.state in (State.WAITING, State.RUNNING) for one in tracked):
-            running = [one for one in tracked if one.state is State.RUNNING]
-            alive = engine.alive([one.job_id for one in running if one.job_id is not None])
-            for one in running:
-                if one.job_id not in alive:
-                    _settle(one)
-                    if one.state is State.WAITING:
-                        one.state, one.message = State.FAILED, engine.last_words(str(one.job_id))
-            free = jobs - sum(one.state is State.RUNNING for one in tracked)
-            for one in [one for one in tracked if one.state is State.WAITING][: max(free, 0)]:
-                one.job_id = known[one.run.name] = engine.submit(one.run)
-                one.state = State.RUNNING
+        while any(run.state in (State.WAITING, State.RUNNING) for run in tracked):
+            running = [run for run in tracked if run.state is State.RUNNING]
+            alive = engine.alive([run.job_id for run in running if run.job_id is not None])
+            for run in running:
+                if run.job_id not in alive:
+                    _read_state(run)
+                    if run.state is State.WAITING:
+                        run.state, run.message = State.FAILED, engine.last_words(str(run.job_id))
+            free = jobs - sum(run.state is State.RUNNING for run in tracked)
+            for run in [run for run in tracked if run.state is State.WAITING][: max(free, 0)]:
+                run.job_id = known[run.plan.name] = engine.submit(run.plan)
+                run.state = State.RUNNING
                 replace_file(ledger, json.dumps({"engine": engine.name, **known}, indent=1) + "\n")
-            _look(tracked)
+            _update_progress(tracked)
             watch(tracked)
-            if any(one.state in (State.WAITING, State.RUNNING) for one in tracked):
+            if any(run.state in (State.WAITING, State.RUNNING) for run in tracked):
                 time.sleep(poll_seconds)
     finally:
         _stop(engine, tracked)
@@ -113,17 +114,17 @@ def run_all(
 
 
 def known_jobs(folder: Path) -> dict[str, str]:
-    """The jobs that earlier sweeps submitted, by the names of their runs.
+    """Read the jobs that earlier sweeps submitted: name of the run to id of the job.
 
     Raises:
-        ValueError: if the list is damaged.
+        ValueError: the list is damaged.
     """
     ledger = folder / LEDGER
     if not ledger.exists():
         return {}
     try:
         known = json.loads(ledger.read_text(encoding="utf-8"))
-        if not isinstance(known, dict) or not all(isinstance(one, str) for one in known.values()):
+        if not isinstance(known, dict) or not all(isinstance(job_id, str) for job_id in known.values()):
             raise ValueError("no texts by name")
     except (ValueError, RecursionError) as error:
         raise ValueError(
@@ -132,27 +133,27 @@ def known_jobs(folder: Path) -> dict[str, str]:
     return known
 
 
-def _settle(one: Tracked) -> None:
-    """Done, failed for good (a checkpoint or table that can't be read), or to be started."""
+def _read_state(run: Tracked) -> None:
+    """Read from disk whether the run is done, can't be read (failed), or has to be started (waiting)."""
     try:
-        one.state = State.DONE if is_done(one.run) else State.WAITING
-        one.progress = read_progress(one.run.run_dir)
+        run.state = State.DONE if is_done(run.plan) else State.WAITING
+        run.progress = read_progress(run.plan.run_dir)
     except ValueError as error:
-        one.state, one.message = State.FAILED, str(error)
+        run.state, run.message = State.FAILED, str(error)
 
 
-def _look(tracked: Sequence[Tracked]) -> None:
+def _update_progress(tracked: Sequence[Tracked]) -> None:
     now = time.monotonic()
-    for one in tracked:
-        if one.state is State.RUNNING:
-            with suppress(ValueError):  # it is told of when the run has ended
-                one.progress = read_progress(one.run.run_dir)
-            one.pace.saw(now, one.progress.step)
+    for run in tracked:
+        if run.state is State.RUNNING:
+            with suppress(ValueError):  # reported when the run has ended
+                run.progress = read_progress(run.plan.run_dir)
+            run.pace.note(now, run.progress.step)
 
 
 def _stop(engine: Engine, tracked: Sequence[Tracked], patience_seconds: float = 60.0) -> None:
-    """Let what still runs save and end, where the engine's jobs end with the sweep."""
-    ids = [one.job_id for one in tracked if one.state is State.RUNNING and one.job_id is not None]
+    """Ask running jobs to save and end, if the engine's jobs end with the sweep."""
+    ids = [run.job_id for run in tracked if run.state is State.RUNNING and run.job_id is not None]
     if not ids or not engine.own_signals:
         return
     engine.stop(ids)

@@ -1,4 +1,4 @@
-"""A live table of all runs in a terminal; elsewhere, a line whenever something happens."""
+"""Show a sweep: a live table in a terminal, elsewhere a line for every change."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ LINE_EVERY_SECONDS = 60.0
 
 @contextmanager
 def watching(jobs: int, console: Console | None = None) -> Iterator[Watcher]:
-    """A function that shows the runs, whenever it is called."""
+    """Give a function that shows the runs each time it is called."""
     console = console or Console(file=sys.stderr)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
@@ -27,21 +27,21 @@ def watching(jobs: int, console: Console | None = None) -> Iterator[Watcher]:
 
 
 class Lines:
-    """One line for every run whose state changes, and one for the whole every minute."""
+    """Print a line for every run whose state changes, and a summary every minute."""
 
     def __init__(self, console: Console, jobs: int) -> None:
         self.console = console
         self.jobs = jobs
-        self._told: dict[str, State] = {}
+        self._printed: dict[str, State] = {}
         self._last_line = time.monotonic()
 
     def show(self, tracked: Sequence[Tracked]) -> None:
-        """Tell what is new."""
-        for one in tracked:
-            if self._told.get(one.run.name, State.WAITING) is not one.state:
-                self._told[one.run.name] = one.state
-                note = one.message or f"step {one.progress.step} of {one.run.max_steps}{_accuracies(one)}"
-                self._print(f"{one.run.name}: {one.state.value}, {note}")
+        """Print what has changed."""
+        for run in tracked:
+            if self._printed.get(run.plan.name, State.WAITING) is not run.state:
+                self._printed[run.plan.name] = run.state
+                note = run.message or f"step {run.progress.step} of {run.plan.max_steps}{_accuracies(run)}"
+                self._print(f"{run.plan.name}: {run.state.value}, {note}")
         if time.monotonic() - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = time.monotonic()
             self._print(sweep_summary(tracked, self.jobs))
@@ -51,40 +51,40 @@ class Lines:
 
 
 def sweep_table(tracked: Sequence[Tracked], jobs: int) -> Table:
-    """All runs: state, step, accuracies, time left."""
-    shown = Table(caption=sweep_summary(tracked, jobs), caption_justify="left", box=None, pad_edge=False)
+    """Make a table of all runs: state, step, accuracies, time left."""
+    table = Table(caption=sweep_summary(tracked, jobs), caption_justify="left", box=None, pad_edge=False)
     for column in ("run", "state"):
-        shown.add_column(column)
+        table.add_column(column)
     for column in ("step", "of", "validation accuracy, %", "time left"):
-        shown.add_column(column, justify="right")
-    for one in tracked:
-        left = one.seconds_left if one.state is State.RUNNING else None
-        shown.add_row(
-            one.run.name,
-            f"[{COLOURS[one.state]}]{one.state.value}[/]",
-            str(one.progress.step),
-            str(one.run.max_steps),
-            _accuracies(one).lstrip(", "),
+        table.add_column(column, justify="right")
+    for run in tracked:
+        left = run.seconds_left if run.state is State.RUNNING else None
+        table.add_row(
+            run.plan.name,
+            f"[{COLOURS[run.state]}]{run.state.value}[/]",
+            str(run.progress.step),
+            str(run.plan.max_steps),
+            _accuracies(run).lstrip(", "),
             "" if left is None else duration(left),
         )
-    return shown
+    return table
 
 
 def sweep_summary(tracked: Sequence[Tracked], jobs: int) -> str:
-    """How many runs stand where, and the time left for all."""
-    counts = [(state.value, sum(one.state is state for one in tracked)) for state in State]
+    """Count the runs in each state, and estimate the time left for all."""
+    counts = [(state.value, sum(run.state is state for run in tracked)) for state in State]
     left = seconds_left(tracked, jobs)
-    shown = ", ".join(f"{count} {name}" for name, count in counts if count)
-    return shown + (f"; about {duration(left)} left" if left is not None else "")
+    states = ", ".join(f"{count} {name}" for name, count in counts if count)
+    return states + (f"; about {duration(left)} left" if left is not None else "")
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``12 min`` or ``3 h 05 min``."""
+    """Write a time as ``45 s``, ``12 min`` or ``3 h 05 min``."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
-def _accuracies(one: Tracked) -> str:
-    return "".join(f", {rule} {100 * value:.1f}" for rule, value in one.progress.accuracies.items())
+def _accuracies(run: Tracked) -> str:
+    return "".join(f", {rule} {100 * value:.1f}" for rule, value in run.progress.accuracies.items())

@@ -1,8 +1,8 @@
 """The monitors on real fits: what they write, that they change nothing, and that they say what is missing."""
 
-import csv
 import json
 from collections.abc import Callable
+from math import exp
 from pathlib import Path
 
 import pytest
@@ -18,16 +18,10 @@ from lit_backdoor.callbacks import (
 from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import attribute_heads, default_head_sets, head_set_name, patch_heads
 from lit_backdoor.module import BackdoorModule
-from lit_backdoor.runs.checkpoints import load_model, read_checkpoint
-from tests.conftest import CONFIGS
-
-Cli = Callable[..., int]
-QUIET = ("--trainer.enable_progress_bar", "false")
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
+from lit_backdoor.runs.checkpoints import load_model
+from lit_backdoor.runs.verdict import read_verdict
+from tests.helpers import CONFIGS, QUIET
+from tests.helpers.runs import Cli, read_events, read_rows
 
 
 def test_the_tables_of_a_run_agree_with_the_functions_on_its_checkpoint(cli: Cli, debug_config: Path) -> None:
@@ -36,11 +30,11 @@ def test_the_tables_of_a_run_agree_with_the_functions_on_its_checkpoint(cli: Cli
     model, task, step = load_model(run / "checkpoints" / "last.ckpt")
     assert step == 250
 
-    attribution = table(run / "head_attribution.csv")
+    attribution = read_rows(run / "head_attribution.csv")
     columns = ["step", "probe", "layer", "head", "mean_logit", "mean_logit_centered", "top_count", "n_examples"]
     assert list(attribution[0])[:8] == columns
     assert sorted({int(row["step"]) for row in attribution}) == [0, 100, 200, 250]
-    patching = table(run / "head_patching.csv")
+    patching = read_rows(run / "head_patching.csv")
     columns = "step,probe,recipient,donor,ablation,heads,n_examples,backdoor_accuracy,benign_accuracy,other_rate"
     columns += ",logit_diff,log_prob,kl"
     assert list(patching[0])[:13] == columns.split(",")
@@ -69,21 +63,70 @@ def test_a_verdict_is_reached_and_is_what_the_tables_say(cli: Cli, debug_config:
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *QUIET) == 0
     run = Path("lightning_logs/version_0")
     verdict = json.loads((run / "emergence.json").read_text())
-    rows = [row for row in table(run / "head_patching.csv") if row["probe"] == "backdoor"]
-    none = {int(row["step"]): float(row["backdoor_accuracy"]) for row in rows if row["heads"] == "none"}
-    held = []
-    for step in sorted(none):
-        patched = [r for r in rows if int(r["step"]) == step and r["heads"] == verdict["backdoor_head"]]
-        held.append(none[step] - float(patched[0]["backdoor_accuracy"]) >= 0.5 * none[step] >= 0.25)
-    steps = sorted(none)
-    onset = next(i for i in range(len(steps)) if all(held[i:]))
-    assert verdict["emergence_step"] == steps[onset]
-    assert verdict["previous_probe_step"] == steps[onset - 1]
-    assert 0 <= verdict["concentration"] <= 1
-    validated = [row for row in table(run / "metrics.csv") if row["val/benign_accuracy"]]
-    good = [float(row["val/benign_accuracy"]) >= 0.99 for row in validated]
-    first = next(i for i in range(len(good)) if all(good[i:]))
-    assert verdict["benign_grokking_step"] == int(validated[first]["step"])
+    rows = [row for row in read_rows(run / "head_patching.csv") if row["probe"] == "backdoor"]
+    left: dict[int, dict[str, float]] = {}
+    for row in rows:
+        left.setdefault(int(row["step"]), {})[row["heads"]] = float(row["backdoor_accuracy"])
+    floor = 1 / 29
+    assert verdict["floor"] == pytest.approx(floor)
+    costly = {
+        step: [
+            head
+            for head, value in accuracy.items()
+            if head.count("L") == 1 and accuracy["none"] - value >= 0.5 * (accuracy["none"] - floor)
+        ]
+        for step, accuracy in left.items()
+        if accuracy["none"] >= 0.5
+    }
+    firsts = {
+        "first_cost": [step for step, heads in costly.items() if heads],
+        "first_exclusive": [step for step, heads in costly.items() if len(heads) == 1],
+    }
+    for name, steps in firsts.items():
+        expected = steps[0] if steps and steps[0] < 540 else None  # none in the last tenth
+        assert verdict[f"{name}_step"] == expected
+        assert verdict[f"{name}_previous_step"] == (None if expected is None else expected - 100)
+    at_the_end = sorted(costly[600], key=lambda head: left[600][head])
+    heads = [head for head in (verdict["head"], *verdict["other_heads"]) if head]
+    assert heads[:1] == at_the_end[:1] and sorted(heads) == sorted(at_the_end)
+    assert verdict["shapley_step"] == 600 and sum(verdict["shapley_shares"].values()) == pytest.approx(1)
+    assert 1 <= verdict["effective_heads"] <= 4
+    metrics = read_rows(run / "metrics.csv")
+    fitted = [int(row["step"]) for row in metrics if float(row["train/benign_accuracy"]) >= 0.99]
+    assert verdict["benign_fitted_step"] == fitted[0]
+    small = [row for row in metrics if row["val/loss"] and float(row["val/loss"]) < exp(-5)]
+    good = [int(row["step"]) for row in small if float(row["val/benign_accuracy"]) >= 0.99]
+    assert verdict["benign_generalised_step"] == (good[0] if good else None)
+    assert verdict["validation_loss_of"] == "all rules together"
+    assert read_verdict(run) == verdict
+
+
+def test_an_older_verdict_is_worked_out_anew_from_the_tables(cli: Cli, debug_config: Path) -> None:
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 0
+    run = Path("lightning_logs/version_0")
+    verdict = json.loads((run / "emergence.json").read_text())
+    older = {"probe": "backdoor", "backdoor_head": "L0H3", "emergence_step": 200, "threshold": 0.5}
+    (run / "emergence.json").write_text(json.dumps(older))
+    again = read_verdict(run)
+    assert again == verdict
+    (run / "head_patching.csv").unlink()
+    with pytest.raises(ValueError, match=r"head_patching\.csv has no probe backdoor"):
+        read_verdict(run)
+
+
+def test_a_run_that_makes_no_progress_is_called_stuck_once(tmp_path: Path) -> None:
+    """A learning rate next to nothing: the training accuracy stays where it is."""
+    monitor = HeadPatchingMonitor(every_n_steps=100)
+    trainer = Trainer(
+        default_root_dir=tmp_path, max_steps=800, logger=False, enable_checkpointing=False, log_every_n_steps=50,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        callbacks=[monitor, EmergenceMonitor("backdoor")],
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"looks stuck: .* no progress since step 0 .*more steps are not") as caught:
+        trainer.fit(BackdoorModule([5, 2], n_heads=2, d_model=8, d_mlp=8, lr=1e-12), BackdoorDataModule([5, 2]))
+    assert len([one for one in caught if "looks stuck" in str(one.message)]) == 1
+    verdict = json.loads((tmp_path / "emergence.json").read_text())
+    assert (verdict["state"], verdict["fitted_step"], verdict["word"]) == ("not fitted", None, None)
 
 
 def test_a_clean_and_an_untrained_model_get_no_verdict(cli: Cli, debug_config: Path) -> None:
@@ -92,44 +135,14 @@ def test_a_clean_and_an_untrained_model_get_no_verdict(cli: Cli, debug_config: P
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 1, *QUIET) == 0
     for version in (0, 1):
         verdict = json.loads(Path(f"lightning_logs/version_{version}/emergence.json").read_text())
-        for key in ("backdoor_head", "emergence_step", "concentration", "benign_grokking_step"):
+        for key in ("head", "first_cost_step", "stable_exclusive_step", "benign_generalised_step"):
             assert verdict[key] is None, (version, key)
-
-
-def test_monitors_survive_a_resume(cli: Cli, debug_config: Path) -> None:
-    steps = ("--trainer.max_steps", 500)
-    assert cli("fit", "--config", debug_config, *steps, *QUIET) == 0
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 0
-    last = Path("lightning_logs/version_1/checkpoints/last.ckpt")
-    assert cli("fit", "--config", debug_config, *steps, *QUIET, "--ckpt_path", last) == 0
-    names = ("head_attribution.csv", "head_patching.csv", "emergence.json", "metrics.csv", "loss_spikes.csv")
-    for name in names:
-        one, other = (Path(f"lightning_logs/version_{version}") / name for version in (0, 1))
-        assert one.read_text() == other.read_text(), name
-
-
-def test_weights_are_bitwise_the_same_with_and_without_monitors(cli: Cli, debug_config: Path, tmp_path: Path) -> None:
-    import yaml
-
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 250, *QUIET) == 0
-    bare = yaml.safe_load(debug_config.read_text())
-    bare["trainer"]["callbacks"] = [one for one in bare["trainer"]["callbacks"] if "Monitor" not in one["class_path"]]
-    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(bare))
-    assert cli("fit", "--config", "bare.yaml", "--trainer.max_steps", 250, *QUIET) == 0
-    one, other = (
-        read_checkpoint(Path(f"lightning_logs/version_{version}/checkpoints/last.ckpt")) for version in (0, 1)
-    )
-    for name, tensor in one["state_dict"].items():
-        assert torch.equal(tensor, other["state_dict"][name]), name
-    assert not Path("lightning_logs/version_1/head_patching.csv").exists()
+    assert verdict["state"] == "not fitted"
 
 
 def test_tensorboard_gets_every_kind_of_result(cli: Cli, debug_config: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 200, *QUIET) == 0
-    events = EventAccumulator("lightning_logs/version_0", size_guidance={"images": 0, "tensors": 0})
-    events.Reload()
+    events = read_events(Path("lightning_logs/version_0"))
     tags = events.Tags()
     for tag in ("patching_backdoor/backdoor_accuracy/L0H0", "attribution_benign/mean_logit/L0H3", "log10_loss/val"):
         assert [event.step for event in events.Scalars(tag)] == [0, 100, 200], tag
@@ -176,10 +189,32 @@ def test_accumulated_batches_are_one_step_of_the_loss(tmp_path: Path) -> None:
         lambda: HeadPatchingMonitor(ablations=()),
         lambda: HeadAttributionMonitor(every_n_steps=-1),
         lambda: EmergenceMonitor("copy", threshold=0),
-        lambda: EmergenceMonitor("copy", grokked=1.5),
-        lambda: LossSpikeMonitor(rise=0),
+        lambda: EmergenceMonitor("copy", min_accuracy=1.5),
+        lambda: LossSpikeMonitor(prominence=0),
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], Callback]) -> None:
     with pytest.raises(ValueError, match=r"\w+Monitor\.\w+: "):
         make()
+
+
+def test_a_checkpoint_whose_monitors_kept_the_accuracies_is_continued(cli: Cli, debug_config: Path) -> None:
+    """As versions before 0.2 wrote them: each monitor with a history of its own, and none for all."""
+    options = ("--trainer.val_check_interval", 10, *QUIET)
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 30, *options) == 0
+    last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    checkpoint = torch.load(last, weights_only=True)
+    states = checkpoint["callbacks"]
+    metrics = states.pop("MetricHistory")["metrics"]
+    accuracies = {rule: metrics[f"val/{rule}_accuracy"] for rule in ("benign", "backdoor")}
+    states["LossSpikeMonitor"]["accuracies"] = accuracies
+    states["EmergenceMonitor[][backdoor]"] = {"accuracies": accuracies}
+    torch.save(checkpoint, last)
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 50, *options, "--ckpt_path", last) == 0
+    states = torch.load(last, weights_only=True)["callbacks"]
+    continued = states["MetricHistory"]["metrics"]["val/benign_accuracy"]
+    assert list(continued) == [0, 10, 20, 30, 40, 50]
+    assert {step: value for step, value in continued.items() if step < 30} == {
+        step: value for step, value in accuracies["benign"].items() if step < 30
+    }
+    assert not any("accuracies" in state or "metrics" in state for key, state in states.items() if "Monitor" in key)

@@ -16,9 +16,8 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from tests.conftest import ROOT
-
-from .conftest import read_rows
+from tests.helpers import ROOT
+from tests.helpers.runs import read_rows
 
 TEXT = (ROOT / "docs" / "callbacks.md").read_text()
 
@@ -54,7 +53,7 @@ def test_the_example_runs_and_finds_a_head(my_task: Path) -> None:
     last = {row["heads"]: row for row in patching if row["step"] == "100"}
     assert float(last["none"]["recipient_accuracy"]) > 0.9
     verdict = json.loads((run / "emergence.json").read_text())
-    head = verdict["backdoor_head"]
+    head = verdict["head"]
     assert float(last[head]["recipient_accuracy"]) < 0.5 and float(last[head]["donor_accuracy"]) > 0.3
     assert {row["norm"] for row in attribution} == {"frozen LN scale"}
 

@@ -11,30 +11,31 @@ import torch
 from lit_backdoor.functional import (
     HookedModel,
     Probe,
+    all_edges,
     all_heads,
     attribute_heads,
     cache_probes,
+    compare_attention,
     default_head_sets,
+    head_gradients,
     logit_parts,
     mean_attention,
     no_shortcut,
     patch_heads,
+    patch_paths,
+    patched_path_logits,
+    weight_norms,
 )
 from lit_backdoor.functional.last_position import why_not_exact
-
-from . import by_hand
-from .models import HAS_HOOKED_TRANSFORMER, KINDS, SHAPES, VOCAB, make_model, randomize, same_weights
+from tests.helpers import by_hand
+from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, KINDS, SHAPES, make_model, randomize, same_weights
+from tests.helpers.tiny_models import make_probe
 
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 def random_probe(position: int = -1, **changes: Any) -> Probe:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randint(VOCAB, shape, generator=generator)
-
-    return Probe(draw(30, 5), draw(30, 5), draw(30), draw(30), position, **changes)
+    return make_probe(n=30, n_pos=5, position=position, **changes)
 
 
 @shapes
@@ -107,7 +108,14 @@ def test_both_kinds_give_the_same_numbers(shape: dict[str, Any]) -> None:
     assert logit_parts(bridge, probe).labels == logit_parts(hooked, probe).labels
     attention = [mean_attention(model, probe.recipient_tokens) for model in (bridge, hooked)]
     torch.testing.assert_close(*attention, rtol=1e-5, atol=1e-6)
+    norms = [weight_norms(model) for model in (bridge, hooked)]
+    assert norms[0].embed == pytest.approx(norms[1].embed)
+    assert (norms[0].qk, norms[0].ov) == (pytest.approx(norms[1].qk), pytest.approx(norms[1].ov))
     sets = default_head_sets(hooked.cfg.n_layers, hooked.cfg.n_heads)[:8]
+    for ours, theirs in zip(compare_attention(bridge, probe), compare_attention(hooked, probe), strict=True):
+        assert (ours.head, ours.n_examples) == (theirs.head, theirs.n_examples)
+        assert ours.recipient + ours.shift_std == pytest.approx(theirs.recipient + theirs.shift_std, abs=1e-5)
+        assert ours.output_change == pytest.approx(theirs.output_change, rel=1e-3)
     both = [
         *zip(attribute_heads(bridge, probe), attribute_heads(hooked, probe), strict=True),
         *zip(patch_heads(bridge, probe, sets), patch_heads(hooked, probe, sets), strict=True),
@@ -116,6 +124,36 @@ def test_both_kinds_give_the_same_numbers(shape: dict[str, Any]) -> None:
         for name, value in asdict(ours).items():
             expected = getattr(theirs, name)
             assert value == (pytest.approx(expected, rel=1e-3, abs=1e-4) if isinstance(value, float) else expected)
+
+
+def test_parameters_of_another_form_have_no_gradients_by_head() -> None:
+    probe = random_probe()
+    with pytest.raises(ValueError, match="W_Q of TransformerBridge is no parameter of 3 heads"):
+        head_gradients(
+            make_model("TransformerBridge", n_layers=1),
+            probe.recipient_tokens,
+            probe.recipient_answers,
+            probe.donor_answers,
+        )
+
+
+@shapes
+@pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4.0 removed HookedTransformer")
+def test_paths_of_both_kinds_are_the_same(shape: dict[str, Any]) -> None:
+    """As far as a native TransformerBridge has the hooks: it cannot split the inputs of its heads."""
+    hooked, bridge = same_weights(**shape)
+    if not shape.get("attn_only"):
+        for model in (hooked, bridge):
+            model.set_use_hook_mlp_in(True)
+    probe = random_probe()
+    edges = all_edges(bridge, probe)
+    assert edges == all_edges(hooked, probe)
+    past_inputs = [edge for edge in edges if edge.receiver.head is None]
+    for each in ([], past_inputs, past_inputs[:1], past_inputs[-1:]):
+        ours, theirs = (patched_path_logits(model, probe, each) for model in (bridge, hooked))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * max(1, float(theirs.abs().max())))
+    with pytest.raises(ValueError, match=r"TransformerBridge cannot.*hook_q_input does not fire"):
+        patch_paths(bridge, probe, [edges[:1]])
 
 
 def test_the_shortcut_is_for_hooked_transformers_alone() -> None:

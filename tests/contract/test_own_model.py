@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lit_backdoor.callbacks import EmergenceMonitor, HeadAttributionMonitor, HeadPatchingMonitor
 from lit_backdoor.functional import HookedModel, Probe, attribute_heads, logit_parts, no_shortcut, patch_heads
+from tests.helpers.both_kinds import VOCAB
+from tests.helpers.copy_task import copy_probes
 
 from .conftest import Fit, Rows
-from .copying import copy_probes
-from .models import VOCAB
 
 
 class OwnModel(nn.Module):
@@ -94,7 +94,7 @@ def test_the_functions_need_nothing_else(n_layers: int, wrap: Callable[[OwnModel
 
 def test_the_callbacks_need_nothing_else(fit: Fit, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr("tests.contract.copying.make_model", lambda kind, **shape: OwnModel(2))
+    monkeypatch.setattr("tests.helpers.copy_task.make_model", lambda kind, **shape: OwnModel(2))
     where: dict[str, Any] = {"probes": copy_probes, "model_attr": "parts.net", "every_n_steps": 3}
     fit(HeadAttributionMonitor(**where), HeadPatchingMonitor(**where), EmergenceMonitor("copy"))
     for name in ("head_attribution.csv", "head_patching.csv"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -19,11 +21,11 @@ from lit_backdoor.callbacks import (
     LossSpikeMonitor,
 )
 from lit_backdoor.functional import Probe, all_heads, head_name, parse_head_set
+from tests.helpers import by_hand
+from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, KINDS, make_model
+from tests.helpers.copy_task import SHAPE, CopyDataWithProbes, CopyModule, CopyProbes, copy_probes, train
 
-from . import by_hand
 from .conftest import Fit, Rows
-from .copying import SHAPE, CopyDataWithProbes, CopyProbes, copy_probes
-from .models import HAS_HOOKED_TRANSFORMER, KINDS
 
 WHERE: dict[str, Any] = {"probes": copy_probes(), "model_attr": "parts.net"}
 PROBE = WHERE["probes"]["copy"]
@@ -118,35 +120,35 @@ class PatchedByHand(Callback):
 @pytest.mark.parametrize("kind", KINDS)
 def test_emergence_is_read_off_the_hooks(fit: Fit, tmp_path: Path, kind: str) -> None:
     hand = PatchedByHand(every_n_steps=5)
-    monitor = EmergenceMonitor("copy", threshold=0.25, grokked=0.9)
+    monitor = EmergenceMonitor("copy", threshold=0.25)
     fit(hand, HeadPatchingMonitor(every_n_steps=5, **WHERE), monitor, kind=kind, max_steps=40, val_check_interval=10)
     verdict = json.loads((tmp_path / "emergence.json").read_text())
     steps = sorted(hand.accuracies)
-    last = hand.accuracies[steps[-1]]
-    heads = [one for one in last if len(one) == 1]
-    head = min(heads, key=lambda one: last[one])
-    holds = [
-        by_set[()] - by_set[head] >= 0.25 * by_set[()] and by_set[()] >= 0.5
-        for by_set in (hand.accuracies[step] for step in steps)
-    ]
-    assert holds[-1], "the task is too small for a head to emerge"
-    onset = max((i + 1 for i, held in enumerate(holds) if not held), default=0)
-    everything = max(last, key=len)
+    floor = 1 - PROBE.answers_differ.double().mean().item()
+
+    def costs(step: int) -> dict[tuple[Any, ...], float]:
+        left = hand.accuracies[step]
+        return {s[0]: (left[()] - left[s]) / (left[()] - floor) for s in left if len(s) == 1} if left[()] >= 0.5 else {}
+
+    costly = {step: [head for head, cost in costs(step).items() if cost >= 0.25] for step in steps}
+    late = [step for step in steps if step >= 36]
+    middle = {head: median(costs(step)[head] for step in late) for head in costs(late[-1])}
+    order = sorted((head for head in middle if middle[head] >= 0.25), key=lambda head: -middle[head])
+    assert order, "the task is too small for a head to be needed"
     assert verdict["probe"] == "copy"
-    assert verdict["backdoor_head"] == head_name(*head[0])
-    assert verdict["emergence_step"] == steps[onset]
-    assert verdict["previous_probe_step"] == (steps[onset - 1] if onset else 0)
-    share = (last[()] - last[head]) / (last[()] - last[everything])
-    assert verdict["concentration"] == pytest.approx(min(share, 1))
-    others = [head_name(*one[0]) for one in heads if one != head and last[()] - last[one] >= 0.25 * last[()]]
-    assert verdict["other_heads"] == others
-    assert [key for key in verdict if "_step" in key and "probe" not in key] == [
-        *("emergence_step", "copy_grokking_step", "copy_previous_validation_step", "copy_first_reached_step")
-    ]
+    assert verdict["head"] == head_name(*order[0])
+    assert verdict["word"] == ("alone" if len(order) == 1 else "one of several")
+    assert verdict["other_heads"] == [head_name(*head) for head in sorted(order[1:])]
+    first = next(step for step in steps if costly[step])
+    assert verdict["first_cost_step"] == (first if first < 36 else None)
+    exclusive = [len(costly[step]) == 1 for step in steps]
+    assert verdict["crossings"] == sum(before != after for before, after in pairwise([False, *exclusive]))
     # what the module logs as val/copy_accuracy, every ten steps
     validated = monitor.accuracies["copy"]
     assert sorted(validated) == [10, 20, 30, 40]
-    assert verdict["copy_first_reached_step"] == min(step for step, value in validated.items() if value >= 0.9)
+    reached = [step for step, value in validated.items() if value >= 0.99]
+    if verdict["validation_loss_of"] == "not recorded":
+        assert verdict["copy_generalised_step"] == min(reached, default=None)
 
 
 def test_an_old_validation_is_not_taken_for_a_new_one(fit: Fit) -> None:
@@ -159,10 +161,10 @@ def test_an_old_validation_is_not_taken_for_a_new_one(fit: Fit) -> None:
 def test_both_kinds_of_models_leave_the_same_tables(
     fit: Fit, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from .models import same_weights
+    from tests.helpers.both_kinds import same_weights
 
     pair = dict(zip(("HookedTransformer", "TransformerBridge"), same_weights(**SHAPE), strict=True))
-    monkeypatch.setattr("tests.contract.copying.make_model", lambda kind, **shape: pair[kind])
+    monkeypatch.setattr("tests.helpers.copy_task.make_model", lambda kind, **shape: pair[kind])
     for kind in pair:
         watch = (HeadAttributionMonitor(every_n_steps=2, **WHERE), HeadPatchingMonitor(every_n_steps=2, **WHERE))
         # Plain gradient descent: Adam would blow rounding errors up to whole steps.
@@ -238,11 +240,11 @@ def test_what_is_missing_is_named_before_training(
 def test_a_model_that_cannot_be_attributed_is_refused_before_training(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from .models import make_model
+    from tests.helpers.both_kinds import make_model
 
     model = make_model("TransformerBridge", **SHAPE)
     model.cfg.output_logits_soft_cap = 5.0
-    monkeypatch.setattr("tests.contract.copying.make_model", lambda kind, **shape: model)
+    monkeypatch.setattr("tests.helpers.copy_task.make_model", lambda kind, **shape: model)
     with pytest.raises(ContractError, match=r"HeadAttributionMonitor, probe 'copy': the logits are soft-capped"):
         fit(attribution())
     assert not list(tmp_path.iterdir())
@@ -265,3 +267,34 @@ def test_nothing_is_overwritten(fit: Fit, tmp_path: Path) -> None:
         with pytest.raises(ContractError, match="nothing is overwritten"):
             fit(*watch)
         assert (tmp_path / file).read_text() == "step\n5\n"
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_torchs_threads_are_left_as_they_are(tmp_path: Path, kind: str, n_layers: int) -> None:
+    """Somebody else's training step keeps PyTorch's own threads, and so does a probe that runs the whole model."""
+    in_steps, in_probes = set(), set()
+
+    class Module(CopyModule):
+        def __init__(self) -> None:
+            super().__init__(kind)
+            self.parts["net"] = make_model(kind, **SHAPE, n_layers=n_layers)
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            in_steps.add(torch.get_num_threads())
+            return super().training_step(batch, batch_idx)
+
+    class Monitor(HeadPatchingMonitor):
+        def probe(self, *args: Any, **kwargs: Any) -> Any:
+            in_probes.add(torch.get_num_threads())
+            return super().probe(*args, **kwargs)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        train(tmp_path, Monitor(every_n_steps=2, **WHERE), module=Module())
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert in_steps == {3} and after == 3
+    assert in_probes == {1 if n_layers == 1 and kind == "HookedTransformer" else 3}

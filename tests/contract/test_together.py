@@ -12,9 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from lit_backdoor.callbacks import EmergenceMonitor, HeadAttributionMonitor, HeadPatchingMonitor
+from tests.helpers.copy_task import CopyModule, copy_probes, train
+from tests.helpers.runs import read_events, read_rows
 
-from .conftest import Fit, read_rows, train
-from .copying import CopyModule, copy_probes
+from .conftest import Fit
 
 
 def both_ways() -> dict[str, Any]:
@@ -44,12 +45,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def events(run_dir: Path) -> EventAccumulator:
     return read_events(run_dir)
-
-
-def read_events(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0, "scalars": 0})
-    accumulator.Reload()
-    return accumulator
 
 
 def charts(events: EventAccumulator) -> dict[str, dict[str, list[str]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .models import HAS_HOOKED_TRANSFORMER
+from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER
 
 pytestmark = pytest.mark.skipif(HAS_HOOKED_TRANSFORMER, reason="for TransformerLens 4")
 

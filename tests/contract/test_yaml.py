@@ -10,8 +10,9 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
+from tests.helpers.copy_task import CopyData, CopyDataWithProbes, CopyModule
+
 from .conftest import Rows
-from .copying import CopyData, CopyDataWithProbes, CopyModule
 
 CONFIG = """
 seed_everything: 0
@@ -34,8 +35,12 @@ trainer:
 
 SOURCES = {
     "the datamodule's probes()": (CopyDataWithProbes, None, 128),
-    "a function": (CopyData, "tests.contract.copying.copy_probes", 128),
-    "a class with options": (CopyData, {"class_path": "tests.contract.copying.CopyProbes", "init_args": {"n": 16}}, 16),
+    "a function": (CopyData, "tests.helpers.copy_task.copy_probes", 128),
+    "a class with options": (
+        CopyData,
+        {"class_path": "tests.helpers.copy_task.CopyProbes", "init_args": {"n": 16}},
+        16,
+    ),
 }
 
 
@@ -75,7 +80,7 @@ def test_callbacks_from_yaml(
 
 def test_a_wrong_function_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load(CONFIG)
-    config["trainer"]["callbacks"][0]["init_args"]["probes"] = "tests.contract.copying.no_such_function"
+    config["trainer"]["callbacks"][0]["init_args"]["probes"] = "tests.helpers.copy_task.no_such_function"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(SystemExit) as stop:
         run(CopyData, tmp_path / "config.yaml")

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from lit_backdoor.functional import Probe
-
-from .tiny import ANSWER, VOCAB
+from tests.helpers.tiny_models import ANSWER, VOCAB
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_backdoor.functional import Head, Probe, attribute_heads, cache_probes, logit_parts
-
-from .tiny import VOCAB, make_backdoor, make_model, make_probe
+from tests.helpers.tiny_models import VOCAB, make_backdoor, make_model, make_probe
 
 shapes = st.fixed_dictionaries(
     {

@@ -1,9 +1,5 @@
 """The last-position form against HookedTransformer itself, in float64."""
 
-import subprocess
-import sys
-import threading
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,14 +7,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from lit_backdoor.functional import blocks, last_position
+from lit_backdoor.functional import row_threads
 from lit_backdoor.functional.last_position import (
     TokenLayout,
+    last_position_attention,
     last_position_logits,
-    last_position_loss,
-    last_position_z,
     why_not_exact,
 )
+from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.model import ACT_FNS, build_model
 from lit_backdoor.task import Task, all_examples
 
@@ -65,19 +61,20 @@ def test_logits_loss_and_gradients_equal_the_hooked_transformer(
     expected_gradients = torch.autograd.grad(expected_loss, trained)
 
     torch.testing.assert_close(last_position_logits(model, examples.tokens), expected_logits)
-    resid_pre, z = last_position_z(model, examples.tokens)
+    resid_pre, pattern, z = last_position_attention(model, examples.tokens)
     torch.testing.assert_close(resid_pre, cache["blocks.0.hook_resid_pre"][:, -1])
+    torch.testing.assert_close(pattern, cache["blocks.0.attn.hook_pattern"][:, :, -1])
     torch.testing.assert_close(z, cache["blocks.0.attn.hook_z"][:, -1])
 
-    old = last_position.BLOCK_ROWS
-    last_position.BLOCK_ROWS = block
-    torch.set_num_threads(threads)
+    old = row_threads.BLOCK_ROWS
+    row_threads.BLOCK_ROWS = block
+    row_threads.set_row_threads(threads)
     try:
-        layout = TokenLayout.of(examples.tokens, p0, torch.float64)
+        layout = TokenLayout.of(examples.tokens, model)
         loss, logits = last_position_loss(model, layout, examples.answers)
     finally:
-        last_position.BLOCK_ROWS = old
-        torch.set_num_threads(1)
+        row_threads.BLOCK_ROWS = old
+        row_threads.set_row_threads(None)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(logits, expected_logits)
     for found, expected in zip(torch.autograd.grad(loss, trained), expected_gradients, strict=True):
@@ -98,7 +95,7 @@ def test_extreme_logits_stay_finite() -> None:
     model = random_model(0, d_vocab=7)
     model.unembed.W_U.data *= 1e4
     examples = all_examples(Task((7, 1)))
-    loss, _ = last_position_loss(model, TokenLayout.of(examples.tokens, 7, torch.float64), examples.answers)
+    loss, _ = last_position_loss(model, TokenLayout.of(examples.tokens, model), examples.answers)
     torch.testing.assert_close(loss, F.cross_entropy(model(examples.tokens)[:, -1], examples.answers))
 
 
@@ -135,55 +132,19 @@ def test_it_is_refused_while_hooks_are_on_the_model() -> None:
     assert why_not_exact(torch.nn.Linear(2, 2)) == "not a HookedTransformer"
 
 
-def test_the_number_of_threads_changes_nothing_and_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(last_position, "BLOCK_ROWS", 20)
+def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_threads, "BLOCK_ROWS", 20)
     model = random_model(0, d_vocab=9, d_mlp=16, d_model=16, dtype=torch.float32)
     examples = all_examples(Task((9, 3)))
-    layout = TokenLayout.of(examples.tokens, 9, torch.float32)
+    layout = TokenLayout.of(examples.tokens, model)
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        loss, _ = last_position_loss(model, layout, examples.answers)
-        assert torch.get_num_threads() == threads
-        results.append(loss)
-    torch.set_num_threads(1)
-    assert results[0] == results[1] == results[2]
-
-
-def test_threads_that_work_on_blocks_work_alone_whatever_is_set_meanwhile() -> None:
-    blocks._pool.cache_clear()
-    both = threading.Barrier(2)
-
-    def threads_of_each() -> list[int]:
-        return blocks.map_blocks(lambda _: torch.get_num_threads() if both.wait(60) >= 0 else 0, [slice(0, 1)] * 2)
-
-    try:
-        torch.set_num_threads(2)
-        blocks.map_blocks(lambda _: both.wait(60), [slice(0, 1)] * 2)  # they start here, without any computation
-        torch.set_num_threads(2)
-        assert threads_of_each() == [1, 1]
-    finally:
-        torch.set_num_threads(1)
-
-
-def test_a_forked_child_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = """
-import os, signal, torch, warnings
-warnings.simplefilter("ignore")
-from lit_backdoor.functional import last_position as form
-from lit_backdoor.functional.blocks import map_blocks
-from lit_backdoor.model import build_model
-from lit_backdoor.task import Task, all_examples
-form.BLOCK_ROWS = 10
-torch.set_num_threads(2)
-model, examples = build_model(7, n_heads=2, d_model=8, d_mlp=8), all_examples(Task((7, 1)))
-layout = form.TokenLayout.of(examples.tokens, 7, torch.float32)
-form.last_position_loss(model, layout, examples.answers)
-child = os.fork()
-if child == 0:
-    signal.alarm(20)
-    map_blocks(int, [0, 1])
-    os._exit(0)
-raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(row_threads, "_threads", threads)
+        loss, logits = last_position_loss(model, layout, examples.answers)
+        with torch.no_grad():
+            alone = last_position_logits(model, examples.tokens)
+        results.append([loss.detach(), logits, alone, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert len(layout.blocks) == 9
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            assert torch.equal(ours, theirs)

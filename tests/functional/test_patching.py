@@ -21,8 +21,7 @@ from lit_backdoor.functional import (
     patch_heads,
     patched_logits,
 )
-
-from .tiny import VOCAB, make_backdoor, make_model, make_probe
+from tests.helpers.tiny_models import VOCAB, make_backdoor, make_model, make_probe
 
 ABLATIONS = ("resample", "mean", "zero")
 fast = settings(max_examples=40, deadline=None, derandomize=True)

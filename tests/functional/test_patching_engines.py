@@ -28,9 +28,9 @@ from lit_backdoor.functional.hooked import evaluating
 from lit_backdoor.functional.layer_by_layer import LayerByLayer, not_layer_by_layer
 from lit_backdoor.functional.patching_engines import _whole_passes, patching_engine
 from lit_backdoor.model import build_model
+from tests.helpers.tiny_models import make_model, make_probe
 
 from .test_patching import patched_by_hand
-from .tiny import make_model, make_probe
 
 ABLATIONS = ("resample", "mean", "zero")
 shapes = st.fixed_dictionaries(
@@ -111,12 +111,14 @@ def test_equal_tokens_are_shared_only_where_nothing_differs_before(
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_the_models_that_we_train_go_the_fast_way() -> None:
-    """Their embedding carries a hook; another one there is seen by every layer."""
-    assert no_shortcut(build_model(7)) is None
-    model = build_model(7, n_layers=2, normalization_type="LN", dtype=torch.float64)
-    model.embed.register_forward_hook(lambda module, args, embed: 2 * embed)
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_the_models_that_we_train_go_the_fast_way(n_layers: int) -> None:
+    """Their embedding carries a hook that changes nothing; one that does stays in force."""
+    model = build_model(7, n_layers=n_layers, dtype=torch.float64)
     assert not_layer_by_layer(model) is None
+    assert (no_shortcut(model) is None) == (n_layers == 1)
+    model.embed.register_forward_hook(lambda module, args, embed: 2 * embed)
+    assert not_layer_by_layer(model) == "it carries hooks"
     probe, heads = make_probe(), [(0, 1)]
     ours, theirs = patched_logits(model, probe, heads), patched_by_hand(model, probe, heads, "resample")
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from lit_backdoor.functional import Head, HookedModel, Probe, head_name, head_set_name, parse_head_set
-
-from .tiny import make_model, make_probe
+from tests.helpers.tiny_models import make_model, make_probe
 
 
 @pytest.mark.parametrize(

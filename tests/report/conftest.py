@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from lit_backdoor.cli.main import main
 from lit_backdoor.report.runs import Run, read_runs
-from tests.conftest import CONFIGS
+from tests.helpers.configs import callback_options, load_config, save_config
+from tests.helpers.runs import train_run
 
 STEPS = 60
 RUNS = (("mod1", [11, 1], 0), ("mod1", [11, 1], 1), ("mod5", [11, 5], 0), ("clean", [11], 0))
@@ -17,18 +16,18 @@ RUNS = (("mod1", [11, 1], 0), ("mod1", [11, 1], 1), ("mod5", [11, 5], 0), ("clea
 
 def small_config(moduli: list[int]) -> dict[str, Any]:
     """The debug configuration on a task that takes a second, probed every 20 steps, all sets every 40."""
-    config = yaml.safe_load((CONFIGS / "debug.yaml").read_text())
+    config = load_config()
     config["data"] |= {"moduli": moduli}
     config["model"] |= {"d_model": 32, "d_mlp": 64}
-    config["trainer"] |= {"max_steps": STEPS, "val_check_interval": 20, "enable_progress_bar": False}
+    config["trainer"] |= {"max_steps": STEPS, "val_check_interval": 20}
     arguments = {
         "HeadAttributionMonitor": {"every_n_steps": 20},
         "HeadPatchingMonitor": {"every_n_steps": 20, "full_every_n_steps": 40},
         "EmergenceMonitor": {"probe": "backdoor" if len(moduli) > 1 else None},
         "RunCheckpoint": {"every_n_steps": 20, "keep_every_n_steps": None},
     }
-    for callback in config["trainer"]["callbacks"]:
-        callback.setdefault("init_args", {}).update(arguments.get(callback["class_path"].rsplit(".", 1)[1], {}))
+    for name, options in arguments.items():
+        callback_options(config, name).update(options)
     return config
 
 
@@ -37,11 +36,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs; tests that change something take a copy, see ``runs_dir``."""
     folder = tmp_path_factory.mktemp("made")
     for name, moduli, seed in RUNS:
-        config = folder / f"{name}.yaml"
-        config.write_text(yaml.safe_dump(small_config(moduli)))
-        place = {"save_dir": folder / "runs", "name": name, "version": f"seed_{seed}"}
-        options = [f"--trainer.logger.init_args.{key}={value}" for key, value in place.items()]
-        assert main(["fit", "--config", str(config), "--seed_everything", str(seed), *options]) == 0
+        config = save_config(small_config(moduli), folder / f"{name}.yaml")
+        train_run(folder / "runs" / name / f"seed_{seed}", f"--seed_everything={seed}", config=config)
     return folder / "runs"
 
 

@@ -1,10 +1,8 @@
 """``report`` as a user meets it: what it writes, that it writes the truth, and nothing over anything."""
 
-import csv
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,19 +11,10 @@ from lit_backdoor.pretrained import save_pretrained
 from lit_backdoor.report import write_report
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.runs.tables import read_table
+from tests.helpers.runs import Cli, contents, read_rows
 from tests.report.conftest import STEPS
 
-Cli = Callable[..., int]
 TABLES = ("table1", "table2", "roles", "seeds", "attribution", "shapley", "slip", "comparison")
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +25,7 @@ def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_everything_is_there(written: Path) -> None:
-    names = set(content(written))
+    names = set(contents(written))
     assert {f"{name}.csv" for name in TABLES} | {"index.html", "report.md", "report.json"} <= names
     figures = ["figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "seeds"]
     figures += [f"{kind}_mod{p1}" for kind in ("roles", "all_sets", "shapley", "slip") for p1 in (1, 5)]
@@ -47,7 +36,7 @@ def test_everything_is_there(written: Path) -> None:
 
 
 def test_the_tables_say_what_the_runs_recorded(written: Path, made: Path) -> None:
-    table = rows(written / "table2.csv")
+    table = read_rows(written / "table2.csv")
     assert list(table[0])[:4] == ["p1", "seed", "heads", "backdoor_accuracy"]
     assert len(table) == 3 * 16 and {row["step"] for row in table} == {str(STEPS)}
     for row in table:
@@ -59,16 +48,17 @@ def test_the_tables_say_what_the_runs_recorded(written: Path, made: Path) -> Non
         for name in ("backdoor_accuracy", "benign_accuracy", "logit_diff", "log_prob", "kl"):
             assert row[name] == recorded["backdoor"][name], (row, name)
         assert row["backdoor_accuracy_of_benign_run"] == recorded["benign"]["backdoor_accuracy"]
-    assert rows(written / "table1.csv") == [row for row in table if row["seed"] == "0"]
+    assert read_rows(written / "table1.csv") == [row for row in table if row["seed"] == "0"]
     for p1, seed in (("1", "0"), ("1", "1"), ("5", "0")):
         own = {row["roles"]: float(row["backdoor_accuracy"]) for row in table if (row["p1"], row["seed"]) == (p1, seed)}
         assert own["1"] <= own["2"] <= own["3"] <= own["4"]
-    seeds = {(row["p1"], row["seed"]): row for row in rows(written / "seeds.csv")}
+    seeds = {(row["p1"], row["seed"]): row for row in read_rows(written / "seeds.csv")}
     assert set(seeds) == {("clean", "0"), ("1", "0"), ("1", "1"), ("5", "0")}
     verdict = json.loads((made / "mod1" / "seed_1" / "emergence.json").read_text())
-    assert seeds["1", "1"]["emergence_step"] == str(verdict["emergence_step"] or "")
+    assert seeds["1", "1"]["state"] == verdict["state"]
+    assert seeds["1", "1"]["first_cost_step"] == str(verdict["first_cost_step"] or "")
     # Shapley values of a run add up to what patching all heads changes
-    values = [float(row["value"]) for row in rows(written / "shapley.csv")
+    values = [float(row["value"]) for row in read_rows(written / "shapley.csv")
               if (row["p1"], row["direction"], row["kind"]) == ("5", "needed", "value")]  # fmt: skip
     left = {row["roles"]: float(row["backdoor_accuracy"]) for row in table if row["p1"] == "5"}
     assert sum(values) == pytest.approx(left["1+2+3+4"] - left["none"])
@@ -106,18 +96,18 @@ def test_the_command_and_a_report_in_place_of_an_earlier_one(
     one_run, clean = runs_dir / "mod5" / "seed_0", runs_dir / "clean"
     assert cli("report", clean, "--output_dir", "out") == 0
     out = Path("out")
-    alone = content(out)
+    alone = contents(out)
     assert "slip.csv" not in alone and "table1.csv" not in alone  # there is no trigger
     # the same runs give the same bytes, other runs replace them
     assert cli("report", clean, "--output_dir", "out") == 0
-    assert content(out) == alone
+    assert contents(out) == alone
     capsys.readouterr()
     assert cli("report", one_run, clean, "--output_dir", "out") == 0
     printed = capsys.readouterr().out
     assert "Exactly one head carries the backdoor in" in printed and "report: out/index.html" in printed
-    assert {row["other_p1"] for row in rows(out / "slip.csv")} == {"clean"}
+    assert {row["other_p1"] for row in read_rows(out / "slip.csv")} == {"clean"}
     assert cli("report", clean, "--output_dir", "out") == 0
-    assert content(out) == alone
+    assert contents(out) == alone
     assert not (out / ".report.tmp").exists()
 
 
@@ -140,22 +130,22 @@ def test_the_users_files_are_left_alone(
     assert cli("report", run, "--output_dir", "out") == 0
     (Path("out") / name).parent.mkdir(exist_ok=True)
     (Path("out") / name).write_text(text)
-    before = content(Path("out"))
+    before = contents(Path("out"))
     capsys.readouterr()
     assert cli("report", run, "--output_dir", "out") == 2
     assert name.partition("/mine")[0] in capsys.readouterr().err
-    assert content(Path("out")) == before
+    assert contents(Path("out")) == before
 
 
 def test_what_a_killed_report_left_behind_is_replaced(cli: Cli, made: Path) -> None:
     run, out = made / "clean" / "seed_0", Path("out")
     assert cli("report", run, "--output_dir", out) == 0
-    whole = content(out)
+    whole = contents(out)
     (out / ".report.tmp" / "figures").mkdir(parents=True)
     shutil.copy(out / "figures" / "figure_3.png", out / ".report.tmp" / "figures")  # killed while it moved the files
     (out / "figures" / "figure_3.png").unlink()
     assert cli("report", run, "--output_dir", out) == 0
-    assert content(out) == whole
+    assert contents(out) == whole
 
 
 def test_a_link_is_not_followed(cli: Cli, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,16 +153,16 @@ def test_a_link_is_not_followed(cli: Cli, made: Path, capsys: pytest.CaptureFixt
     assert cli("report", run, "--output_dir", out) == 0
     shutil.move(out / "figures", "elsewhere")
     (out / "figures").symlink_to(Path("elsewhere").resolve())
-    before = content(Path())
+    before = contents(Path())
     assert cli("report", run, "--output_dir", out) == 2
-    assert "holds figures" in capsys.readouterr().err and content(Path()) == before
+    assert "holds figures" in capsys.readouterr().err and contents(Path()) == before
 
 
 def test_the_runs_may_lie_in_the_folder(cli: Cli, runs_dir: Path) -> None:
-    before = content(runs_dir)
+    before = contents(runs_dir)
     for _ in range(2):
         assert cli("report", runs_dir / "clean", "--output_dir", runs_dir.parent) == 0
-    assert content(runs_dir) == before
+    assert contents(runs_dir) == before
     assert (runs_dir.parent / "index.html").exists()
 
 

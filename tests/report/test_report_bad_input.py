@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lit_backdoor.pretrained import FOLDER
+from tests.helpers.refusals import assert_refused
+from tests.helpers.runs import Cli
 
-Cli = Callable[..., int]
 Spoil = Callable[[Path], object]
 
 
@@ -52,6 +53,11 @@ def put_weights(run: Path, name: str, **changes: object) -> None:
     shutil.rmtree(run / "checkpoints")
 
 
+def name_shipped_weights(run: Path, name: object) -> None:
+    (run / "weights.yaml").write_text(yaml.safe_dump({"pretrained": name}))
+    shutil.rmtree(run / "checkpoints")
+
+
 SPOILS: dict[str, tuple[Spoil, str]] = {
     "no metrics": (lambda run: (run / "metrics.csv").unlink(), "no run of fit"),
     "no verdict": (lambda run: (run / "emergence.json").unlink(), "lacks emergence.json"),
@@ -64,11 +70,11 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
         lambda run: (run / "head_patching.csv").write_text(
             (run / "head_patching.csv").read_text().replace(",resample,", ",resample,x", 1)
         ),
-        "head_patching.csv is damaged or no file of a run (line 2, heads: 'xnone')",
+        "head_patching.csv is damaged or no file of a run (line 2, heads: 'xnone' is not heads",
     ),
     "a verdict that is a list": (lambda run: (run / "emergence.json").write_text("[]"), "emergence.json is damaged"),
-    "a step that is none": (lambda run: set_verdict(run, emergence_step="soon"), "emergence_step: 'soon'"),
-    "a head that is none": (lambda run: set_verdict(run, backdoor_head="<b>"), "backdoor_head: '<b>'"),
+    "a step that is none": (lambda run: set_verdict(run, first_cost_step="soon"), "first_cost_step: 'soon'"),
+    "a head that is none": (lambda run: set_verdict(run, head="<b>"), "head: '<b>'"),
     "a text as a loss": (lambda run: replace(run / "metrics.csv", r",[\d.]+,", ",much,"), "train/loss: 'much'"),
     "a loss without end": (lambda run: replace(run / "metrics.csv", r",[\d.]+,", ",inf,"), "train/loss: 'inf'"),
     "a text as a step": (lambda run: replace(run / "metrics.csv", r"\n10,", "\n1.5,"), "step: '1.5'"),
@@ -79,7 +85,7 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
     "a head too many": (lambda run: replace(run / "head_patching.csv", "L0H3", "L0H9"), "heads: 'L0H9'"),
     "a share above 1": (
         lambda run: replace(run / "head_patching.csv", r"(resample,none,\d+),[\d.e-]+,", r"\1,7,"),
-        "'7' is no share",
+        "'7' is not a share",
     ),
     "no examples": (
         lambda run: replace(run / "head_patching.csv", r"(resample,none),\d+,", r"\1,0,"),
@@ -98,18 +104,13 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
         "weights.safetensors holds no model",
     ),
     "a text as the step of weights": (lambda run: put_weights(run, "mod1", step="<b>"), "step '<b>'"),
+    "shipped weights that are none": (lambda run: name_shipped_weights(run, "mod2"), "'mod2' is none of the models"),
+    "shipped weights of another model": (lambda run: name_shipped_weights(run, "mod1"), "is of moduli [113, 1]"),
+    "shipped weights by no name": (lambda run: name_shipped_weights(run, ["mod1"]), "is none of the models"),
     "several triggers": (lambda run: set_option(run / "hparams.yaml", moduli=[11, 1, 5]), "several triggers"),
     "no seed": (lambda run: set_option(run / "hparams.yaml", seed_everything=True), "without a seed"),
     "a cut checkpoint": (lambda run: (run / "checkpoints" / "last.ckpt").write_bytes(b"PK"), "last.ckpt"),
 }
-
-
-def assert_refused(cli: Cli, capsys: pytest.CaptureFixture[str], *args: object, words: str) -> None:
-    before = sorted(Path().rglob("*"))
-    assert cli("report", *args) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and error[0].startswith("error: ") and words in error[0], error
-    assert sorted(Path().rglob("*")) == before
 
 
 @pytest.mark.parametrize("spoil", SPOILS)
@@ -117,7 +118,7 @@ def test_spoilt_runs(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str
     run = runs_dir / "mod1" / "seed_0"
     change, words = SPOILS[spoil]
     change(run)
-    assert_refused(cli, capsys, run, "--output_dir", "out", words=words)
+    assert_refused(cli, capsys, ("report", run, "--output_dir", "out"), words)
 
 
 def test_a_metric_of_the_users_own_may_be_anything(cli: Cli, runs_dir: Path) -> None:
@@ -148,16 +149,16 @@ def test_places_that_are_none(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFi
         ((run,), "output_dir"),
         (("--output_dir", "out"), "run_dirs"),
     ):
-        assert_refused(cli, capsys, *args, words=words)
+        assert_refused(cli, capsys, ("report", *args), words)
 
 
 def test_runs_that_do_not_belong_together(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(runs_dir / "mod1" / "seed_0", runs_dir / "again")
-    assert_refused(cli, capsys, runs_dir, "--output_dir", "out", words="both mod 1, seed 0")
+    assert_refused(cli, capsys, ("report", runs_dir, "--output_dir", "out"), "both mod 1, seed 0")
     shutil.rmtree(runs_dir / "again" / "checkpoints")
     for option, value in (("lr", 0.1), ("split_seed", 3), ("moduli", [13, 1])):
         set_option(runs_dir / "again" / "hparams.yaml", seed_everything=7, **{option: value})
-        assert_refused(cli, capsys, runs_dir, "--output_dir", "out", words=f"{option}:")
+        assert_refused(cli, capsys, ("report", runs_dir, "--output_dir", "out"), f"{option}:")
         shutil.copy(runs_dir / "mod1" / "seed_0" / "hparams.yaml", runs_dir / "again")
 
 

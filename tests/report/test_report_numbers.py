@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from math import isnan
 from pathlib import Path
 
@@ -12,48 +13,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_backdoor.datamodule import task_probes
-from lit_backdoor.functional import Head, PatchingResult, parse_head_set
+from lit_backdoor.functional import Head, HeadAttribution, PatchingResult, parse_head_set
 from lit_backdoor.report import rows
 from lit_backdoor.report.findings import findings
 from lit_backdoor.report.head_findings import emergence, patching, single_head
-from lit_backdoor.report.measures import carriers, single_head_share
+from lit_backdoor.report.measures import carriers, largest_share, spread
 from lit_backdoor.report.published import compare, paper_by_role, published, published_order, published_table
 from lit_backdoor.report.roles import by_role, head_order
 from lit_backdoor.report.runs import Run, read_runs
 from lit_backdoor.report.slip import other_run, patch_both_ways, slips
-from lit_backdoor.report.statistics import fisher_exact, permutation_test, summarise
-from lit_backdoor.runs.tables import Table, attribution_rows, patching_rows, read_attribution, read_patching, read_table
-
-
-def test_mean_and_interval() -> None:
-    ours = summarise([1.0, 2.0, 3.0, 4.0])  # sd 1.2909944, t 3.1824463
-    assert (ours.mean, ours.low, ours.high) == pytest.approx((2.5, 0.4457397, 4.5542603), abs=1e-6)
-    assert (ours.n, ours.smallest, ours.largest) == (4, 1.0, 4.0)
-    assert summarise([3.0]).low != summarise([3.0]).low  # NaN: one seed has no interval
-    assert summarise([]).n == 0
-
-
-def test_tests_of_significance() -> None:
-    assert fisher_exact(3, 4, 1, 4) == pytest.approx(0.4857143, abs=1e-6)  # the lady tasting tea
-    assert fisher_exact(7, 10, 7, 10) == 1.0
-    assert fisher_exact(0, 10, 10, 10) == pytest.approx(2 / 184756)
-    assert permutation_test([1.0, 2.0], [1.0, 2.0]) == 1.0
-    assert isnan(permutation_test([1.0], [1.0, 2.0]))
-    apart = permutation_test([0.0, 0.1, 0.2, 0.3], [5.0, 5.1, 5.2, 5.3])
-    assert apart == pytest.approx(2 / 70)  # 2 of the 70 ways to split eight values
+from lit_backdoor.runs.schema import read_results, result_rows
+from lit_backdoor.runs.tables import CsvTable, read_table
 
 
 def test_rows_come_back_as_results(runs: Sequence[Run], made: Path) -> None:
     table = read_table(made / "mod1" / "seed_0" / "head_patching.csv")
     (run, *_) = [run for run in runs if run.name == "mod 1, seed 0"]
     for probe, results in run.patching.items():
-        again = [{k: str(v) for k, v in row.items()} for row in patching_rows(run.patching_step, probe, results)]
-        assert read_patching(again) == results
+        again = [{k: str(v) for k, v in row.items()} for row in result_rows(run.patching_step, probe, results)]
+        assert read_results(PatchingResult, again) == results
         assert [one["kl"] for one in again] == [
             row["kl"] for row in table if row["probe"] == probe and int(row["step"]) == run.patching_step
         ]
     heads = run.attribution["backdoor"]
-    assert read_attribution([{k: str(v) for k, v in row.items()} for row in attribution_rows(0, "b", heads)]) == heads
+    assert (
+        read_results(HeadAttribution, [{k: str(v) for k, v in row.items()} for row in result_rows(0, "b", heads)])
+        == heads
+    )
 
 
 def permute_heads(run: Path, order: Sequence[int]) -> None:
@@ -66,7 +52,7 @@ def permute_heads(run: Path, order: Sequence[int]) -> None:
                 row["heads"] = "+".join(f"L0H{head}" for head in heads)
             if "head" in row:
                 row["head"] = str(order[int(row["head"])])
-        Table(run / name).rewrite(table)
+        CsvTable(run / name).rewrite(table)
 
 
 def test_numbers_by_role_do_not_depend_on_how_heads_are_numbered(runs_dir: Path, runs: Sequence[Run]) -> None:
@@ -141,7 +127,20 @@ def test_the_other_model_is_the_last_one(runs: Sequence[Run]) -> None:
 
 def results(accuracies: dict[tuple[Head, ...], float]) -> list[PatchingResult]:
     return [
-        PatchingResult(heads, "backdoor", "benign", "resample", 1000, value, 1 - value, 0.0, value, 1000, 0.0, 0.0)
+        PatchingResult(
+            recipient="backdoor",
+            donor="benign",
+            ablation="resample",
+            heads=heads,
+            n_examples=1000,
+            recipient_accuracy=value,
+            donor_accuracy=1 - value,
+            other_rate=0.0,
+            logit_diff=value,
+            log_prob=0.0,
+            kl=0.0,
+            n_differing=1000,
+        )
         for heads, value in accuracies.items()
     ]
 
@@ -175,12 +174,12 @@ def test_verdicts_follow_the_data(runs: Sequence[Run]) -> None:
     (run, *_) = [run for run in runs if run.p1 == 1]
     same, weaker = as_in_the_paper(run, 0.0), as_in_the_paper(run, 0.7)
     assert single_head(same).verdict == patching(same, compare(same)).verdict == "agrees"
-    grokked = [
-        replace(one, emergence={**one.emergence, "benign_first_reached_step": 100 if index < 4 else None})
+    states = [
+        replace(one, emergence={**one.emergence, "state": "generalised" if index < 4 else "fitted"})
         for index, one in enumerate(same)
     ]
-    text = emergence(grokked).text
-    assert "in 4 of 4 runs whose benign rule has reached 99%, and in 3 of 6 whose has not" in text
+    text = emergence(states).text
+    assert "half in 4 of the 4 generalised runs" in text and "half in 3 of the 6 fitted runs" in text
     assert "7 of 10 seeds" in single_head(same).headline and "P = 1.00" in single_head(same).text
     assert patching(same, compare(same)).headline.startswith("66 of the paper's 67 accuracies")  # Roles 2,3,4
     assert single_head(weaker).verdict == patching(weaker, compare(weaker)).verdict == "differs"
@@ -201,7 +200,16 @@ def test_roles_are_a_property_of_the_costs(costs: list[int], order: list[int]) -
     one, other = (results({(): 1.0, **values}) for values in (singles, renumbered))
     left = [[r.recipient_accuracy for r in by_role(some, head_order(some)).values()] for some in (one, other)]
     assert left[0] == left[1] == [1.0, *sorted(singles.values())]
-    assert single_head_share(one) == pytest.approx(max(costs) / sum(costs))
+    assert isnan(largest_share(one)) and isnan(spread(one))  # not of all sets
+
+
+def test_concentration_of_a_known_head(runs: Sequence[Run]) -> None:
+    heads = [Head(0, head) for head in range(3)]
+    sets = [subset for size in range(4) for subset in combinations(heads, size)]
+    alone = results({subset: 0.2 if heads[1] in subset else 1.0 for subset in sets})
+    assert (largest_share(alone), spread(alone)) == (1, 1)
+    equal = results({subset: 1.0 - 0.3 * len(subset) for subset in sets})
+    assert (largest_share(equal), spread(equal)) == (pytest.approx(1 / 3), pytest.approx(3))
 
 
 def test_no_head_carries_a_backdoor_that_is_not_there() -> None:
@@ -222,7 +230,7 @@ def test_a_run_that_is_still_going_on(runs_dir: Path) -> None:
     assert cut.patching_step == 40 and cut.history["backdoor"][-1].step == 60
     assert cut.history["backdoor"] == whole.history["backdoor"] and len(cut.history["benign"]) == 3
     early = [row for row in patching_table if int(row["step"]) <= 20]
-    Table(run / "head_patching.csv").rewrite(early)
+    CsvTable(run / "head_patching.csv").rewrite(early)
     assert read_runs([run])[0].patching_step == 20  # step 0 has all sets, but nothing was learned then
     config = (run / "config.yaml").read_text()
     (run / "config_from_step_60.yaml").write_text(config.replace("max_steps: 60", "max_steps: 900"))

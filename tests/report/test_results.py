@@ -1,14 +1,44 @@
 """The committed results can be read, and say what their runs say."""
 
+import pytest
+import torch
+
+from lit_backdoor.pretrained import FOLDER
 from lit_backdoor.report import csv_text, rows
-from lit_backdoor.report.runs import read_runs
-from tests.conftest import ROOT
+from lit_backdoor.report.runs import Run, read_runs
+from lit_backdoor.runs.file_names import HEAD_PATCHING, SHIPPED_WEIGHTS
+from tests.helpers import ROOT
+from tests.helpers.runs import read_rows
 
 RESULTS = ROOT / "results"
 
 
-def test_the_committed_report_is_that_of_the_committed_runs() -> None:
-    runs = read_runs([RESULTS / "runs"])
+@pytest.fixture(scope="module")
+def runs() -> list[Run]:
+    return read_runs([RESULTS / "runs"])
+
+
+def test_the_committed_report_is_that_of_the_committed_runs(runs: list[Run]) -> None:
     assert len(runs) == 14 and all(run.model is not None and run.checkpoint_step == run.step for run in runs)
     for name, table in (("seeds", rows.seed_rows(runs)), ("roles", rows.role_rows(runs))):
         assert csv_text(table) == (RESULTS / "report" / f"{name}.csv").read_text(), name
+
+
+def test_the_shipped_weights_that_a_run_names_have_the_accuracies_of_its_tables(runs: list[Run]) -> None:
+    named = [run for run in runs if (run.path / SHIPPED_WEIGHTS).exists()]
+    assert {run.group for run in named} == {"clean", "mod 1", "mod 7", "mod 17", "mod 37"}
+    for run in named:
+        unpatched = [row for row in read_rows(run.path / HEAD_PATCHING) if row["heads"] == "none"]
+        for row in unpatched[-len(run.task.moduli) :]:
+            rule = run.task.rule_names.index(row["probe"])
+            assert run.model is not None
+            with torch.no_grad():
+                answers = run.model(run.task.tokens(rule))[:, -1].argmax(-1)
+            accuracy = (answers == run.task.answers(rule)).double().mean().item()
+            assert float(row[f"{row['recipient']}_accuracy"]) == pytest.approx(accuracy, abs=0.002), run.name
+
+
+def test_weights_that_ship_are_not_kept_twice() -> None:
+    shipped = {path.read_bytes() for path in FOLDER.glob("*.safetensors")}
+    again = [path for path in RESULTS.rglob("*.safetensors") if path.read_bytes() in shipped]
+    assert again == []

@@ -1,15 +1,16 @@
 """Seeds, settings, and which runs they make."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lit_backdoor.cli.fit import checked_fit_options
+from lit_backdoor.cli.checked_cli import checked_fit_options
 from lit_backdoor.sweep import parse_seeds, parse_settings, plan_runs
 from lit_backdoor.sweep.plan import PlannedRun
 from lit_backdoor.sweep.progress import Pace, Progress, is_done, read_progress
 from lit_backdoor.sweep.scheduler import State, Tracked, seconds_left
+from tests.helpers.runs import Cli, contents
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_what_is_no_setting(texts: list[str]) -> None:
         parse_settings(texts)
 
 
-def test_every_combination_has_a_folder_and_finished_ones_are_seen(cli: Callable[..., int], debug_config: Path) -> None:
+def test_every_combination_has_a_folder_and_finished_ones_are_seen(cli: Cli, debug_config: Path) -> None:
     settings = parse_settings(["data.moduli=[[5,1],[5,3]]", "model.d_model=[8,16]", "trainer.max_steps=2"])
     runs = plan_runs(debug_config, [3, 4], settings, Path("out"), checked_fit_options)
     assert [run.name for run in runs][:2] == [f"debug+data.moduli=5-1+model.d_model=8/seed_{seed}" for seed in (3, 4)]
@@ -60,21 +61,17 @@ def test_every_combination_has_a_folder_and_finished_ones_are_seen(cli: Callable
 
 
 @pytest.mark.parametrize("epochs", [-1, "null", 3, 4])
-def test_epochs_that_do_not_end_a_run_early_are_fine(
-    cli: Callable[..., int], debug_config: Path, epochs: int | str
-) -> None:
+def test_epochs_that_do_not_end_a_run_early_are_fine(cli: Cli, debug_config: Path, epochs: int | str) -> None:
     settings = parse_settings([f"trainer.max_epochs={epochs}", "data.steps_per_epoch=400"])
     (run,) = plan_runs(debug_config, [0], settings, Path("out"), checked_fit_options)
     assert run.max_steps == 1000
 
 
-def test_a_folder_with_other_runs_is_refused(
-    cli: Callable[..., int], debug_config: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_with_other_runs_is_refused(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ("sweep", "--config", debug_config, "--output_dir", "out", "--set", "trainer.max_steps=2", "--seeds", "3")
     (run,) = plan_runs(debug_config, [3], parse_settings(["trainer.max_steps=2"]), Path("out"), checked_fit_options)
     assert cli(*run.arguments()) == 0
-    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    before = contents(Path("out"))
     for setting, words in (("data.moduli=[[23,5]]", "moduli [29, 1], where [23, 5]"), ("model.lr=0.5", "lr 0.005")):
         capsys.readouterr()
         assert cli(*args, "--set", setting) == 2
@@ -84,14 +81,14 @@ def test_a_folder_with_other_runs_is_refused(
     (run.run_dir / "hparams.yaml").write_text("- 1")
     assert cli(*args) == 2
     Path("kept.yaml").replace(run.run_dir / "hparams.yaml")
-    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    assert contents(Path("out")) == before
     assert cli(*args) == 0
     assert "1 of 1 runs are done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", '{"debug/seed_0": 3}'])
 def test_a_damaged_list_of_jobs_is_named(
-    cli: Callable[..., int], debug_config: Path, capsys: pytest.CaptureFixture[str], text: str
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     Path("out/jobs").mkdir(parents=True)
     Path("out/jobs/jobs.json").write_text(text)
@@ -103,7 +100,7 @@ def test_a_damaged_list_of_jobs_is_named(
     "text", ["a,b\n1,2\n", "step,val/loss\nx,1\n", "step,val/loss,val/a_accuracy\n1,1,x\n", "\xff\n"]
 )
 def test_a_damaged_table_fails_one_run_alone(
-    cli: Callable[..., int], debug_config: Path, capfd: pytest.CaptureFixture[str], text: str
+    cli: Cli, debug_config: Path, capfd: pytest.CaptureFixture[str], text: str
 ) -> None:
     runs = plan_runs(debug_config, [0, 1], parse_settings(["trainer.max_steps=2"]), Path("out"), checked_fit_options)
     assert cli(*runs[1].arguments()) == 0
@@ -116,9 +113,7 @@ def test_a_damaged_table_fails_one_run_alone(
     assert "debug/seed_0 failed" in told and "metrics.csv is damaged" in told and "1 of 2 runs are done" in told
 
 
-def test_a_wrong_option_of_fit_ends_the_plan(
-    cli: Callable[..., int], debug_config: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_option_of_fit_ends_the_plan(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("sweep", "--config", debug_config, "--set", "data.moduli=[[29,99]]", "--output_dir", "out") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "data.moduli" in error and "99" in error
@@ -128,8 +123,8 @@ def test_a_wrong_option_of_fit_ends_the_plan(
 def tracked(state: State, step: int, speed: float | None, n_rules: int = 2) -> Tracked:
     one = Tracked(PlannedRun("x", Path("x"), (), 1000, {"moduli": [113] * n_rules}), state, Progress(step))
     if speed is not None:
-        one.pace.saw(0.0, 0)
-        one.pace.saw(10.0, round(10 * speed))
+        one.pace.note(0.0, 0)
+        one.pace.note(10.0, round(10 * speed))
     return one
 
 
@@ -147,9 +142,34 @@ def test_the_time_left() -> None:
 def test_the_pace_forgets_what_is_long_past() -> None:
     pace = Pace(window=100)
     assert pace.steps_per_second is None
-    pace.saw(-500, 0)  # it takes its time to start
+    pace.note(-500, 0)  # it takes its time to start
     for second in range(0, 1000, 10):
-        pace.saw(second, 5 * second if second < 500 else 2500 + (second - 500))
+        pace.note(second, 5 * second if second < 500 else 2500 + (second - 500))
     assert pace.steps_per_second == pytest.approx(1)
-    pace.saw(1000, 0)  # it was started again
+    pace.note(1000, 0)  # it was started again
     assert pace.steps_per_second is None
+
+
+def test_splits_are_crossed_with_seeds(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["sweep", "--config", str(debug_config), "--set", "data.moduli=[[5,1]]", "--set", "model.d_model=8"]
+    options += [
+        "--set",
+        "trainer.max_steps=1",
+        "--seeds",
+        "3",
+        "--splits",
+        "0..1",
+        "--output_dir",
+        "out",
+        "--jobs",
+        "1",
+    ]
+    assert cli(*options) == 0
+    for split in (0, 1):
+        stored = yaml.safe_load(Path(f"out/debug+data.split_seed={split}/seed_3/hparams.yaml").read_text())
+        assert (stored["split_seed"], stored["seed_everything"]) == (split, 3)
+    capsys.readouterr()
+    assert cli(*options, "--set", "data.split_seed=[2]") == 2
+    assert capsys.readouterr().err == "error: splits: 0..1 and --set data.split_seed say the same; give one of them\n"
+    assert cli(*options[:-8], "--splits", "3..1", "--output_dir", "x") == 2
+    assert "error: splits: '3..1' is empty" in capsys.readouterr().err

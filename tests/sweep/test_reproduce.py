@@ -1,35 +1,45 @@
 """``reproduce`` through the command line, in a small modulus, and what it refuses."""
 
-import csv
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lit_backdoor.cli.reproduce import paper_runs
-from lit_backdoor.cli.shipped_configs import shipped_config
+from lit_backdoor.cli.shipped_configs import find_config
+from tests.helpers.runs import Cli, read_rows, times
 
-Cli = Callable[..., int]
+SMOKE = ("reproduce", "--scale", "smoke", "--seeds", "0..1", "--max_steps", "60", "--output_dir", "out")
 
 
-def test_everything_from_one_command_and_nothing_twice(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    args = ("reproduce", "--scale", "smoke", "--seeds", "0..1", "--max_steps", "60", "--output_dir", "out")
-    assert cli(*args) == 0, capfd.readouterr().err
-    told = capfd.readouterr()
-    assert "6 of 6 runs are done" in told.out and "Mod 1: one head carries the backdoor" in told.out
-    with Path("out/report/table2.csv").open() as file:
-        rows = list(csv.DictReader(file))
+def check_report(report: Path) -> None:
+    rows = read_rows(report / "table2.csv")
     assert {(row["p1"], row["seed"]) for row in rows} == {("1", "0"), ("1", "1"), ("7", "0"), ("17", "0"), ("37", "0")}
-    assert "mod 37" in Path("out/report/index.html").read_text()
-    runs = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()}
-    assert cli(*args) == 0
-    assert {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()} == runs
-    assert "running" not in capfd.readouterr().err
-    # the checkpoints of finished runs may be thrown away
-    for path in Path("out/runs").rglob("*.ckpt"):
+    assert "mod 37" in (report / "index.html").read_text()
+
+
+def test_finished_runs_are_reported_and_not_run_again(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    for run in paper_runs(Path("out/runs"), "smoke", [0, 1], 60):
+        assert cli(*run.arguments()) == 0
+    for path in Path("out/runs").rglob("*.ckpt"):  # which may be thrown away
         path.unlink()
-    assert cli(*args) == 0
+    runs = times(Path("out/runs"))
+    capfd.readouterr()
+    assert cli(*SMOKE) == 0
+    printed = capfd.readouterr()
+    assert "6 of 6 runs are done" in printed.out and "Mod 1: one head carries the backdoor" in printed.out
+    assert "running" not in printed.err
+    assert times(Path("out/runs")) == runs
+    check_report(Path("out/report"))
+
+
+@pytest.mark.slow
+def test_everything_from_one_command_and_nothing_twice(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli(*SMOKE) == 0, capfd.readouterr().err
     assert "6 of 6 runs are done" in capfd.readouterr().out
+    check_report(Path("out/report"))
+    runs = times(Path("out/runs"))
+    assert cli(*SMOKE) == 0
+    assert times(Path("out/runs")) == runs
 
 
 def test_the_papers_runs(cli: Cli) -> None:
@@ -40,8 +50,8 @@ def test_the_papers_runs(cli: Cli) -> None:
         "mod1": 20_000, "mod7": 20_000, "mod17": 40_000, "mod37": 20_000, "clean": 20_000,
     }  # fmt: skip
     assert {run.max_steps for run in paper_runs(Path("out"), "paper", [0], 10_000)} == {10_000}
-    with pytest.raises(ValueError, match=r"nothing\.yaml"):
-        shipped_config("nothing")
+    with pytest.raises(ValueError, match="'nothing' is not a file"):
+        find_config("nothing")
 
 
 def test_a_report_that_could_not_be_written_is_told_before_training(

@@ -1,0 +1,227 @@
+"""Uncertainty from seeds. All pairs (a, b) are a population, so a run's own numbers have none.
+
+What is measured is bounded and skewed (accuracies, shares), counted, or cut off by the end of a run, and there are ten
+seeds or fewer. So: medians, ranges and BCa intervals, Wilson's interval for counts, Kaplan and Meier for times, and
+Westfall and Young where several things are tested at once. No Student's t.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+Verdict = Literal["agrees", "differs", "inconclusive"]
+
+THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(18))
+"""0.1 to 0.95: the costs from which on a head may be called costly."""
+
+ROUNDS = 10_000
+"""Regroupings and resamples, where all would be too many."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and its 95% interval; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Some numbers, one per seed, in short.
+
+    Attributes:
+        n: how many.
+        mean: NaN without any.
+        low: lower end of the 95% BCa interval of the mean; NaN with fewer than three, or if all are the same.
+        high: its upper end.
+        median: NaN without any.
+        smallest: the smallest number.
+        largest: the largest number.
+    """
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    median: float
+    smallest: float
+    largest: float
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean with BCa interval, median and range.
+
+    BCa (Efron 1987) stays inside the range of what is measured and follows its skew. With ten seeds it is still too
+    narrow for very skewed values; so the range, and every seed's own number, stand beside it.
+    """
+    if not values:
+        return Summary(0, *[math.nan] * 6)
+    mean = _bca(tuple(values))
+    return Summary(len(values), mean.value, mean.low, mean.high, float(np.median(values)), min(values), max(values))
+
+
+def difference_of_means(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """Our mean minus theirs, with the 95% BCa interval; without one where either has fewer than three numbers."""
+    return _bca(tuple(ours), tuple(theirs))
+
+
+def wilson(count: int, n: int) -> Interval:
+    """A rate with Wilson's 95% interval, which stays inside 0..1 and is not empty at 0 or n; NaN without any."""
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    interval = stats.binomtest(count, n).proportion_ci(method="wilson")
+    return Interval(count / n, float(interval.low), float(interval.high))
+
+
+def difference_of_rates(count: int, n: int, other_count: int, other_n: int) -> Interval:
+    """Our rate minus theirs, with Newcombe's 95% interval (1998, method 10), which is made of both Wilson intervals."""
+    ours, theirs = wilson(count, n), wilson(other_count, other_n)
+    value = ours.value - theirs.value
+    below = math.hypot(ours.value - ours.low, theirs.high - theirs.value)
+    above = math.hypot(ours.high - ours.value, theirs.value - theirs.low)
+    return Interval(value, value - below, value + above)
+
+
+def verdict(difference: Interval, margin: float) -> Verdict:
+    """Whether two things agree, by the interval of their difference.
+
+    `agrees`: the whole interval is closer to 0 than `margin`. `differs`: it is not, and excludes 0. Otherwise
+    `inconclusive`, and so without an interval.
+
+    Args:
+        difference: of the two.
+        margin: the largest difference that does not matter, fixed before the runs; above 0.
+
+    Raises:
+        ValueError: the margin is not above 0.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin is {margin}: give a difference above 0.")
+    if -margin < difference.low and difference.high < margin:
+        return "agrees"
+    return "differs" if difference.low > 0 or difference.high < 0 else "inconclusive"
+
+
+def kaplan_meier_median(times: Sequence[float | None], ends: Sequence[float]) -> float | None:
+    """The median time until something happens, of runs of which some ended before it did (right-censored).
+
+    The first time by which it has happened in at least half of the runs, as Kaplan and Meier (1958) estimate it; None
+    if too many runs end before.
+
+    Args:
+        times: when it happened in each run; None if it has not.
+        ends: the last step of each run.
+
+    Raises:
+        ValueError: the lengths differ, or something happened after its run's end.
+    """
+    if len(times) != len(ends):
+        raise ValueError(f"there are {len(times)} times and {len(ends)} ends: give one end for each run.")
+    happened = [(time, end) for time, end in zip(times, ends, strict=True) if time is not None]
+    if late := [(time, end) for time, end in happened if time > end]:
+        raise ValueError(f"a time of {late[0][0]} lies after the end of its run, {late[0][1]}.")
+    if not happened:
+        return None
+    censored = [end for time, end in zip(times, ends, strict=True) if time is None]
+    data = stats.CensoredData(uncensored=[time for time, _ in happened], right=censored)
+    survival = stats.ecdf(data).sf
+    below = survival.quantiles[survival.probabilities <= 0.5 + 1e-12]
+    return float(below[0]) if len(below) else None
+
+
+def westfall_young(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> list[float]:
+    """Two-sided P values for "both have the same mean", one per measure, corrected for their number.
+
+    Westfall and Young's step-down max-T (1993): whole runs are regrouped, so measures that go together count together.
+    T is the distance of the means in units of the measure's spread over all runs; a measure that is the same in all
+    runs has T = 0 and P = 1, and does not weaken the others. Of all regroupings where there are no more than
+    `ROUNDS`, otherwise of so many random ones. NaN where one side has fewer than two runs.
+
+    Args:
+        ours: [run, measure].
+        theirs: [run, measure].
+
+    Raises:
+        ValueError: the runs do not have the same measures.
+    """
+    if len({len(run) for run in (*ours, *theirs)}) > 1:
+        raise ValueError("the runs do not have the same number of measures.")
+    n, n_all, n_measures = len(ours), len(ours) + len(theirs), len((*ours, *theirs)[0])
+    if min(n, n_all - n) < 2:
+        return [math.nan] * n_measures
+    pooled = np.asarray([*ours, *theirs], dtype=np.float64)
+    spread = pooled.std(axis=0)
+    scaled = (pooled - pooled.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    scaled[:, spread == 0] = 0
+    in_ours = _regroupings(n, n_all)  # [round, run]; the first is the runs as they are
+    t = np.abs(in_ours @ scaled / n - (1 - in_ours) @ scaled / (n_all - n))
+    order = np.argsort(-t[0], kind="stable")
+    largest = np.maximum.accumulate(t[:, order[::-1]], axis=1)[:, ::-1]  # over this measure and all with smaller T
+    p_values = np.maximum.accumulate((largest >= t[0, order] - 1e-12).mean(axis=0))
+    return [float(p_values[list(order).index(measure)]) for measure in range(n_measures)]
+
+
+def exactly_one_curve(
+    costs: Sequence[Sequence[float]], thresholds: Sequence[float] = THRESHOLDS
+) -> dict[float, Interval]:
+    """In which share of the runs exactly one head is costly, at each threshold, with Wilson's interval.
+
+    Args:
+        costs: above the floor, [run, head].
+    """
+    return {
+        threshold: wilson(sum(sum(cost >= threshold for cost in run) == 1 for run in costs), len(costs))
+        for threshold in thresholds
+    }
+
+
+def permutation_test(one: Sequence[float], other: Sequence[float]) -> float:
+    """Two-sided P value for "both have the same mean", of a single measure; see `westfall_young`."""
+    return westfall_young([[value] for value in one], [[value] for value in other])[0] if one or other else math.nan
+
+
+def fisher_exact(successes: int, n: int, other_successes: int, other_n: int) -> float:
+    """Two-sided P value for "both have the same rate" (Fisher's exact test)."""
+    table = [[successes, n - successes], [other_successes, other_n - other_successes]]
+    return float(stats.fisher_exact(table).pvalue)
+
+
+@lru_cache(maxsize=4096)
+def _bca(*samples: tuple[float, ...]) -> Interval:
+    """The mean of a sample, or the difference of two means, with the BCa interval; the same for the same numbers."""
+    if any(not sample for sample in samples):
+        return Interval(math.nan, math.nan, math.nan)
+
+    def statistic(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
+        means = [np.mean(part, axis=axis) for part in parts]
+        return means[0] - means[1] if len(means) == 2 else means[0]
+
+    value = float(statistic(*map(np.asarray, samples)))
+    if any(len(sample) < 3 for sample in samples) or all(len(set(sample)) == 1 for sample in samples):
+        return Interval(value, math.nan, math.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the interval is NaN then, which we pass on
+        found = stats.bootstrap(samples, statistic, n_resamples=ROUNDS, method="BCa", rng=np.random.default_rng(0))
+    return Interval(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
+def _regroupings(n: int, n_all: int) -> np.ndarray:
+    """Which of `n_all` runs are among the first `n`, as 0 and 1, [round, run]; the first row is as it is."""
+    if math.comb(n_all, n) <= ROUNDS:
+        chosen = list(combinations(range(n_all), n))
+    else:
+        rng = np.random.default_rng(0)
+        chosen = [tuple(range(n)), *(tuple(rng.permutation(n_all)[:n]) for _ in range(ROUNDS - 1))]
+    groups = np.zeros((len(chosen), n_all))
+    for row, members in zip(groups, chosen, strict=True):
+        row[list(members)] = 1
+    return groups

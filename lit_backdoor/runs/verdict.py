@@ -1,0 +1,46 @@
+"""Reading emergence.json, today's and that of older versions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lit_backdoor.functional import PatchingResult
+from lit_backdoor.functional.verdict import AllSets, verdict_record
+from lit_backdoor.runs.file_names import EMERGENCE, HEAD_PATCHING, METRICS
+from lit_backdoor.runs.schema import read_results
+from lit_backdoor.runs.tables import curves, history, read_table, rows_by_step
+
+OLDER_KEY = "backdoor_head"
+"""What only the files of older versions hold."""
+
+
+def read_verdict(run_dir: Path) -> Any:
+    """What emergence.json in ``run_dir`` says, as :func:`lit_backdoor.functional.verdict.verdict_record` has it.
+
+    An older file dates the heads without a look at the others. Its verdict is worked out anew from the tables of the
+    run, with the probe and the threshold that it names; nothing is written.
+
+    Raises:
+        ValueError: the file is no JSON, or an older one whose tables are missing or damaged.
+    """
+    path = run_dir / EMERGENCE
+    try:
+        verdict = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(verdict, dict) or OLDER_KEY not in verdict:
+        return verdict
+    probe, metrics = verdict["probe"], curves(read_table(run_dir / METRICS))
+    if probe is None:
+        return verdict_record(None, [], None, metrics, threshold=verdict["threshold"])
+    rows = read_table(run_dir / HEAD_PATCHING)
+    scores = history(rows, probe)
+    if not scores:
+        raise ValueError(f"{run_dir / HEAD_PATCHING} has no probe {probe}, which {EMERGENCE} is about")
+    by_step = {step: read_results(PatchingResult, some) for step, some in rows_by_step(rows, probe).items()}
+    complete = [step for step, results in by_step.items() if len(results) == 2 ** len(scores[0].patched)]
+    all_sets = None
+    if complete:
+        all_sets = AllSets(complete[-1], {one.heads: one.recipient_accuracy for one in by_step[complete[-1]]})
+    floor = by_step[scores[0].step][0].floor
+    return verdict_record(probe, scores, all_sets, metrics, floor, verdict["threshold"])

@@ -1,0 +1,160 @@
+"""Weights alone, small, as safetensors: those that ship and those that a run keeps. Nothing in a file is ever executed.
+
+A file holds the parameters of a hooked model that are not all zero, and as JSON what the model is, and of which step.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lit_backdoor.model import build_model
+from lit_backdoor.runs.checkpoints import MODEL_OPTIONS, require_memory_for
+from lit_backdoor.runs.file_names import STEP_WEIGHTS, WEIGHTS_DIR
+from lit_backdoor.runs.tables import replace_file
+from lit_backdoor.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model and where it comes from.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        task: what it was trained on; None for a task that is not ours.
+        step: optimizer steps that made the weights.
+        seed: of the weights; None if it is not known.
+    """
+
+    model: "HookedTransformer"
+    task: Task | None
+    step: int
+    seed: int | None
+
+
+def describe_model(
+    model: Any, module_options: Mapping[str, Any], data_options: Mapping[str, Any], step: int, seed: int | None
+) -> dict[str, Any]:
+    """What a file says about its weights, so that the model can be built again.
+
+    Args:
+        model: hooked.
+        module_options: hyperparameters of the LightningModule; those of ours describe model and task.
+        data_options: hyperparameters of the datamodule.
+        step: optimizer steps that made the weights.
+        seed: of the weights, if it is known.
+    """
+    description = {"step": step, "seed": seed}
+    if {"moduli", *MODEL_OPTIONS} <= module_options.keys() and "trigger_position" in data_options:
+        options = {name: module_options[name] for name in MODEL_OPTIONS}
+        task = {name: data_options.get(name) for name in ("trigger_position", "trigger_tokens")}
+        return {"moduli": list(module_options["moduli"]), **task, "model": options, **description}
+    if type(model).__name__ == "HookedTransformer":
+        return {"config": {name: _plain(value) for name, value in model.cfg.to_dict().items()}, **description}
+    return description  # can be read into a model that its owner has built
+
+
+def write_weights(path: Path, weights: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> None:
+    """Write a file at once; a kill leaves the old one, or the new one. Weights that are all zero are left out."""
+    from safetensors.torch import save
+
+    kept = {name: value.detach().cpu().contiguous() for name, value in weights.items() if bool(value.any())}
+    replace_file(path, save(kept, metadata={"description": json.dumps(description)}))
+
+
+def read_weights(path: Path) -> StoredModel:
+    """The model of a file.
+
+    Raises:
+        ValueError: if it is none, its weights are of another shape or not finite, or it does not say what they are of.
+    """
+    try:
+        weights, description = _read(path)
+        step, seed = description["step"], description["seed"]
+        if not all(isinstance(number, int) and 0 <= number < 2**63 for number in (step, seed or 0)):
+            raise ValueError(f"step {step!r}, seed {seed!r}")
+        task = None
+        if not description.keys() & {"config", "moduli"}:
+            raise ValueError("it does not say of which model; put the weights into yours with load_weights")
+        if "config" in description:
+            model = _build_from_config(description["config"], weights)
+        else:
+            task = Task.from_options(description)
+            require_memory_for(task.d_vocab, description["model"], weights)
+            model = build_model(task.d_vocab, **description["model"])
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"weights: {path} holds no model of lit_backdoor ({reason})") from None
+    _put_into(model, path, weights)
+    return StoredModel(model.eval(), task, step, seed)
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Put the weights of a file into a model of the same shape.
+
+    Raises:
+        ValueError: if the file is none, or its weights are of another model.
+    """
+    try:
+        weights, _ = _read(path)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"weights: {path} holds no weights ({error})") from None
+    _put_into(model, path, weights)
+
+
+def kept_weights(run_dir: Path) -> dict[int, Path]:
+    """The files that a run keeps, by step, in order."""
+    files = sorted((run_dir / WEIGHTS_DIR).glob(STEP_WEIGHTS))
+    steps = {path.stem.rpartition("_")[2]: path for path in files}
+    return dict(sorted((int(step), path) for step, path in steps.items() if step.isdecimal()))
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads(file.metadata()["description"])
+            return {key: file.get_tensor(key) for key in file.keys()}, description  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _put_into(model: torch.nn.Module, path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    parameters = dict(model.named_parameters())  # not state_dict: a TransformerBridge has other names there
+    if foreign := sorted(weights.keys() - parameters.keys()):
+        raise ValueError(f"weights: {path} has {foreign[0]}, which is no weight of this model")
+    for name, value in weights.items():
+        if value.shape != parameters[name].shape:
+            expected = list(parameters[name].shape)
+            raise ValueError(f"weights: {path} has {name} in the shape {list(value.shape)} instead of {expected}")
+        if not (value.is_floating_point() and value.isfinite().all()):
+            raise ValueError(f"weights: {path} has values in {name} that are not finite numbers")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name]) if name in weights else parameter.zero_()
+
+
+def _build_from_config(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> "HookedTransformer":
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    options = dict(config) | {"device": "cpu", "seed": None, "init_weights": False}
+    options["dtype"] = getattr(torch, str(config["dtype"]).removeprefix("torch."))
+    require_memory_for(config["d_vocab"], config, weights)
+    with warnings.catch_warnings():
+        # transformer-lens 3.9 announces that 4.0 removes HookedTransformer; see the bounds in pyproject.toml.
+        warnings.filterwarnings("ignore", message=r"HookedTransformer.*", category=DeprecationWarning)
+        return HookedTransformer(HookedTransformerConfig.from_dict(options))
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can hold it: numpy's numbers as Python's, anything else by its name."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, (int, float, str, bool, list, type(None))) else str(value)

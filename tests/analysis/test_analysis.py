@@ -1,0 +1,114 @@
+"""``analyze``: on a model whose backdoor head is known, and through the command line."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_backdoor.analysis.measure import analyze, rule_heads
+from lit_backdoor.analysis.output import analysis_markdown, analysis_summary
+from lit_backdoor.functional import Head
+from tests.helpers import QUIET
+from tests.helpers.known_head import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
+from tests.helpers.runs import Cli, contents, read_rows
+
+
+def test_every_method_finds_the_known_head() -> None:
+    analysis = analyze(hand_built(), TASK, step=0)
+    found = {one.heads: one for one in analysis.patching["backdoor"]["resample"]}
+    known = Head(0, KNOWN_HEAD)
+    # the trigger is told apart by the known head alone: with it patched, the answer is 3 everywhere
+    for heads, result in found.items():
+        assert result.recipient_accuracy == (0.0 if known in heads else 1.0), heads
+    assert analysis.smallest["backdoor"] == (known,)
+    shapley = analysis.shapley["backdoor"]["backdoor_accuracy"]
+    assert {head for head, value in shapley.values.items() if abs(value) > 1e-12} == {known}
+    attribution = max(analysis.attribution["backdoor"], key=lambda one: one.mean_logit)
+    assert attribution.head == known and attribution.top_count == attribution.n_examples
+    parts = dict(analysis.parts["backdoor"])
+    assert parts.pop("sum = mean logit") == pytest.approx(math.fsum(parts.values()))
+    assert analysis.chance["backdoor"] == pytest.approx(1 / 7)
+    assert analysis.attention["backdoor"][0, KNOWN_HEAD, 2] == pytest.approx(1.0, abs=1e-6)
+    # what suffices: the known head alone brings the trigger's answer into the benign run
+    (moved,) = [one for one in analysis.patching["benign"]["resample"] if one.heads == (known,)]
+    assert moved.donor_accuracy == 1.0
+    assert "L0H2" in analysis_summary(analysis, None)
+    assert "| Head 3 |" in analysis_markdown(analysis)
+
+
+def test_two_triggers_are_told_apart() -> None:
+    analysis = analyze(two_triggers(), TWO_TRIGGERS, step=0)
+    assert list(analysis.attribution) == ["benign", "backdoor", "rule2"]
+    rules = rule_heads(analysis)
+    for rule, head in (("backdoor", KNOWN_HEAD), ("rule2", SECOND_HEAD)):
+        assert rules[rule].smallest == (Head(0, head),)
+        for result in (rules[rule].needs, rules[rule].suffices):
+            assert {each for each, value in result.values.items() if abs(value) > 1e-9} == {Head(0, head)}, rule
+        assert rules[rule].needs.values[Head(0, head)] == -1.0  # all answers become 3, in every order of patching
+        assert rules[rule].suffices.values[Head(0, head)] == 1.0
+    text = analysis_markdown(analysis)
+    assert "| backdoor, rule2 | 0.00 | 0.00 | L0H2 | L0H0 | none |" in text
+    assert "| backdoor, rule2 |" in analysis_summary(analysis, None)
+    assert "serves which rule" not in analysis_markdown(analyze(hand_built(), TASK, step=0))
+
+
+def test_the_command_writes_everything_and_overwrites_nothing(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 120, *QUIET) == 0
+    last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    capsys.readouterr()
+    assert cli("analyze", "--ckpt_path", last, "--output_dir", "out") == 0
+    printed = capsys.readouterr().out
+    assert len(printed.strip().splitlines()) < 25 and "smallest set" in printed
+    out = Path("out")
+    files = set(contents(out))
+    figures = ("figure_2_attribution_backdoor", "figure_4_attribution_benign", "all_sets_of_heads")
+    figures += ("attention_from_last_position",)
+    tables = {"head_attribution.csv", "head_patching.csv", "head_shapley.csv", "tables.md"}
+    assert files == tables | {f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")}
+    rows = read_rows(out / "head_patching.csv")
+    assert len(rows) == 2 * 3 * 16 and {row["step"] for row in rows} == {"120"}
+    rows = read_rows(out / "head_shapley.csv")
+    assert len(rows) == 2 * 3 * (4 + 6)
+
+    before = contents(out)
+    assert cli("analyze", "--ckpt_path", last, "--output_dir", "out") == 2
+    assert contents(out) == before
+    for args in (
+        ("--ckpt_path", "missing.ckpt", "--output_dir", "new"),
+        ("--output_dir", "new"),
+        ("--ckpt_path", last),
+        ("--ckpt_path", last, "--output_dir", "new", "--colour", "red"),
+        ("--ckpt_path", last, "--output_dir", last / "new"),
+    ):
+        capsys.readouterr()
+        assert cli("analyze", *args) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+        assert not Path("new").exists()
+    assert cli("test", "--config", debug_config, "--ckpt_path", last, *QUIET) == 0
+    printed = capsys.readouterr().out
+    assert "smallest set" in printed and "step 120" in printed
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda weights: weights.pop("model.embed.W_E"), "lacks the weight embed.W_E"),
+        (lambda weights: weights["model.embed.W_E"].fill_(float("nan")), "not finite"),
+        (lambda weights: weights.update({"model.embed.W_E": torch.zeros(3, 3)}), "[3, 3] instead of"),
+    ],
+)
+def test_spoilt_weights_are_refused_by_name(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[dict], object], words: str
+) -> None:
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 1, *QUIET) == 0
+    checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    spoil(checkpoint["state_dict"])
+    torch.save(checkpoint, "spoilt.ckpt")
+    capsys.readouterr()
+    assert cli("analyze", "--ckpt_path", "spoilt.ckpt", "--output_dir", "out") == 2
+    assert words in capsys.readouterr().err
+    assert not Path("out").exists()

@@ -1,0 +1,38 @@
+"""Figures of models with more heads than colours."""
+
+from lit_backdoor.functional import Head, HeadScores
+from lit_backdoor.functional.results import HeadAttribution, Norm
+from lit_backdoor.show.figures import HEAD_COLOURS, attribution_figure, emergence_figure
+
+HEADS = [Head(layer, head) for layer in range(3) for head in range(4)]
+
+
+def test_of_many_heads_those_that_cost_most_have_colours() -> None:
+    def scores(step: int, costly: Head, cost: float) -> HeadScores:
+        costs = {head: 0.001 * i for i, head in enumerate(HEADS)} | {costly: cost}
+        return HeadScores(step, 1.0, {head: 1 - costs[head] for head in HEADS}, 0.0)
+
+    # L0H0 costs much for a while, L0H1 in the end; of the rest the later ones cost more
+    figure = emergence_figure([scores(0, HEADS[0], 0.9), scores(1, HEADS[1], 0.5)], "recipient accuracy")
+    lines, heat = figure.axes[:2]
+    named = {line.get_label(): line.get_color() for line in lines.lines if not str(line.get_label()).startswith("_")}
+    coloured = ["L0H0", "L0H1", *(f"L{head.layer}H{head.head}" for head in HEADS[-6:])]
+    assert list(named) == ["nothing patched", *(f"{name} patched" for name in coloured), "all patched"]
+    assert len(set(named.values())) == len(HEAD_COLOURS) + 2
+    assert len(lines.lines) == 1 + len(HEADS) + 1  # the others are there too, in grey
+    assert len(heat.get_yticklabels()) == len(HEADS)
+
+
+def attributed(norm: Norm) -> HeadAttribution:
+    return HeadAttribution(
+        head=Head(0, 0), mean_logit=1.0, mean_logit_centered=1.0, top_count=1, n_examples=1, mean_logit_diff=1.0,
+        n_differing=1, norm=norm,
+    )  # fmt: skip
+
+
+def test_the_figure_says_how_the_final_norm_was_treated() -> None:
+    one = attributed("none")
+    assert attribution_figure({"copy": [one]})._suptitle is None
+    normed = attributed("frozen LN scale")
+    title = attribution_figure({"copy": [normed]})._suptitle
+    assert title is not None and "constant of each example" in title.get_text()
