@@ -23,6 +23,7 @@ from lit_backdoor.functional import (
 )
 from lit_backdoor.functional.last_position import TokenLayout
 from lit_backdoor.functional.last_position_loss import last_position_loss
+from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task, split_examples
 
@@ -158,7 +159,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)  # the plain way's
+    set_row_threads(args.threads)  # ours
     torch.manual_seed(0)
     print(f"{args.threads} threads")
     measure_one_layer(args.rounds)

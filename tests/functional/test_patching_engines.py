@@ -27,6 +27,7 @@ from lit_backdoor.functional import layer_by_layer as layers
 from lit_backdoor.functional.hooked import evaluating
 from lit_backdoor.functional.layer_by_layer import LayerByLayer, not_layer_by_layer
 from lit_backdoor.functional.patching_engines import _whole_passes, patching_engine
+from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.model import build_model
 from tests.helpers.tiny_models import make_model, make_probe
 
@@ -160,13 +161,12 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "TOKENS_AT_ONCE", 60)
     model, probe = deep_model(), deep_probe(n=40, same=[0])
     results = []
-    threads = torch.get_num_threads()
     try:
-        for n in (1, 4):
-            torch.set_num_threads(n)
+        for threads in (1, 4):
+            set_row_threads(threads)
             results.append(patch_heads(model, probe, default_head_sets(3, 2)))
     finally:
-        torch.set_num_threads(threads)
+        set_row_threads(None)
     assert results[0] == results[1]
 
 
