@@ -27,6 +27,8 @@ from lit_backdoor.functional import layer_by_layer as layers
 from lit_backdoor.functional.hooked import evaluating
 from lit_backdoor.functional.layer_by_layer import LayerByLayer, not_layer_by_layer
 from lit_backdoor.functional.patching_engines import _whole_passes, patching_engine
+from lit_backdoor.functional.row_threads import set_row_threads
+from lit_backdoor.model import build_model
 from tests.helpers.tiny_models import make_model, make_probe
 
 from .test_patching import patched_by_hand
@@ -110,6 +112,19 @@ def test_equal_tokens_are_shared_only_where_nothing_differs_before(
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_the_models_that_we_train_go_the_fast_way(n_layers: int) -> None:
+    """Their embedding carries a hook that changes nothing; one that does stays in force."""
+    model = build_model(7, n_layers=n_layers, dtype=torch.float64)
+    assert not_layer_by_layer(model) is None
+    assert (no_shortcut(model) is None) == (n_layers == 1)
+    model.embed.register_forward_hook(lambda module, args, embed: 2 * embed)
+    assert not_layer_by_layer(model) == "it carries hooks"
+    probe, heads = make_probe(), [(0, 1)]
+    ours, theirs = patched_logits(model, probe, heads), patched_by_hand(model, probe, heads, "resample")
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_all_engines_agree(ablation: Any) -> None:
     """A plain one-layer model can be patched in each of the three ways."""
@@ -146,13 +161,12 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "TOKENS_AT_ONCE", 60)
     model, probe = deep_model(), deep_probe(n=40, same=[0])
     results = []
-    threads = torch.get_num_threads()
     try:
-        for n in (1, 4):
-            torch.set_num_threads(n)
+        for threads in (1, 4):
+            set_row_threads(threads)
             results.append(patch_heads(model, probe, default_head_sets(3, 2)))
     finally:
-        torch.set_num_threads(threads)
+        set_row_threads(None)
     assert results[0] == results[1]
 
 
