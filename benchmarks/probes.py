@@ -3,13 +3,16 @@
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 
 import torch
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.config import TransformerBridgeConfig
+from transformer_lens.model_bridge import TransformerBridge
 
 from lit_backdoor.datamodule import task_probes
 from lit_backdoor.functional import (
-    Head,
     HeadSet,
     Probe,
     all_heads,
@@ -20,36 +23,61 @@ from lit_backdoor.functional import (
 )
 from lit_backdoor.functional.last_position import TokenLayout
 from lit_backdoor.functional.last_position_loss import last_position_loss
+from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task, split_examples
 
+Numbers = list[tuple[float, float]]
+"""Each set's accuracy and mean log probability."""
 
-def with_hooks(model: torch.nn.Module, probe: Probe, sets: list[HeadSet]) -> list[float]:
-    """The plain way: cache the donor's z once, then one run_with_hooks per set, and its accuracy."""
-    name = "blocks.0.attn.hook_z"
+
+def with_hooks(model: torch.nn.Module, probe: Probe, sets: Sequence[HeadSet]) -> Numbers:
+    """The plain way: cache the donor's z once, then one run_with_hooks per set, and its numbers."""
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
     with torch.no_grad():
-        _, cache = model.run_with_cache(probe.donor_tokens, names_filter=name)
-        donor, accuracies = cache[name], []
-        for heads in sets:
+        _, donor = model.run_with_cache(probe.donor_tokens, names_filter=names)
 
-            def patch(z: torch.Tensor, hook: object, heads: tuple[Head, ...] = heads) -> torch.Tensor:
-                for head in heads:
-                    z[:, :, head.head] = donor[:, :, head.head]
+        def numbers(heads: HeadSet) -> tuple[float, float]:
+            def patch(z: torch.Tensor, hook: object, layer: int) -> torch.Tensor:
+                for head in (head for head in heads if head.layer == layer):
+                    z[:, :, head.head] = donor[names[layer]][:, :, head.head]
                 return z
 
-            logits = model.run_with_hooks(probe.recipient_tokens, fwd_hooks=[(name, patch)])[:, -1]
-            accuracies.append((logits.argmax(-1) == probe.recipient_answers).float().mean().item())
-    return accuracies
+            hooks = [
+                (names[layer], lambda z, hook, layer=layer: patch(z, hook, layer))
+                for layer in sorted({head.layer for head in heads})
+            ]
+            log_q = model.run_with_hooks(probe.recipient_tokens, fwd_hooks=hooks)[:, -1].double().log_softmax(-1)
+            right = (log_q.argmax(-1) == probe.recipient_answers).double().mean().item()
+            return right, log_q.gather(1, probe.recipient_answers[:, None]).mean().item()
+
+        return [numbers(heads) for heads in sets]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+def ours(model: torch.nn.Module, probe: Probe, sets: Sequence[HeadSet]) -> Numbers:
+    """`patch_heads`, and the same two of its numbers."""
+    return [(result.recipient_accuracy, result.log_prob) for result in patch_heads(model, probe, sets)]
+
+
+def largest_difference(these: Numbers, those: Numbers) -> float:
+    """Of any two numbers that should be the same."""
+    return max(abs(a - b) for one, other in zip(these, those, strict=True) for a, b in zip(one, other, strict=True))
+
+
+def median_seconds(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Run the candidates in turn, `rounds` times after a first one that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for round_ in range(rounds + 1):
+        for name, candidate in candidates.items():
+            start = time.perf_counter()
+            candidate()
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure_one_layer(rounds: int) -> None:
+    """The shipped task: all sets of heads, and the shipped cadence beside training steps."""
     task = Task((113, 7))
     model = build_model(113)
     probes = task_probes(task)
@@ -71,32 +99,79 @@ def main() -> None:
 
     candidates: dict[str, Callable[[], object]] = {
         "hooks": lambda: with_hooks(model, backdoor, sets),
-        "ours": lambda: patch_heads(model, backdoor, sets),
+        "ours": lambda: ours(model, backdoor, sets),
         "few": lambda: shipped(few),
         "full": lambda: shipped(sets),
         "attribution": attribution,
         "step": lambda: [last_position_loss(model, layout, train.answers)[0].backward() for _ in range(5)],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_ in range(args.rounds + 1):
-        for name, candidate in candidates.items():
-            start = time.perf_counter()
-            candidate()
-            if round_:
-                seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
+    median = median_seconds(candidates, rounds)
     step = median["step"] / 5
-    found = [result.recipient_accuracy for result in patch_heads(model, backdoor, sets)]
-    apart = max(abs(a - b) for a, b in zip(found, with_hooks(model, backdoor, sets), strict=True))
+    apart = largest_difference(ours(model, backdoor, sets), with_hooks(model, backdoor, sets))
     probing = 4 * median["few"] + median["full"] + 2.5 * median["attribution"]
     share = probing / (1000 * step + probing)
-    print(f"all 16 sets of heads, {backdoor.n_examples} examples, {args.threads} threads")
+    print(f"one layer of four heads: all 16 sets of heads, {backdoor.n_examples} examples")
     print(f"  one run_with_hooks per set / ours                       {median['hooks'] / median['ours']:6.2f}   (>= 6)")
-    print(f"  largest difference in accuracy between the two          {apart:6.0e}")
+    print(f"  largest difference in accuracy or log probability       {apart:6.0e}")
     print("the shipped cadence: both probes every 200 steps, all sets every 1000, attribution every 400")
     print(f"  probes / (steps and probes)                             {share:6.1%}   (<= 5%)")
     print(f"  one probe of none, singles and all, in training steps   {median['few'] / step:6.2f}")
     print(f"  one probe of all sets, in training steps                {median['full'] / step:6.2f}")
+
+
+def deep_model(kind: str, n_layers: int) -> torch.nn.Module:
+    """Eight heads in each layer, layer norms and MLPs; reads eight tokens."""
+    settings = {
+        **{"n_layers": n_layers, "n_heads": 8, "d_model": 128, "d_head": 16, "d_mlp": 512, "n_ctx": 8},
+        **{"d_vocab": 113, "act_fn": "gelu", "normalization_type": "LN", "device": "cpu"},
+    }
+    if kind == "HookedTransformer":
+        return HookedTransformer(HookedTransformerConfig(**settings))
+    return TransformerBridge.boot_native(TransformerBridgeConfig(**settings, architecture="TransformerLensNative"))
+
+
+def measure_deeper(kind: str, n_layers: int, n_examples: int, rounds: int) -> None:
+    """Each head alone and all but one; recipient and donor differ in the last eight, four or one of eight tokens."""
+    model = deep_model(kind, n_layers)
+    heads = all_heads(model)
+    sets = [*((head,) for head in heads), *combinations(heads, len(heads) - 1)]
+    recipient, donor = torch.randint(113, (2, n_examples, 8))
+    probes = {}
+    for n_differing in (8, 4, 1):
+        shared = torch.cat([recipient[:, : 8 - n_differing], donor[:, 8 - n_differing :]], dim=1)
+        probes[n_differing] = Probe(recipient, shared, recipient[:, -1], donor[:, -1])
+    candidates = {"hooks": lambda: with_hooks(model, probes[8], sets)}  # whatever differs, it takes as long
+    for n_differing, probe in probes.items():
+        candidates[str(n_differing)] = lambda probe=probe: ours(model, probe, sets)
+    median = median_seconds(candidates, rounds)
+    some = sets[:: len(sets) // 8]
+    for n_differing, probe in probes.items():
+        ratio = median["hooks"] / median[str(n_differing)]
+        apart = largest_difference(ours(model, probe, some), with_hooks(model, probe, some))
+        goal = "(>= 3)" if n_layers == 4 and n_differing < 8 and kind == "HookedTransformer" else ""
+        case = f"{kind:17}  {n_layers}{n_examples:10}  {n_differing} of 8{len(sets):8}"
+        print(f"  {case}{ratio:14.2f}{apart:12.0e}   {goal}", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)  # the plain way's
+    set_row_threads(args.threads)  # ours
+    torch.manual_seed(0)
+    print(f"{args.threads} threads")
+    measure_one_layer(args.rounds)
+    print(
+        "layers of eight heads, each head alone and all but one: one run_with_hooks per set / ours; largest difference"
+    )
+    print("  model        layers  examples  differ    sets  hooks / ours  difference")
+    measure_deeper("HookedTransformer", 2, 1000, args.rounds)
+    measure_deeper("HookedTransformer", 4, 1000, args.rounds)
+    measure_deeper("TransformerBridge", 4, 100, args.rounds)
+    measure_deeper("TransformerBridge", 4, 30, args.rounds)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 """How fast a training step is, as ratios measured side by side in one run: python benchmarks/train_step.py
 
-Absolute times mean little on a shared machine, so every figure is a ratio of medians from interleaved rounds.
+Absolute times mean little on a shared machine, so every figure is a ratio of medians from interleaved rounds. The
+neighbours are processes that only count; they are stopped and continued, so that a step beside them and a step alone
+take turns. A machine that is busy anyway makes all of it worse: the first line says how busy it was.
 """
 
 import argparse
 import os
 import resource
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,13 +25,19 @@ from torch.nn import functional as F
 from lit_backdoor.cli.main import main as command_line
 from lit_backdoor.functional.last_position import TokenLayout
 from lit_backdoor.functional.last_position_loss import last_position_loss
+from lit_backdoor.functional.products import product
+from lit_backdoor.functional.row_threads import one_torch_thread, row_threads, set_row_threads, usable_cores
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task, split_examples
 
-CONFIG = Path(__file__).parents[1] / "configs" / "mod7.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
+WARM_UP_STEPS = 100
+LARGE = 2048
+
+Timed = Callable[[], object]
 
 
-def medians(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def medians(candidates: dict[str, Timed], rounds: int) -> dict[str, float]:
     """Seconds of each candidate, the median over interleaved rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_ in range(rounds + 1):
@@ -37,30 +49,69 @@ def medians(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[st
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def fit_seconds_per_step(steps: int) -> float:
-    """Seconds per step of ``fit`` with the shipped mod 7 configuration, after its first 100 steps."""
+@contextmanager
+def neighbours(n: int) -> Iterator[Callable[[int, Timed], Timed]]:
+    """Processes that can be kept busy: ``beside(k, candidate)`` runs the candidate while k of them are."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+
+    def beside(k: int, candidate: Timed) -> Timed:
+        def run() -> None:
+            for process in processes[:k]:
+                process.send_signal(signal.SIGCONT)
+            candidate()
+            for process in processes[:k]:
+                process.send_signal(signal.SIGSTOP)
+
+        return run
+
+    try:
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        yield beside
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def fit(config: str, steps: int, threads: int) -> list[tuple[int, float]]:
+    """Train one of the shipped configurations; steps and the times at which their training loss was logged."""
+    options = ["--trainer.max_steps", steps, "--threads", threads, "--trainer.enable_progress_bar", "false"]
+    here = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
-        here = os.getcwd()
         os.chdir(folder)
         try:
-            if command_line(["fit", "--config", str(CONFIG), "--trainer.max_steps", str(steps + 100)]):
+            if command_line(["fit", "--config", str(CONFIGS / config), *map(str, options)]):
                 raise SystemExit("fit failed")
         finally:
             os.chdir(here)
         events = EventAccumulator(str(Path(folder, "lightning_logs", "version_0")))
         events.Reload()
-        clock = {event.step: event.wall_time for event in events.Scalars("train/loss")}
-    return (clock[steps] - clock[100]) / (steps - 100)
+        return [(event.step, event.wall_time) for event in events.Scalars("train/loss")]
+
+
+def fit_seconds_per_step(steps: int, threads: int) -> float:
+    """Seconds per step of ``fit`` with the shipped mod 7 configuration, after its first steps and before its end."""
+    logged = fit("mod7.yaml", WARM_UP_STEPS + steps + 1, threads)
+    (first, start), *_, (last, end) = [at for at in logged if WARM_UP_STEPS <= at[0] <= WARM_UP_STEPS + steps]
+    return (end - start) / (last - first)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=20, help="interleaved rounds (default 20)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--fit_steps", type=int, default=400, help="steps of the measured fit (default 400)")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default all that may be used)")
+    parser.add_argument(
+        "--fit_steps", type=int, default=400, help="steps of the measured fit, 20 or more (default 400)"
+    )
+    parser.add_argument("--debug_steps", type=int, default=300, help="steps of debug.yaml (default 300)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if args.fit_steps < 20:
+        parser.error(f"--fit_steps: {args.fit_steps} is too few; 20 or more, two of which are logged")
+    busy_anyway = os.getloadavg()[0]
+    set_row_threads(args.threads)
+    threads, cores = row_threads(), usable_cores()
     torch.manual_seed(0)
 
     train, _ = split_examples(Task((113, 7)))
@@ -74,30 +125,56 @@ def main() -> None:
         loss.backward()
         optimizer.step()
 
-    large = torch.randn(2048, 2048)
-    seconds = medians(
-        {
-            "hooked": lambda: step(F.cross_entropy(model(train.tokens)[:, -1].double(), train.answers)),
-            "ours": lambda: step(last_position_loss(model, layout, train.answers)[0]),
-            "large": lambda: large @ large,
-        },
-        args.rounds,
-    )
-    rate = 2 * 2048**3 / seconds["large"]
+    def hooked() -> None:
+        step(F.cross_entropy(model(train.tokens)[:, -1].double(), train.answers))
+
+    @one_torch_thread()
+    def ours() -> None:
+        step(last_position_loss(model, layout, train.answers)[0])
+
+    large = torch.randn(LARGE, LARGE)
+    torch.set_num_threads(threads)
+    with neighbours(cores) as beside:
+        candidates = {
+            "hooked": hooked,
+            "ours": ours,
+            "MKL": lambda: large @ large,
+            "oneDNN": lambda: product(large, large),
+            "ours beside one": beside(1, ours),
+            "ours beside all": beside(cores, ours),
+        }
+        seconds = medians(candidates, args.rounds)
+        debug = medians(
+            {
+                "alone": lambda: fit("debug.yaml", args.debug_steps, threads),
+                "beside all": beside(cores, lambda: fit("debug.yaml", args.debug_steps, threads)),
+            },
+            rounds=3,
+        )
     n, d_z, d_mlp, d_vocab = len(train), 128, 512, 113
     # Forward, gradient of the input, gradient of the weight: three times each product of the form.
+    products = 3 * 2 * n * (d_z * 128 + 128 * d_mlp + d_mlp * 128 + 128 * d_vocab)
     folded = 3 * 2 * n * (d_z * d_mlp + d_mlp * d_vocab + d_z * d_vocab)
-    unfolded = 3 * 2 * n * (d_z * 128 + 128 * d_mlp + d_mlp * 128 + 128 * d_vocab)
-    fit = fit_seconds_per_step(args.fit_steps)
+    of_products = {name: products * seconds[name] / (2 * LARGE**3) for name in ("MKL", "oneDNN")}
+    per_step = fit_seconds_per_step(args.fit_steps, threads)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
-    print(f"\nlast-position step, {n} examples, {args.threads} threads, float64 loss, AdamW")
-    print(f"  HookedTransformer(tokens)[:, -1] step / ours      {seconds['hooked'] / seconds['ours']:6.2f}   (>= 5)")
-    print(f"  HookedTransformer step / one step of fit          {seconds['hooked'] / fit:6.2f}   (>= 4)")
-    print(f"  ours / products of the last-position form         {seconds['ours'] * rate / unfolded:6.2f}   (<= 1.5)")
-    print(f"  ours / products it is left with after folding     {seconds['ours'] * rate / folded:6.2f}")
-    print("  (products at the rate of a 2048 x 2048 product on this machine, in this run)")
-    print(f"  peak memory of this process, fit included         {memory:6.2f} GiB")
+    ours_alone = seconds["ours"]
+    print(f"\nlast-position step, {n} examples, {threads} threads, {cores} cores, float64 loss, AdamW")
+    print(f"  (load of the machine before it began: {busy_anyway:.1f}; one step of ours: {1000 * ours_alone:.0f} ms)")
+    for text, ratio, goal in (
+        ("HookedTransformer(tokens)[:, -1] step / ours", seconds["hooked"] / ours_alone, ">= 5"),
+        ("HookedTransformer step / one step of fit", seconds["hooked"] / per_step, ">= 4"),
+        ("ours / products of the last-position form, by MKL", ours_alone / of_products["MKL"], "<= 1.4"),
+        ("the same by oneDNN, which ours uses", ours_alone / of_products["oneDNN"], ""),
+        ("of these, left after folding", folded / products, ""),
+        ("ours beside one busy process / ours alone", seconds["ours beside one"] / ours_alone, "<= 1.7"),
+        (f"ours beside {cores} busy processes / ours alone", seconds["ours beside all"] / ours_alone, "<= 2.3"),
+        (f"debug.yaml beside {cores} busy processes / alone", debug["beside all"] / debug["alone"], "<= 2.5"),
+    ):
+        print(f"  {text:52}{ratio:6.2f}   {f'({goal})' if goal else ''}".rstrip())
+    print(f"  (products at the rate of a {LARGE} x {LARGE} product on this machine, in this run)")
+    print(f"  {'peak memory of this process, fit included':52}{memory:6.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_backdoor.functional.hooked import changes_nothing
 from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.task import N_CTX
 
@@ -86,6 +87,7 @@ def build_model(
     return model
 
 
+@changes_nothing
 def _look_up(embed: Any, args: tuple[Tensor], _: Tensor) -> Tensor:
     """The same embeddings, [batch, pos, d_model], whose gradients are summed in one order.
 

@@ -81,7 +81,7 @@ class BackdoorModule(LightningModule):
         weight_decay: Weight decay of AdamW.
         betas: Decay rates of AdamW's two averages.
         last_position: Compute only what the last position's logits need, wherever that is exact; false always
-            takes the whole HookedTransformer, with the same result, about five times as slow.
+            takes the whole HookedTransformer, with the same result, several times as slow.
         trigger_tokens: The token that triggers each rule; follows data.trigger_tokens.
     """
 

@@ -19,6 +19,8 @@ def quiet_process() -> None:
     # Lightning 2.6 calls a name that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings("ignore", message=SRUN_HINT)
+    # Short epochs are fine: losses are logged by optimizer steps, whatever an epoch is.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     # CSVLogger finds the files that the run itself has just written; results of another run are refused before.
     warnings.filterwarnings("ignore", message="Experiment logs directory")
 

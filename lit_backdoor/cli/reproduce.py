@@ -6,8 +6,8 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
+from lit_backdoor.cli.checked_cli import checked_fit_options
 from lit_backdoor.cli.engine_options import add_engine_options, make_engine
-from lit_backdoor.cli.fit import checked_fit_options
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.report import report_on

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lit_backdoor.cli.checked_cli import checked_fit_options
 from lit_backdoor.cli.engine_options import add_engine_options, make_engine
-from lit_backdoor.cli.fit import checked_fit_options
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.shipped_configs import find_config
@@ -43,12 +43,11 @@ class SweepParser(OneLineParser):
 
 def parser() -> ArgumentParser:
     """The options of ``sweep``."""
+    help_config = "Configuration of fit: a file, or the name of one that ships, such as mod1."
     help_set = "An option of fit and its values: OPTION=[VALUE,...]. Given again for others; all combinations are run."
     help_dir = "Folder of the sweep. What is done in it already is not done again; the rest is continued."
     options = SweepParser(description=HELP, prog="lit-backdoor sweep")
-    options.add_argument(
-        "--config", type=str, required=True, help="Configuration of fit: a file, or the name of one that ships."
-    )
+    options.add_argument("--config", type=str, required=True, help=help_config)
     options.add_argument("--seeds", type=str, default="0", help="Seeds: 0..9, or 0,3,7.")
     help_splits = "Seeds of the data split, crossed with --seeds: 0..4. null: the configuration's own split."
     options.add_argument("--splits", type=str | None, default=None, help=help_splits)

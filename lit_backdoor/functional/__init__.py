@@ -21,6 +21,7 @@ from lit_backdoor.functional.fourier import ProgressMeasures, progress_measures
 from lit_backdoor.functional.gradients import HeadGradient, head_gradients
 from lit_backdoor.functional.hooked import (
     Head,
+    Heads,
     HeadSet,
     HookedModel,
     all_heads,
@@ -84,6 +85,7 @@ __all__ = [
     "HeadScores",
     "HeadSet",
     "HeadSpecificity",
+    "Heads",
     "HookedModel",
     "LogitParts",
     "LossSpike",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from operator import index
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 @runtime_checkable
@@ -51,6 +54,9 @@ class Head(NamedTuple):
 HeadSet = tuple[Head, ...]
 """Heads in ascending order, each at most once; `()` is "none"."""
 
+Heads = str | Iterable[tuple[int, int] | str]
+"""How a set of heads may be given: (layer, head) pairs or names such as `"L0H2"`, or a name of the whole set."""
+
 
 def head_name(layer: int, head: int) -> str:
     """Name a head.
@@ -91,13 +97,25 @@ def parse_head_set(name: str) -> HeadSet:
     return head_set((int(m[1]), int(m[2])) for m in matches if m)
 
 
-def head_set(heads: Iterable[tuple[int, int]]) -> HeadSet:
+def head_set(heads: Heads) -> HeadSet:
     """Put heads in ascending order, each once.
 
-    >>> head_set([(0, 2), (0, 0), (0, 2)])
+    >>> head_set([(0, 2), "L0H0", (0, 2)])
     (Head(layer=0, head=0), Head(layer=0, head=2))
+
+    Raises:
+        ValueError: `heads` is no set of heads.
     """
-    return tuple(sorted({Head(*head) for head in heads}))
+    if isinstance(heads, str):
+        return parse_head_set(heads)
+    try:
+        given = [parse_head_set(head) if isinstance(head, str) else [Head(*map(index, head))] for head in heads]
+    except TypeError:  # a number where a pair belongs, or a pair of something else
+        raise ValueError(
+            f"{heads!r} is not a set of heads: give a list of (layer, head), such as [(0, 2)], or a name, such as "
+            '"L0H2", "L0H0+L0H2" or "none".'
+        ) from None
+    return tuple(sorted({head for part in given for head in part}))
 
 
 def all_heads(model: HookedModel) -> HeadSet:
@@ -108,6 +126,19 @@ def all_heads(model: HookedModel) -> HeadSet:
 def z_name(layer: int) -> str:
     """The hook on a layer's attention-weighted values, [n, pos, head, d_head]."""
     return f"blocks.{layer}.attn.hook_z"
+
+
+def changes_nothing(hook: Hook) -> Hook:
+    """Mark a forward hook that returns what the module returns, computed in another way: it is passed over."""
+    hook.changes_nothing = True  # type: ignore[attr-defined]
+    return hook
+
+
+def carries_hooks(model: HookedModel) -> bool:
+    """Whether hooks that somebody added change, or see, what a module of the model returns."""
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    hooks = (hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    return any(not getattr(hook, "changes_nothing", False) for hook in hooks)
 
 
 def row_slices(n: int, rows: int = 512) -> Iterator[slice]:

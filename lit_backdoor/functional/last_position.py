@@ -95,10 +95,14 @@ class TokenLayout:
         return self.values.numel() // self.last.numel()
 
     @cached_property
+    def whole(self) -> "RowBlock":
+        """All examples in one block."""
+        return RowBlock(self, slice(0, len(self.last)))
+
+    @cached_property
     def blocks(self) -> list["RowBlock"]:
-        """All examples, on a CPU block by block, elsewhere in one."""
-        n = len(self.last)
-        return [RowBlock(self, rows) for rows in (row_blocks(n) if self.last.is_cpu else [slice(0, n)])]
+        """All examples, on a CPU block by block."""
+        return [RowBlock(self, rows) for rows in row_blocks(len(self.last))] if self.last.is_cpu else [self.whole]
 
 
 class Grouping:
@@ -243,5 +247,5 @@ def folded_logits(model: Any, folded: FoldedModel, layout: TokenLayout) -> Tenso
 def _by_blocks(layout: TokenLayout, of_rows: Callable[[RowBlock], Result]) -> list[Result]:
     """Call ``of_rows`` on blocks that are spread over threads, or on all rows at once where autograd has to look on."""
     if torch.is_grad_enabled():
-        return [of_rows(RowBlock(layout, slice(0, len(layout.last))))]
+        return [of_rows(layout.whole)]
     return map_blocks(of_rows, layout.blocks)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_backdoor.functional.hooked import HookedModel, evaluating, row_slices, z_name
+from lit_backdoor.functional.hooked import HookedModel, carries_hooks, evaluating, row_slices, z_name
 from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
 from lit_backdoor.functional.probe import Probe
+from lit_backdoor.functional.products import product
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ def no_shortcut(model: HookedModel) -> str | None:
         return "the attention output may be normalised before it is added"
     if cfg.output_logits_soft_cap > 0:
         return "the logits are soft-capped"
-    if any(point.has_hooks() for point in model.hook_dict.values()):  # type: ignore[attr-defined]
+    if carries_hooks(model):
         return "it carries hooks"
     return None
 
@@ -163,7 +164,7 @@ def readout(model: Any) -> Readout:
 
     def finish(reads: Tensor) -> Tensor:
         pre, direct = reads[:, : mlp.d_mlp], reads[:, mlp.d_mlp :]
-        return torch.addmm(direct, mlp.act_fn(pre), W_post)[:, :n_vocab]
+        return product(mlp.act_fn(pre), W_post, direct)[:, :n_vocab]
 
     bias = torch.cat([mlp.b_in, mlp.b_out @ W_U + b_U])
     return Readout(torch.cat([mlp.W_in, W_U], dim=1), bias, finish)

@@ -17,20 +17,20 @@ model is run with hooks (`hooked_paths`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from lit_backdoor.functional.edge_sets import check_edges, edge_groups
-from lit_backdoor.functional.edges import Edge, EdgeGroup, EdgesEngine, EdgeSet, edge_set
+from lit_backdoor.functional.edges import Edge, EdgesEngine, EdgeSet, edge_set
 from lit_backdoor.functional.hooked import HookedModel, evaluating, row_slices
 from lit_backdoor.functional.hooked_paths import hooked_engine
 from lit_backdoor.functional.one_layer_paths import is_plain, one_layer_engine
-from lit_backdoor.functional.patching import _result, _rows_at_once, _score
+from lit_backdoor.functional.patching_engines import ROWS_AT_ONCE
 from lit_backdoor.functional.probe import Probe
-from lit_backdoor.functional.results import PatchingResult, PathPatchingResult
+from lit_backdoor.functional.results import PathPatchingResult
 from lit_backdoor.functional.row_threads import map_blocks
+from lit_backdoor.functional.scores import average_scores, rows_within_memory, score_logits
 
 
 def patch_paths(model: HookedModel, probe: Probe, edge_sets: Iterable[Iterable[Edge]]) -> list[PathPatchingResult]:
@@ -57,17 +57,17 @@ def patch_paths(model: HookedModel, probe: Probe, edge_sets: Iterable[Iterable[E
             patched = engine(rows)
             unpatched = patched(())
             logits = torch.stack([patched(edges) if edges else unpatched for edges in sets])
-            score = _score(logits, unpatched, probe.recipient_answers[rows], probe.donor_answers[rows])
+            score = score_logits(logits, unpatched, probe.recipient_answers[rows], probe.donor_answers[rows])
             return score, logits if probe.metrics else None
 
-        blocks = list(row_slices(probe.n_examples, _rows_at_once(len(sets), model.W_U.shape[1])))
+        blocks = list(row_slices(probe.n_examples, rows_within_memory(len(sets), model.W_U.shape[1], ROWS_AT_ONCE)))
         threads_apart = is_plain(model) and model.W_U.device.type == "cpu"  # hooks belong to one model
         results = map_blocks(run, blocks) if threads_apart else [run(rows) for rows in blocks]
         scores = torch.cat([score for score, _ in results], dim=-1)
         kept = [logits for _, logits in results if logits is not None]
         logits_by_set = torch.cat(kept, dim=1) if kept else [None] * len(sets)
         return [
-            _path_result(edges, groups.get(edges), probe, score, logits)
+            PathPatchingResult(edges=edges, group=groups.get(edges), **average_scores(probe, score, logits))
             for edges, score, logits in zip(sets, scores, logits_by_set, strict=True)
         ]
 
@@ -77,7 +77,7 @@ def patched_path_logits(model: HookedModel, probe: Probe, edges: Iterable[Edge])
     edges, probe = edge_set(edges), probe.to(model.W_U.device)
     with evaluating(model):
         engine = _engine(model, probe, [edges])
-        rows_at_once = _rows_at_once(1, model.W_U.shape[1])
+        rows_at_once = rows_within_memory(1, model.W_U.shape[1], ROWS_AT_ONCE)
         return torch.cat([engine(rows)(edges) for rows in row_slices(probe.n_examples, rows_at_once)])
 
 
@@ -85,12 +85,3 @@ def _engine(model: HookedModel, probe: Probe, sets: list[EdgeSet]) -> EdgesEngin
     """The fast engine if the model allows it, else hooks; ValueError for edges that it does not have."""
     check_edges(model, probe, {edge for edges in sets for edge in edges})
     return (one_layer_engine if is_plain(model) else hooked_engine)(model, probe, sets)
-
-
-def _path_result(
-    edges: EdgeSet, group: EdgeGroup | None, probe: Probe, score: Tensor, logits: Tensor | None
-) -> PathPatchingResult:
-    """Average the scores [5, n] of one set, as head patching does."""
-    averaged = _result((), probe, "resample", score, logits)
-    both = {field.name for field in fields(PatchingResult)} & {field.name for field in fields(PathPatchingResult)}
-    return PathPatchingResult(edges=edges, group=group, **{name: getattr(averaged, name) for name in both})

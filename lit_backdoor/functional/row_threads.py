@@ -11,8 +11,9 @@ thread from beginning to end, and they come back in order.
 import functools
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -90,17 +91,35 @@ def row_blocks(n: int) -> list[slice]:
 
 
 def map_blocks(run: Callable[[Block], Result], blocks: Sequence[Block]) -> list[Result]:
-    """Call `run` on each block of rows, without gradients, on `row_threads` threads; the results in order."""
+    """Call `run` on each block of rows, without gradients, on `row_threads` threads; the results in order.
 
-    def run_alone(block: Block) -> Result:
+    The calling thread is one of them. It waits only for blocks that another has begun: on a busy machine, threads that
+    get no core in time are not waited for.
+    """
+    results: dict[int, Result] = {}
+    left = deque(range(len(blocks)))
+
+    def work() -> None:
         with one_torch_thread(), torch.no_grad():  # threads start with gradients on
-            return run(block)
+            while left:
+                try:
+                    i = left.popleft()
+                except IndexError:  # another took the last one
+                    return
+                results[i] = run(blocks[i])
 
-    threads = min(row_threads(), len(blocks))
-    if threads > 1:
-        with one_torch_thread():  # what a thread sets is the default of later ones, so this one sets it last
-            return list(_pool(threads).map(run_alone, blocks))
-    return [run_alone(block) for block in blocks]
+    others = min(row_threads(), len(blocks)) - 1
+    with one_torch_thread():  # what a thread sets is the default of later ones, so this one sets it last
+        helpers = [_pool(others).submit(work) for _ in range(others)]
+        try:
+            work()
+        finally:
+            left.clear()
+            begun = [helper for helper in helpers if not helper.cancel()]
+            wait(begun)
+        for helper in begun:
+            helper.result()
+    return [results[i] for i in range(len(blocks))]
 
 
 @functools.cache

@@ -196,3 +196,25 @@ def test_accumulated_batches_are_one_step_of_the_loss(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(make: Callable[[], Callback]) -> None:
     with pytest.raises(ValueError, match=r"\w+Monitor\.\w+: "):
         make()
+
+
+def test_a_checkpoint_whose_monitors_kept_the_accuracies_is_continued(cli: Cli, debug_config: Path) -> None:
+    """As versions before 0.2 wrote them: each monitor with a history of its own, and none for all."""
+    options = ("--trainer.val_check_interval", 10, *QUIET)
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 30, *options) == 0
+    last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    checkpoint = torch.load(last, weights_only=True)
+    states = checkpoint["callbacks"]
+    metrics = states.pop("MetricHistory")["metrics"]
+    accuracies = {rule: metrics[f"val/{rule}_accuracy"] for rule in ("benign", "backdoor")}
+    states["LossSpikeMonitor"]["accuracies"] = accuracies
+    states["EmergenceMonitor[][backdoor]"] = {"accuracies": accuracies}
+    torch.save(checkpoint, last)
+    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 50, *options, "--ckpt_path", last) == 0
+    states = torch.load(last, weights_only=True)["callbacks"]
+    continued = states["MetricHistory"]["metrics"]["val/benign_accuracy"]
+    assert list(continued) == [0, 10, 20, 30, 40, 50]
+    assert {step: value for step, value in continued.items() if step < 30} == {
+        step: value for step, value in accuracies["benign"].items() if step < 30
+    }
+    assert not any("accuracies" in state or "metrics" in state for key, state in states.items() if "Monitor" in key)

@@ -40,6 +40,7 @@ def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pyt
         "previous.ckpt",
         "step_000500.ckpt",
         "step_001000.ckpt",
+        "weights",
     }
     printed = capsys.readouterr().out
     for words in ("generalised", "state         ", "tensorboard --logdir lightning_logs/version_0"):
@@ -166,6 +167,7 @@ def test_the_last_position_form_trains_like_the_whole_model(cli: Cli, debug_conf
         ("--data.moduli", "[29,1,7]"),
         ("--data.trigger_position", 0),
         ("--data.split", "pairs"),
+        ("--data.steps_per_epoch", 1),
         ("--trainer.accumulate_grad_batches", 2),
         ("--trainer.gradient_clip_val", 1.0),
         ("--trainer.fast_dev_run", "true"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from lit_backdoor.cli.main import main
@@ -79,7 +79,10 @@ def empty_folder(parent: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         yield folder
 
 
-@settings(max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],  # a configuration is short, and every attempt to make it shorter is a run
+)  # fmt: skip
 @given(config=configs())
 def test_it_runs_or_says_why_not(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

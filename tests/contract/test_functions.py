@@ -78,6 +78,24 @@ def test_patching_agrees_with_hooks(kind: str, shape: dict[str, Any], untouched:
         assert result.log_prob == pytest.approx(log_prob, rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("point", ["blocks.0.attn.hook_z", "blocks.1.hook_resid_pre"])
+def test_a_hook_of_the_users_stays_in_force(kind: str, point: str, untouched: Any) -> None:
+    model, probe = randomize(make_model(kind)), random_probe()
+    heads = all_heads(model)
+    sets = [(), heads[:1], heads[-1:], heads]
+    plain = patch_heads(model, probe, sets)
+    model.add_hook(point, lambda activation, hook: 2 * activation, is_permanent=True)
+    unchanged = untouched(model)
+    hooked = patch_heads(model, probe, sets)
+    unchanged()
+    for one, before, after in zip(sets, plain, hooked, strict=True):
+        logits = by_hand.patched_logits(model, probe.recipient_tokens, probe.donor_tokens, one)[:, -1].double()
+        log_prob = logits.log_softmax(-1).gather(1, probe.recipient_answers[:, None]).mean().item()
+        assert after.log_prob == pytest.approx(log_prob, rel=1e-4)
+        assert after.log_prob != pytest.approx(before.log_prob, rel=1e-3)
+
+
 @shapes
 @pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4.0 removed HookedTransformer")
 def test_both_kinds_give_the_same_numbers(shape: dict[str, Any]) -> None:

@@ -9,10 +9,11 @@ import torch
 import yaml
 
 from examples.induction import induction, results
-from examples.induction.induction import InductionModule, RepeatedSequences, attention_scores
+from examples.induction.induction import RepeatedSequences, attention_scores
 from examples.induction.results import loss_bend
 from lit_backdoor.cli.main import main
 from lit_backdoor.functional import parse_edge_set, patch_paths
+from lit_backdoor.runs.weights import kept_weights, read_weights
 from tests.helpers import ROOT
 from tests.helpers.runs import metrics, read_rows
 
@@ -25,7 +26,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped configuration, only shorter."""
     folder = tmp_path_factory.mktemp("induction")
     options = [f"--trainer.max_steps={STEPS}", "--trainer.enable_progress_bar=false"]
-    options.append("--trainer.enable_checkpointing=true")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["induction.py"])  # LightningCLI warns about arguments given both ways
@@ -63,8 +63,7 @@ def test_the_patched_head_is_the_one_with_the_prefix_matching_score(run: Path) -
 
 
 def test_layer_0_reaches_the_induction_head_through_its_key_alone(run: Path) -> None:
-    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
-    model, probe = InductionModule.load_from_checkpoint(checkpoint).net, RepeatedSequences().probes()["induction"]
+    model, probe = read_weights(kept_weights(run)[STEPS]).model, RepeatedSequences().probes()["induction"]
     model.set_use_split_qkv_input(True)
     induction_head = json.loads((run / "emergence.json").read_text())["head"]
 

@@ -57,6 +57,15 @@ def test_a_trigger_in_front_has_no_query_edge() -> None:
     assert probe.differing_positions == (0,)
 
 
+def test_an_mlp_beside_the_heads_does_not_read_them() -> None:
+    behind, beside = (
+        [edge_name(edge) for edge in all_edges(make_model(n_layers=2, parallel_attn_mlp=parallel), trigger_probe())]
+        for parallel in (False, True)
+    )
+    assert {*behind} - {*beside} == {f"L{layer}H{head}>L{layer}.mlp" for layer in (0, 1) for head in (0, 1, 2)}
+    assert {*beside} < {*behind} and "L0H0>L1.mlp" in beside
+
+
 numbers = st.integers(0, 12)
 edges_of_all_kinds = st.builds(
     Edge,

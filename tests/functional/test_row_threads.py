@@ -119,12 +119,34 @@ def test_every_thread_works_alone_and_results_come_in_order(threads: int) -> Non
     assert of_a_new_thread == [3]
 
 
-def test_an_error_in_a_block_reaches_the_caller() -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_error_in_a_block_reaches_the_caller(threads: int) -> None:
     torch.set_num_threads(2)
-    set_row_threads(2)
-    with pytest.raises(ZeroDivisionError):
-        map_blocks(lambda block: 1 // block, [1, 0, 2])
+    set_row_threads(threads)
+    done: list[int] = []
+    for block in range(3):
+        with pytest.raises(IndexError):
+            map_blocks(lambda i, bad=block: done.append(i) if i != bad else done[-99], range(3))
+    assert threads > 1 or done == [0, 0, 1]  # nothing more is begun
     assert torch.get_num_threads() == 2
+
+
+def test_a_helper_that_gets_no_core_is_not_waited_for() -> None:
+    set_row_threads(2)
+    go = threading.Event()
+    pool = row_threads._pool(1)
+    busy = pool.submit(go.wait, 60)  # the only helper has something else to do
+    try:
+        assert map_blocks(lambda block: threading.current_thread().name, range(5)) == ["MainThread"] * 5
+        assert not go.is_set() and not busy.done()
+    finally:
+        go.set()
+
+
+def test_blocks_within_blocks_are_computed_too() -> None:
+    set_row_threads(2)
+    inner = map_blocks(lambda block: sum(map_blocks(lambda i: i * block, range(4))), range(6))
+    assert inner == [6 * block for block in range(6)]
 
 
 def test_a_forked_child_makes_threads_of_its_own() -> None:

@@ -55,6 +55,16 @@ def test_the_callbacks_change_nothing(fit: Callable[..., None], cli: Cli, tmp_pa
     assert (RUNS[0] / "metrics.csv").read_bytes() == (RUNS[1] / "metrics.csv").read_bytes()
 
 
+def test_another_environment_is_reported(fit: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    fit(2)
+    kept = RUNS[0] / "environment.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "machine": "abacus", "threads": 7}))
+    fit(3, "--ckpt_path", RUNS[0] / "checkpoints" / "last.ckpt")
+    error = capsys.readouterr().err
+    assert "note: the last bits may differ from an undisturbed run's: machine abacus then, " in error
+    assert "threads" not in error  # any number gives the same bits
+
+
 def test_env_prints_what_a_run_keeps(
     fit: Callable[..., None], cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_backdoor.cli.fit import checked_fit_options
+from lit_backdoor.cli.checked_cli import checked_fit_options
 from lit_backdoor.sweep import parse_seeds, parse_settings, plan_runs
 from lit_backdoor.sweep.plan import PlannedRun
 from lit_backdoor.sweep.progress import Pace, Progress, is_done, read_progress
