@@ -23,7 +23,6 @@ from lit_backdoor.runs.file_names import (
     METRICS,
     SHIPPED_WEIGHTS,
     WEIGHTS,
-    continued,
 )
 from lit_backdoor.runs.frames import read_run
 from lit_backdoor.runs.tables import rows_by_step
@@ -34,8 +33,8 @@ from lit_backdoor.task import Task
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-FILES = (CONFIG, HPARAMS, METRICS, HEAD_ATTRIBUTION, HEAD_PATCHING, EMERGENCE)
-"""What a run of `fit` holds. The spikes, specificity and weights are read where they are."""
+FILES = (HPARAMS, METRICS, HEAD_ATTRIBUTION, HEAD_PATCHING, EMERGENCE)
+"""What a run of `fit` holds. Configurations, spikes, specificity and weights are read where they are."""
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -64,7 +63,7 @@ def _run_dirs(path: Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / METRICS).is_file() and ((path / HPARAMS).is_file() or (path / HEAD_PATCHING).is_file())
+    return (path / HEAD_PATCHING).is_file() or ((path / METRICS).is_file() and (path / HPARAMS).is_file())
 
 
 def _read(path: Path) -> Run:
@@ -88,8 +87,8 @@ def _read_files(path: Path) -> Run:
     task = check_options(path / HPARAMS, options) if ours else None
     if task is not None and len(task.moduli) > 2:
         task = None  # with several triggers there is no table of the paper's: reported as other people's tasks are
-    configs = [path / CONFIG, *sorted(path.glob(continued(CONFIG, 0).replace("0", "*")), key=_start)]
-    first, config = (load(file) if file.exists() else {} for file in (configs[0], configs[-1]))
+    configs = sorted((file for file in path.glob(CONFIG.replace(".", "*."))), key=_start)
+    first, config = (load(configs[index]) if configs else {} for index in (0, -1))
     seed = options.get("seed_everything", config.get("seed_everything"))
     is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     if task is not None and not is_seed:
@@ -143,7 +142,7 @@ def _parent(path: Path, config: Mapping[str, Any]) -> Path | None:
 
 
 def _start(config: Path) -> int:
-    """The step from which a run was continued with this configuration."""
+    """The step from which a run began with this configuration; -1 for config.yaml, with which it began afresh."""
     number = config.stem.rpartition("_")[2]
     return int(number) if number.isdecimal() else -1
 

@@ -147,7 +147,7 @@ def _all_ranks(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
 def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Statement:
     parts = []
     for state, some in by_state(frame):
-        words = some["word"].fillna("no backdoor").value_counts(sort=False).sort_index()
+        words = some["word"].astype(object).where(some["word"].notna(), "no backdoor").value_counts().sort_index()
         said = enumerate_words([f"{word} in {n}" for word, n in words.items()])
         parts.append(f"{_runs(state, len(some))}: {said}; effective heads {span(some['effective_heads'].tolist(), 1)}")
     first = claims[claims["rank"] == 1]

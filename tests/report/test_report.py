@@ -110,7 +110,7 @@ def test_the_command_and_a_report_in_place_of_an_earlier_one(
     capsys.readouterr()
     assert cli("report", one_run, clean, "--output_dir", "out") == 0
     printed = capsys.readouterr().out
-    assert "One head carries it in" in printed and "report: out/index.html" in printed
+    assert "One head carries the backdoor in" in printed and "report: out/index.html" in printed
     assert {row["other_run"] for row in read_rows(out / "foreign_embeddings.csv")} == {"clean, seed 0"}
     assert cli("report", clean, "--output_dir", "out") == 0
     assert contents(out) == alone
@@ -178,9 +178,8 @@ def test_weights_alone_stand_in_for_checkpoints(runs_dir: Path, tmp_path: Path) 
         save_pretrained(read_checkpoint(last), 0, last.parent.parent / "weights.safetensors")
         shutil.rmtree(last.parent)
     write_report([runs_dir], tmp_path / "after")
-    assert (tmp_path / "before" / "foreign_embeddings.csv").read_text() == (
-        tmp_path / "after" / "foreign_embeddings.csv"
-    ).read_text()
+    before, after = (tmp_path / name / "foreign_embeddings.csv" for name in ("before", "after"))
+    assert before.read_text() == after.read_text()
     next(runs_dir.rglob("weights.safetensors")).write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"run_dirs: .*weights\.safetensors holds no model"):
         write_report([runs_dir], tmp_path / "third")

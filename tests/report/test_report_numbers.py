@@ -61,9 +61,8 @@ def test_numbers_by_rank_do_not_depend_on_how_heads_are_numbered(runs_dir: Path,
 
     def by_rank(frame: pd.DataFrame) -> pd.DataFrame:
         kept = frame.drop(columns=["heads", "paper_name"], errors="ignore").round(9)
-        return kept.sort_values(
-            [name for name in ("run", "direction", "kind", "ranks") if name in kept], ignore_index=True
-        )
+        keys = [name for name in ("run", "direction", "kind", "ranks") if name in kept]
+        return kept.sort_values(keys, ignore_index=True)
 
     for rows in (measures.head_sets, measures.shapley_rows):
         pd.testing.assert_frame_equal(by_rank(rows(permuted)), by_rank(rows(runs)))
@@ -142,9 +141,8 @@ def test_the_paper_s_numbers_are_all_there(runs: Sequence[Run]) -> None:
 def test_ranks_are_a_property_of_the_costs(costs: list[int], order: list[int]) -> None:
     singles = {(Head(0, head),): 1 - cost / 100 for head, cost in enumerate(costs)}
     renumbered = {(Head(0, order[heads[0].head]),): value for heads, value in singles.items()}
-    left = [
-        {ranks_of(heads, head_order(some)): value for heads, value in some.items()} for some in (singles, renumbered)
-    ]
+    pair = (singles, renumbered)
+    left = [{ranks_of(heads, head_order(some)): value for heads, value in some.items()} for some in pair]
     assert left[0] == left[1] == {str(rank): value for rank, value in enumerate(sorted(singles.values()), start=1)}
 
 

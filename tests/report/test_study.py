@@ -64,9 +64,8 @@ def test_a_branch_stands_beside_its_control(cli: Cli, made: Path, tmp_path: Path
     config = small_config([11, 1])
     config["trainer"]["max_steps"] = 80
     checkpoint = control / "checkpoints" / "step_000060.ckpt"
-    branch = train_run(
-        runs / "branches" / "clamped", f"--ckpt_path={checkpoint}", config=save_config(config, tmp_path / "b.yaml")
-    )
+    longer = save_config(config, tmp_path / "longer.yaml")
+    branch = train_run(runs / "branches" / "clamped", f"--ckpt_path={checkpoint}", config=longer)
     study = arrange(read_runs([runs]))
     ((run, parent),) = study.branches
     assert (run.path.name, run.step) == (branch.name, 80) and parent is not None and parent.path.name == "seed_0"
@@ -80,7 +79,8 @@ def test_a_branch_stands_beside_its_control(cli: Cli, made: Path, tmp_path: Path
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_a_stranger_s_run_has_tables_and_figures(cli: Cli, tmp_path: Path) -> None:
     """Somebody else's module, data and names: no rule, no P1, nothing of the paper."""
-    monitors = (HeadAttributionMonitor(every_n_steps=2), HeadPatchingMonitor(every_n_steps=2), EmergenceMonitor("copy"))
+    where = {"model_attr": "parts.net", "every_n_steps": 2}
+    monitors = (HeadAttributionMonitor(**where), HeadPatchingMonitor(**where), EmergenceMonitor("copy"))
     logger = RunLogger(str(tmp_path), name="mine", version="copy")
     train(tmp_path, *monitors, datamodule=CopyDataWithProbes(), logger=logger, log_every_n_steps=1)
     assert cli("report", tmp_path / "mine", "--output_dir", "out") == 0

@@ -24,10 +24,8 @@ def test_a_committed_run() -> None:
             kind = kinds.get(str(cells.dtype), str)
             again = [row[str(column)] for row in text]
             assert [kind(cell) for cell in cells.dropna()] == [kind(cell) for cell in again if cell], column
-    assert (
-        str(tables["head_patching"].dtypes["step"]) == "int64"
-        and str(tables["metrics"].dtypes["val/loss"]) == "float64"
-    )
+    assert str(tables["head_patching"].dtypes["step"]) == "int64"
+    assert str(tables["metrics"].dtypes["val/loss"]) == "float64"
     assert str(tables["loss_spikes"].dtypes["end_step"]) == "Int64" and tables["loss_spikes"]["end_step"].isna().any()
     assert set(tables["head_patching"]["heads"]) >= {"none", "L0H0+L0H2"}
 
