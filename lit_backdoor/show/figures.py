@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -176,13 +177,16 @@ def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> 
     return figure
 
 
-def figure_bytes(figure: Figure) -> dict[str, bytes]:
-    """The figure as ``png`` and ``svg`` files; the same figure always gives the same bytes."""
-    png, svg = BytesIO(), BytesIO()
+def figure_bytes(figure: Figure, kinds: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
+    """The figure as files, by kind, ``png`` or ``svg``; the same figure always gives the same bytes."""
+    options: dict[str, dict[str, Any]] = {"png": {"dpi": 130}, "svg": {"metadata": {"Date": None}}}
+    files = {}
     with mpl.rc_context({"svg.hashsalt": "lit_backdoor"}):
-        figure.savefig(png, format="png", dpi=130)
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return {"png": png.getvalue(), "svg": svg.getvalue()}
+        for kind in kinds:
+            buffer = BytesIO()
+            figure.savefig(buffer, format=kind, **options[kind])
+            files[kind] = buffer.getvalue()
+    return files
 
 
 def column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
