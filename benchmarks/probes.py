@@ -21,6 +21,7 @@ from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import HeadSet, Probe, all_heads, default_head_sets, patch_heads
 from lit_backdoor.functional.last_position import TokenLayout
 from lit_backdoor.functional.last_position_loss import last_position_loss
+from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task
 
@@ -131,24 +132,27 @@ def deep_model(kind: str, n_layers: int) -> torch.nn.Module:
     return TransformerBridge.boot_native(TransformerBridgeConfig(**settings, architecture="TransformerLensNative"))
 
 
-def measure_deeper(kind: str, n_layers: int, n_examples: int, n_shared: int, rounds: int, goal: str = "") -> None:
-    """Each head alone and all but one; recipient and donor have the first `n_shared` of eight tokens in common."""
+def measure_deeper(kind: str, n_layers: int, n_examples: int, rounds: int) -> None:
+    """Each head alone and all but one; recipient and donor differ in the last eight, four or one of eight tokens."""
     model = deep_model(kind, n_layers)
-    recipient, donor = torch.randint(113, (2, n_examples, 8))
-    donor[:, :n_shared] = recipient[:, :n_shared]
-    probe = Probe(recipient, donor, recipient[:, -1], donor[:, -1])
     heads = all_heads(model)
     sets = [*((head,) for head in heads), *combinations(heads, len(heads) - 1)]
-    numbers: dict[str, Numbers] = {}
-    engines = {"hooks": with_hooks, "ours": ours}
-    median = median_seconds(
-        {name: lambda name=name: numbers.update({name: engines[name](model, probe, sets)}) for name in engines}, rounds
-    )
-    print(
-        f"  {kind:17}  {n_layers} {n_examples:9}  {8 - n_shared} of 8{len(sets):8}"
-        f"{median['hooks'] / median['ours']:11.2f}{largest_difference(*numbers.values()):12.0e}   {goal}",
-        flush=True,
-    )
+    recipient, donor = torch.randint(113, (2, n_examples, 8))
+    probes = {}
+    for n_differing in (8, 4, 1):
+        shared = torch.cat([recipient[:, : 8 - n_differing], donor[:, 8 - n_differing :]], dim=1)
+        probes[n_differing] = Probe(recipient, shared, recipient[:, -1], donor[:, -1])
+    candidates = {"hooks": lambda: with_hooks(model, probes[8], sets)}  # whatever differs, it takes as long
+    for n_differing, probe in probes.items():
+        candidates[str(n_differing)] = lambda probe=probe: ours(model, probe, sets)
+    median = median_seconds(candidates, rounds)
+    some = sets[:: len(sets) // 8]
+    for n_differing, probe in probes.items():
+        ratio = median["hooks"] / median[str(n_differing)]
+        apart = largest_difference(ours(model, probe, some), with_hooks(model, probe, some))
+        goal = "(>= 3)" if n_layers == 4 and n_differing < 8 and kind == "HookedTransformer" else ""
+        case = f"{kind:17}  {n_layers}{n_examples:10}  {n_differing} of 8{len(sets):8}"
+        print(f"  {case}{ratio:14.2f}{apart:12.0e}   {goal}", flush=True)
 
 
 def main() -> None:
@@ -158,21 +162,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)  # the plain way's
+    set_row_threads(args.threads)  # ours
     torch.manual_seed(0)
     print(f"{args.threads} threads")
     measure_shipped_monitors(args.rounds)
     if args.monitors:
         return
     measure_one_layer(args.rounds)
-    print("layers of eight heads: each head alone, and all but one; hooks / ours is one run_with_hooks per set / ours")
-    print("  model         layers  examples  differ    sets  hooks / ours  difference")
-    for n_layers in (2, 4):
-        for n_shared in (0, 4, 7):
-            goal = "(>= 3)" if n_layers == 4 and n_shared else ""
-            measure_deeper("HookedTransformer", n_layers, 1000, n_shared, args.rounds, goal)
-    measure_deeper("TransformerBridge", 4, 1000, 4, args.rounds)
-    measure_deeper("TransformerBridge", 4, 30, 4, args.rounds)
+    print(
+        "layers of eight heads, each head alone and all but one: one run_with_hooks per set / ours; largest difference"
+    )
+    print("  model        layers  examples  differ    sets  hooks / ours  difference")
+    measure_deeper("HookedTransformer", 2, 1000, args.rounds)
+    measure_deeper("HookedTransformer", 4, 1000, args.rounds)
+    measure_deeper("TransformerBridge", 4, 100, args.rounds)
+    measure_deeper("TransformerBridge", 4, 30, args.rounds)
 
 
 if __name__ == "__main__":

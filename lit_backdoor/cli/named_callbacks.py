@@ -82,7 +82,8 @@ def all_callbacks(options: Namespace, listed: Sequence[Callback], notes: list[st
         callbacks += substitutes or [kind(**own_options)]
         left = [callback for callback in left if callback not in substitutes]
         replaced += [f"{name} ({type(callback).__name__})" for callback in substitutes]
-    if len(replaced) < len(callbacks) and replaced:  # a list of all of them is from before they had names
+    complete = any(isinstance(callback, RunCheckpoint) for callback in listed)  # as all lists were before the names
+    if replaced and not complete:
         notes.append(
             f"trainer.callbacks takes the place of {', '.join(replaced)}; to have both, give the listed one a name "
             "(init_args: {name: ...})"

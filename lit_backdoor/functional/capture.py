@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_backdoor.functional.hooked import Head, head_name
+from lit_backdoor.functional.heads import Head, head_name
 from lit_backdoor.functional.moments import Moment, before_the_end, check_steps, first_moment
 
 LEAST_SHIFT = 0.1

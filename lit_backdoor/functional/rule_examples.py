@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lit_backdoor.functional.fourier import progress_measures
 from lit_backdoor.functional.gradients import HeadGradient, head_gradients
-from lit_backdoor.functional.hooked import Head, HookedModel, evaluating, row_slices
+from lit_backdoor.functional.heads import Head
+from lit_backdoor.functional.hooked_model import HookedModel, evaluating, row_slices
 from lit_backdoor.functional.last_position import last_position_logits, why_not_exact
 from lit_backdoor.functional.results import HeadProgress
 from lit_backdoor.functional.weights import weight_norms
