@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.run import ContractError, Run, find_model
 from lit_backdoor.callbacks.schedule import Schedule
-from lit_backdoor.functional import HookedModel, Probe, no_shortcut
+from lit_backdoor.functional import HookedModel, Probe, why_no_shortcut
 from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
 from lit_backdoor.runs.directory import require_plain_name
@@ -192,7 +192,7 @@ class ProbeCallback(MonitorCallback):
         start = time.perf_counter()
         self.probes = {name: probe.to(model.W_U.device) for name, probe in self.probes.items()}
         # A pass through the whole model keeps PyTorch's own threads: it can't be cut into blocks of rows.
-        with one_torch_thread() if no_shortcut(model) is None else nullcontext():
+        with one_torch_thread() if why_no_shortcut(model) is None else nullcontext():
             results = self.measure(model, step, last)
         if self._table is not None:
             if step == self.probed_step:

@@ -19,16 +19,8 @@ from lit_backdoor.functional.edges import (
 from lit_backdoor.functional.emergence import HeadEmergence, HeadScores, costly_heads, head_emergence
 from lit_backdoor.functional.fourier import ProgressMeasures, progress_measures
 from lit_backdoor.functional.gradients import HeadGradient, head_gradients
-from lit_backdoor.functional.hooked import (
-    Head,
-    Heads,
-    HeadSet,
-    HookedModel,
-    all_heads,
-    head_name,
-    head_set_name,
-    parse_head_set,
-)
+from lit_backdoor.functional.heads import Head, Heads, HeadSet, all_heads, head_name, head_set_name, parse_head_set
+from lit_backdoor.functional.hooked_model import HookedModel
 from lit_backdoor.functional.loss_spikes import PROMINENCES, LossSpike, find_loss_spikes
 from lit_backdoor.functional.metrics import (
     Mean,
@@ -42,7 +34,7 @@ from lit_backdoor.functional.metrics import (
 )
 from lit_backdoor.functional.moments import Moment
 from lit_backdoor.functional.neurons import NeuronCurve, NeuronResult, patch_neurons
-from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, no_shortcut
+from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, why_no_shortcut
 from lit_backdoor.functional.patching import (
     default_head_sets,
     patch_heads,
@@ -135,7 +127,6 @@ __all__ = [
     "lowest_training_accuracy",
     "mean",
     "mean_attention",
-    "no_shortcut",
     "overlap",
     "parse_edge_set",
     "parse_head_set",
@@ -153,4 +144,5 @@ __all__ = [
     "stuck_since",
     "trigger_weights",
     "weight_norms",
+    "why_no_shortcut",
 ]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.hooked import Head, HookedModel, all_heads, evaluating, row_slices, z_name
+from lit_backdoor.functional.heads import Head, all_heads
+from lit_backdoor.functional.hooked_model import HookedModel, evaluating, row_slices, z_name
 from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
 from lit_backdoor.functional.probe import Probe
 

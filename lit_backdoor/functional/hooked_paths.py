@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lit_backdoor.functional.edge_sets import sending_positions
 from lit_backdoor.functional.edges import Edge, EdgesEngine, EdgeSet, Receiver
-from lit_backdoor.functional.hooked import Head, HookedModel, z_name
+from lit_backdoor.functional.heads import Head
+from lit_backdoor.functional.hooked_model import HookedModel, z_name
 from lit_backdoor.functional.probe import Probe
 
 EMBED = "blocks.0.hook_resid_pre"

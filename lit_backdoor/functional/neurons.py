@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.hooked import evaluating, row_slices
-from lit_backdoor.functional.one_layer import HeadCache, find_cache, is_plain_mlp, no_shortcut
+from lit_backdoor.functional.hooked_model import evaluating, row_slices
+from lit_backdoor.functional.one_layer import HeadCache, find_cache, is_plain_mlp, why_no_shortcut
 from lit_backdoor.functional.probe import Probe
 from lit_backdoor.functional.row_threads import map_blocks
 from lit_backdoor.functional.specificity import accuracy_floor, cost_above_floor
@@ -123,7 +123,7 @@ class _Run(NamedTuple):
 
 def _why_not_linear(model: Any) -> str | None:
     """Why the logits are not linear in the neurons' activations; None if they are."""
-    if reason := no_shortcut(model):
+    if reason := why_no_shortcut(model):
         return reason
     if model.cfg.normalization_type is not None:
         return f"cfg.normalization_type is {model.cfg.normalization_type!r}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional.edges import SENDER_NAME
-from lit_backdoor.functional.hooked import HookedModel, evaluating, z_name
+from lit_backdoor.functional.hooked_model import HookedModel, evaluating, z_name
 from lit_backdoor.functional.results import taken_names
 
 Metric = Callable[[Tensor, "Probe"], float]

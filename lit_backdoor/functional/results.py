@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from lit_backdoor.functional.edges import EdgeGroup, EdgeSet
-from lit_backdoor.functional.hooked import Head, HeadSet
+from lit_backdoor.functional.heads import Head, HeadSet
 
 Ablation = Literal["resample", "mean", "zero"]
 """What replaces a head's activation: the donor's of the same row, the donor's mean over its rows, or zero."""

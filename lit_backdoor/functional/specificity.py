@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from math import isnan, nan
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.hooked import Head, HookedModel, all_heads
+from lit_backdoor.functional.heads import Head, all_heads
+from lit_backdoor.functional.hooked_model import HookedModel
 from lit_backdoor.functional.one_layer import HeadCache
 from lit_backdoor.functional.patching import patch_heads
 from lit_backdoor.functional.probe import Probe

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional.hooked import Head, HookedModel, all_heads
+from lit_backdoor.functional.heads import Head, all_heads
+from lit_backdoor.functional.hooked_model import HookedModel
 from lit_backdoor.functional.last_position import why_not_exact
 from lit_backdoor.functional.probe import Probe
 

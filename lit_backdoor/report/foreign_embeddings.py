@@ -20,7 +20,7 @@ from lit_backdoor.functional import (
     head_set_name,
     patch_heads,
 )
-from lit_backdoor.functional.one_layer import find_cache, no_shortcut
+from lit_backdoor.functional.one_layer import find_cache, why_no_shortcut
 from lit_backdoor.report.measures import label
 from lit_backdoor.report.ranks import head_order, ranks_of
 from lit_backdoor.report.runs import Run
@@ -48,7 +48,7 @@ def patched_both_ways(runs: Sequence[Run]) -> list[BothWays]:
     both = []
     for run in runs:
         other = other_run(run, runs)
-        if run.p1 is None or run.model is None or other is None or no_shortcut(run.model):
+        if run.p1 is None or run.model is None or other is None or why_no_shortcut(run.model):
             continue
         probe = task_probes(run.task)["backdoor"]  # type: ignore[arg-type]
         proper, foreign = patch_both_ways(run.model, other.model, probe)  # type: ignore[arg-type]
