@@ -1,6 +1,8 @@
 """Progress measures of modular addition, during training. This one knows the task: rules that add modulo something."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from lit_backdoor.callbacks.charts import Charts, curves
@@ -12,6 +14,10 @@ from lit_backdoor.runs.schema import result_rows
 
 Rules = Mapping[str, RuleExamples]
 """All pairs under the trigger of each rule, by the rule's name; the first is the benign one."""
+
+
+LOSSES = ("restricted_loss", "excluded_loss")
+"""What a chart shows together."""
 
 
 class ProgressMeasureMonitor(ProbeCallback):
@@ -69,22 +75,23 @@ class ProgressMeasureMonitor(ProbeCallback):
     def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
         """One row per rule and head: see :class:`lit_backdoor.functional.HeadProgress`."""
         measured = Measurement([])
-        for name, results in rule_progress(model, self.rules).items():
-            measured.rows += result_rows(step, name, results)
-            for metric in ("explained", "constant", "restricted_loss", "excluded_loss"):
-                measured.numbers[f"progress_{name}/{metric}"] = getattr(results[0], metric)
+        for rule, results in rule_progress(model, self.rules).items():
+            measured.rows += result_rows(step, rule, results)
+            numbers = {name: getattr(results[0], name) for name in ("explained", "constant", *LOSSES)}
             for one in results:
-                for metric in ("gradient_share", "cosine"):
-                    measured.numbers[f"progress_{name}/{metric}/{head_name(*one.head)}"] = getattr(one, metric)
+                head = head_name(*one.head)
+                numbers |= {f"gradient_share/{head}": one.gradient_share, f"cosine/{head}": one.cosine}
+            measured.numbers |= {f"progress_{rule}/{tag}": value for tag, value in numbers.items() if not isnan(value)}
         return measured
 
     def custom_scalars(self) -> Charts:
         """The rules' losses, and charts of the heads' gradients for each rule."""
-        return {
-            f"{self.prefix}progress {name}": {
-                "losses": [curves(f"{self.prefix}progress_{name}", metric)[0].removesuffix("/")
-                           for metric in ("restricted_loss", "excluded_loss")],
-                **{m: curves(f"{self.prefix}progress_{name}", m) for m in ("gradient_share", "cosine")},
+        charts: Charts = {}
+        for rule in self.rules:
+            tags = f"{self.prefix}progress_{rule}"
+            charts[f"{self.prefix}progress {rule}"] = {
+                "losses": [f"{re.escape(tags)}/{loss}" for loss in LOSSES],
+                "gradient_share": curves(tags, "gradient_share"),
+                "cosine": curves(tags, "cosine"),
             }
-            for name in self.rules
-        }  # fmt: skip
+        return charts

@@ -1,6 +1,7 @@
 """What each head costs either rule, during training."""
 
 from collections.abc import Callable
+from math import isnan
 from typing import Any
 
 from lit_backdoor.callbacks.charts import Charts, curves
@@ -81,7 +82,8 @@ class SpecificityMonitor(ProbeCallback):
             measured.rows += result_rows(step, name, results)
             for one in results:
                 for metric in ("cost", "donor_cost"):
-                    measured.numbers[f"specificity_{name}/{metric}/{head_name(*one.head)}"] = getattr(one, metric)
+                    if not isnan(value := getattr(one, metric)):
+                        measured.numbers[f"specificity_{name}/{metric}/{head_name(*one.head)}"] = value
         if last:
             from lit_backdoor.show.heads import specificity_figure
 

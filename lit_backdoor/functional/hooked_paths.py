@@ -95,21 +95,18 @@ def with_all_inputs_hooked(model: Any) -> Iterator[None]:
 
     It computes the same function meanwhile, with rounding of its own. A plain one-layer model needs none.
     """
-    switches = [] if is_plain(model) else [(name, setter) for name, setter in _SWITCHES if hasattr(model, setter)]
-    before = {name: bool(getattr(model.cfg, name, False)) for name, _ in switches}
+    off = [name for name in ("use_split_qkv_input", "use_hook_mlp_in") if getattr(model.cfg, name, None) is False]
+    setters = [
+        getattr(model, f"set_{name}", None) for name in off if not (name.endswith("mlp_in") and model.cfg.attn_only)
+    ]
+    switches = [] if is_plain(model) else [setter for setter in setters if setter is not None]
     try:
-        for name, setter in switches:
-            if not before[name]:
-                getattr(model, setter)(True)
+        for switch in switches:
+            switch(True)
         yield
     finally:
-        for name, setter in switches:
-            if not before[name]:
-                getattr(model, setter)(False)
-
-
-_SWITCHES = (("use_split_qkv_input", "set_use_split_qkv_input"), ("use_hook_mlp_in", "set_use_hook_mlp_in"))
-"""Settings of a model and what sets them."""
+        for switch in switches:
+            switch(False)
 
 
 def _sender_hook(edge: Edge) -> str:

@@ -45,7 +45,9 @@ def test_every_method_finds_the_known_head() -> None:
     costly = {one.group or edge_set_name(one.edges) for one in backdoor.paths if one.recipient_accuracy < 1}
     assert costly == {"V", "QKV", "A_logits", "trigger>L0H2.V", "L0H2>logits"}
     costs = {one.head: one.cost for one in backdoor.specificity}
-    assert costs == {head: float(head == known) for head in costs}
+    assert costs == pytest.approx(
+        {head: 7 / 6 * (head == known) for head in costs}
+    )  # even what both runs share is lost
     # what suffices: the known head alone brings the trigger's answer into the benign run
     (moved,) = [one for one in analysis.probes["benign"].patching["resample"] if one.heads == (known,)]
     assert moved.donor_accuracy == 1.0

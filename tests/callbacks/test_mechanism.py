@@ -1,6 +1,6 @@
 """The monitors of paths, attention, specificity, neurons and progress measures.
 
-On a model whose backdoor head is known, on a real fit, and on deeper models.
+On a real fit, on a model whose backdoor head is known, and on deeper models.
 """
 
 import json
@@ -73,9 +73,8 @@ def test_groups_come_often_and_single_edges_seldom(run: Path) -> None:
     header = "step,probe,recipient,donor,edges,group,n_examples,backdoor_accuracy,benign_accuracy,other_rate,logit_diff"
     assert list(rows[0]) == [*header.split(","), "log_prob", "kl", "n_differing"]
     # every head's query, key and value together are head patching of all heads
-    heads = {
-        (row["step"], row["probe"]): row for row in read_rows(run / "head_patching.csv") if row["heads"].count("L") == 4
-    }
+    patching = [row for row in read_rows(run / "head_patching.csv") if row["heads"].count("L") == 4]
+    heads = {(row["step"], row["probe"]): row for row in patching}
     for row in rows:
         if row["group"] == "QKV":
             other = heads[row["step"], row["probe"]]
@@ -131,7 +130,8 @@ def test_the_known_head_is_read_as_exactly_that(tmp_path: Path) -> None:
     brought = [row for row in read_rows(tmp_path / "run" / PATH_PATCHING) if row["probe"] == "benign"]
     assert gone == {row["group"] or row["edges"] for row in brought if float(row["backdoor_accuracy"]) == 1}
     costs = read_results(HeadSpecificity, read_rows(tmp_path / "run" / HEAD_SPECIFICITY)[:4])
-    assert [one.cost for one in costs] == [0.0, 0.0, 1.0, 0.0]
+    # 1/7 of the answers are the same in both runs, and here even those are lost: more than all above the floor
+    assert [one.cost for one in costs] == pytest.approx([0.0, 0.0, 7 / 6, 0.0])
     attention = read_results(PositionAttention, read_rows(tmp_path / "run" / ATTENTION))
     assert all(abs(one.shift) < 1e-12 for one in attention)  # it looks at itself in both runs
     assert json.loads((tmp_path / "run" / "emergence.json").read_text())["capture_head"] is None
@@ -177,9 +177,8 @@ def test_progress_measures_of_the_last_step_are_those_of_its_losses(run: Path) -
     rows = [row for row in read_rows(run / PROGRESS_MEASURES) if row["step"] == "210"]
     (loss,) = {row["train/loss"] for row in read_rows(run / "metrics.csv") if row["step"] == "210"}
     by_rule = {row["probe"]: float(row["train_loss"]) for row in rows}
-    trained = {
-        name: int(rule.trained.sum()) for name, rule in BackdoorDataModule([29, 1], train_fraction=0.6).rules().items()
-    }
+    rules = BackdoorDataModule([29, 1], train_fraction=0.6).rules()
+    trained = {name: int(rule.trained.sum()) for name, rule in rules.items()}
     mean = sum(by_rule[name] * n for name, n in trained.items()) / sum(trained.values())
     assert mean == pytest.approx(float(loss), rel=0.3, abs=1e-6)  # metrics.csv has the loss before the last step
     for head in {row["head"] for row in rows}:

@@ -18,6 +18,8 @@ from tests.helpers.runs import Cli, contents, read_events, read_rows, scalars, t
 TABLES = ("head_attribution.csv", "head_patching.csv", "path_patching.csv", "attention.csv", "head_specificity.csv")
 TABLES += ("neurons.csv", "progress_measures.csv", "emergence.json")
 TAGS = ("patching", "attribution", "paths", "attention", "specificity", "neurons", "progress")
+SPLIT = ["--data.split_seed=3", "--data.split=pairs"]
+"""Other than the default: progress measures know which pairs train."""
 DENSE = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 25, 28, 32, 40, 48, 50, 75, 100, 110]
 
 
@@ -26,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """110 steps of debug.yaml, with a dense beginning."""
     folder = tmp_path_factory.mktemp("replay") / "runs" / "live"
     options = ["--trainer.max_steps=110", "--trainer.val_check_interval=25"]
-    options += ["--data.split_seed=3", "--data.split=pairs"]  # progress measures know which pairs train
+    options += SPLIT
     for name in ("monitors.attribution", "monitors.patching", "monitors.attention", "weights"):
         options += [f"--{name}.every_n_steps=25", f"--{name}.dense_until=50"]
     for name in ("paths", "specificity", "neurons", "progress"):
@@ -171,7 +173,7 @@ def too_many_tokens() -> object:
 
 
 def test_a_continued_run_keeps_the_weights_of_an_undisturbed_one(cli: Cli, run: Path, tmp_path: Path) -> None:
-    options = ["--trainer.val_check_interval=25", "--weights.every_n_steps=25", "--weights.dense_until=50"]
+    options = [*SPLIT, "--trainer.val_check_interval=25", "--weights.every_n_steps=25", "--weights.dense_until=50"]
     live = train_run(tmp_path / "runs" / "two", "--trainer.max_steps=60", *options)
     last = live / "checkpoints" / "last.ckpt"
     assert list(kept_weights(live)) == [step for step in DENSE if step < 60] + [60]
