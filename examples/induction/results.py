@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lit_backdoor.runs.tables import read_table
-from lit_backdoor.show.figures import column, head_colour
+from lit_backdoor.show.style import column, head_colour
 
 Curve = tuple[list[int], list[float]]
 """Steps and values."""

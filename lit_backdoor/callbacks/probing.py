@@ -123,18 +123,26 @@ class ProbeCallback(MonitorCallback):
         Raises:
             ContractError: naming what is missing, together with the fix.
         """
-        twins = [one for one in monitors if isinstance(one, ProbeCallback) and one.state_key == self.state_key]
-        if len(twins) > 1:
-            raise ContractError(
-                f"two {type(self).__name__} are both named '{self.name}' and would write into one table; "
-                "give each its own name="
-            )
+        self.check_name(monitors)
         self.probes = self.probes_of(datamodule)
         for name, probe in self.probes.items():
             try:
                 self.check_probe(model, probe)
             except ValueError as error:
                 raise ContractError(f"{type(self).__name__}, probe '{name}': {error}") from None
+
+    def check_name(self, monitors: Sequence[Any]) -> None:
+        """Make sure that no other monitor writes into the same table.
+
+        Raises:
+            ContractError: if one does.
+        """
+        twins = [one for one in monitors if isinstance(one, ProbeCallback) and one.state_key == self.state_key]
+        if len(twins) > 1:
+            raise ContractError(
+                f"two {type(self).__name__} are both named '{self.name}' and would write into one table; "
+                "give each its own name="
+            )
 
     def check_probe(self, model: HookedModel, probe: Probe) -> None:
         """Make sure that ``probe`` can be measured on ``model``.

@@ -8,11 +8,16 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ProgressBar
 
 from lit_backdoor.callbacks import (
+    AttentionMonitor,
     EmergenceMonitor,
     HeadAttributionMonitor,
     HeadPatchingMonitor,
     LossSpikeMonitor,
+    NeuronMonitor,
+    PathPatchingMonitor,
+    ProgressMeasureMonitor,
     RunCheckpoint,
+    SpecificityMonitor,
     StepProgressBar,
     WeightCheckpoint,
 )
@@ -22,6 +27,11 @@ NAMED_CALLBACKS: Mapping[str, type[Callback]] = {
     "progress_bar": StepProgressBar,
     "monitors.attribution": HeadAttributionMonitor,
     "monitors.patching": HeadPatchingMonitor,
+    "monitors.paths": PathPatchingMonitor,
+    "monitors.attention": AttentionMonitor,
+    "monitors.specificity": SpecificityMonitor,
+    "monitors.neurons": NeuronMonitor,
+    "monitors.progress": ProgressMeasureMonitor,
     "monitors.emergence": EmergenceMonitor,
     "monitors.spikes": LossSpikeMonitor,
     "weights": WeightCheckpoint,

@@ -4,8 +4,15 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 `Probe`.
 """
 
-from lit_backdoor.functional.attention import HeadAttention, compare_attention, mean_attention
+from lit_backdoor.functional.attention import (
+    HeadAttention,
+    attention_by_position,
+    attention_moved,
+    compare_attention,
+    mean_attention,
+)
 from lit_backdoor.functional.attribution import LogitParts, attribute_heads, logit_parts
+from lit_backdoor.functional.capture import AttentionShift, capture_record
 from lit_backdoor.functional.edge_sets import all_edges, default_edge_sets, edge_groups
 from lit_backdoor.functional.edges import (
     Edge,
@@ -33,7 +40,7 @@ from lit_backdoor.functional.metrics import (
     predictions,
 )
 from lit_backdoor.functional.moments import Moment
-from lit_backdoor.functional.neurons import NeuronCurve, NeuronResult, patch_neurons
+from lit_backdoor.functional.neurons import NeuronCurve, NeuronResult, patch_neurons, why_not_linear
 from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, why_no_shortcut
 from lit_backdoor.functional.patching import (
     default_head_sets,
@@ -42,7 +49,16 @@ from lit_backdoor.functional.patching import (
 )
 from lit_backdoor.functional.paths import patch_paths, patched_path_logits
 from lit_backdoor.functional.probe import Metric, Probe
-from lit_backdoor.functional.results import Ablation, HeadAttribution, PatchingResult, PathPatchingResult
+from lit_backdoor.functional.results import (
+    Ablation,
+    HeadAttribution,
+    HeadProgress,
+    NeuronCounts,
+    PatchingResult,
+    PathPatchingResult,
+    PositionAttention,
+)
+from lit_backdoor.functional.rule_examples import RuleExamples, rule_progress
 from lit_backdoor.functional.rule_heads import RuleHeads
 from lit_backdoor.functional.run_state import RunState, judge_run, lowest_training_accuracy, stuck_since
 from lit_backdoor.functional.shapley import (
@@ -65,6 +81,7 @@ from lit_backdoor.functional.weights import TriggerWeights, WeightNorms, trigger
 __all__ = [
     "PROMINENCES",
     "Ablation",
+    "AttentionShift",
     "Edge",
     "EdgeGroup",
     "EdgeSet",
@@ -74,6 +91,7 @@ __all__ = [
     "HeadCache",
     "HeadEmergence",
     "HeadGradient",
+    "HeadProgress",
     "HeadScores",
     "HeadSet",
     "HeadSpecificity",
@@ -84,13 +102,16 @@ __all__ = [
     "Mean",
     "Metric",
     "Moment",
+    "NeuronCounts",
     "NeuronCurve",
     "NeuronResult",
     "PatchingResult",
     "PathPatchingResult",
+    "PositionAttention",
     "Probe",
     "ProgressMeasures",
     "Receiver",
+    "RuleExamples",
     "RuleHeads",
     "RunState",
     "ShapleyResult",
@@ -100,9 +121,12 @@ __all__ = [
     "accuracy_floor",
     "all_edges",
     "all_heads",
+    "attention_by_position",
+    "attention_moved",
     "attribute_heads",
     "cache_heads",
     "cache_probes",
+    "capture_record",
     "compare_attention",
     "cost_above_floor",
     "costly_heads",
@@ -137,6 +161,7 @@ __all__ = [
     "patched_path_logits",
     "predictions",
     "progress_measures",
+    "rule_progress",
     "selectivity",
     "shapley_values",
     "shares",
@@ -145,4 +170,5 @@ __all__ = [
     "trigger_weights",
     "weight_norms",
     "why_no_shortcut",
+    "why_not_linear",
 ]

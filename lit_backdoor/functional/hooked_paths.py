@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lit_backdoor.functional.edge_sets import sending_positions
 from lit_backdoor.functional.edges import Edge, EdgesEngine, EdgeSet, Receiver
 from lit_backdoor.functional.heads import Head
 from lit_backdoor.functional.hooked_model import HookedModel, z_name
+from lit_backdoor.functional.one_layer_paths import is_plain
 from lit_backdoor.functional.probe import Probe
 
 EMBED = "blocks.0.hook_resid_pre"
@@ -85,6 +87,29 @@ def hooked_engine(model: HookedModel, probe: Probe, edge_sets: Iterable[EdgeSet]
         return patched
 
     return engine
+
+
+@contextmanager
+def with_all_inputs_hooked(model: Any) -> Iterator[None]:
+    """Switch on the hook points that edges need, as far as the model can, and leave it as it was.
+
+    It computes the same function meanwhile, with rounding of its own. A plain one-layer model needs none.
+    """
+    switches = [] if is_plain(model) else [(name, setter) for name, setter in _SWITCHES if hasattr(model, setter)]
+    before = {name: bool(getattr(model.cfg, name, False)) for name, _ in switches}
+    try:
+        for name, setter in switches:
+            if not before[name]:
+                getattr(model, setter)(True)
+        yield
+    finally:
+        for name, setter in switches:
+            if not before[name]:
+                getattr(model, setter)(False)
+
+
+_SWITCHES = (("use_split_qkv_input", "set_use_split_qkv_input"), ("use_hook_mlp_in", "set_use_hook_mlp_in"))
+"""Settings of a model and what sets them."""
 
 
 def _sender_hook(edge: Edge) -> str:

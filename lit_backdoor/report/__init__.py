@@ -19,7 +19,8 @@ from lit_backdoor.report.runs import Run
 from lit_backdoor.report.statements import Statement, by_ranks, statements
 from lit_backdoor.report.study import Study, arrange, branch_lines
 from lit_backdoor.report.wording import count, enumerate_words, percent, plural, span
-from lit_backdoor.show.figures import attribution_figure, figure_bytes
+from lit_backdoor.show.heads import attribution_figure
+from lit_backdoor.show.style import figure_bytes
 
 __all__ = ["Statement", "Study", "read", "write", "write_report"]
 

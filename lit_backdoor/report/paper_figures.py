@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from lit_backdoor.functional import HeadAttribution
 from lit_backdoor.report.runs import Run
-from lit_backdoor.show.figures import draw_attribution
+from lit_backdoor.show.heads import draw_attribution
 
 EXPERIMENTS = {5: (0, 1), 6: (1, 4), 7: (4, 7), 8: (7, 10)}
 """Which of ten experiments each figure shows, from and to (excluded)."""

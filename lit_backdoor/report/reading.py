@@ -150,26 +150,24 @@ def _start(config: Path) -> int:
 def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
     file = path / CHECKPOINT_DIR / LAST
-    of_file: Task | None
     try:
         if file.exists():
-            model, of_file, step = load_model(file)
+            stored = load_model(file)
         elif (file := path / WEIGHTS).exists():
-            kept = read_weights(file)
-            model, of_file, step = kept.model, kept.task, kept.step
+            stored = read_weights(file)
         elif (file := path / SHIPPED_WEIGHTS).exists():
-            kept = open_pretrained(load(file)["pretrained"])
-            model, of_file, step = kept.model, kept.task, kept.step
+            stored = open_pretrained(load(file)["pretrained"])
         else:
             return None, None
-        if of_file is None:
+        if stored.task is None:
             raise ValueError(f"weights: {file} does not say what it was trained on")
     except ValueError as error:  # which names the option of other commands
         raise ValueError(f"{path}: {str(error).partition(': ')[2]}") from None
+    model, of_file = stored.model, stored.task
     if of_file != task:
-        theirs, ours = (f"{list(one.moduli)} with the trigger at {one.trigger_position}" for one in (of_file, task))
+        theirs, ours = (f"{list(each.moduli)} with the trigger at {each.trigger_position}" for each in (of_file, task))
         raise ValueError(f"{file} is of moduli {theirs}, the run of {ours}")
     for name in ("n_layers", "n_heads", "d_model", "d_mlp", "act_fn"):
         if getattr(model.cfg, name) != options[name]:
             raise ValueError(f"{file} has {name} {getattr(model.cfg, name)}, the run {options[name]}")
-    return model, step
+    return model, stored.step

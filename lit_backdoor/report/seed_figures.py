@@ -16,7 +16,7 @@ from lit_backdoor.report.ranks import NONE, n_heads_of, rank_key, rank_set_name,
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import exactly_one_curve
 from lit_backdoor.report.wording import percent, plural
-from lit_backdoor.show.figures import emergence_figure
+from lit_backdoor.show.training import emergence_figure
 
 RANK_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#7f7f7f")
 OURS, PAPER, FOREIGN = "#0072b2", "#d55e00", "#cc79a7"

@@ -149,7 +149,7 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
     for state, some in by_state(frame):
         words = some["word"].astype(object).where(some["word"].notna(), "no backdoor").value_counts().sort_index()
         said = enumerate_words([f"{word} in {n}" for word, n in words.items()])
-        parts.append(f"{_runs(state, len(some))}: {said}; effective heads {span(some['effective_heads'].tolist(), 1)}")
+        parts.append(f"{_runs(state, len(some))}: {said}, effective heads {span(some['effective_heads'].tolist(), 1)}")
     first = claims[claims["rank"] == 1]
     carried = int((first["claim"] == "carries the backdoor").sum())
     holds = [
@@ -160,7 +160,7 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
     headline = (
         f"One head carries the backdoor in {count(carried, len(first))}; the costliest is {enumerate_words(holds)}."
     )
-    text = f"Where it sits at the end, {'. '.join(parts)}."
+    text = f"Where it sits at the end: {'; '.join(parts)}."
     if len(measured := first["benign_cost"].dropna().tolist()):
         cost = percent_span(measured, 0)
         text += f" Mean-ablated in the benign run, the costliest head costs {cost} of the benign rule."
