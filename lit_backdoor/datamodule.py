@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from lit_backdoor.functional import Probe
 from lit_backdoor.limits import NonNegativeInt, OpenUnitInterval, PositiveInt, within_limits
@@ -81,6 +82,18 @@ class BackdoorDataModule(LightningDataModule):
         suffices for it. In the clean model the benign run receives from other pairs of its own, fixed at random.
         """
         return task_probes(self.task)
+
+    def donor_tokens(self, tokens: Tensor) -> Tensor:
+        """Each example with the benign trigger: what a clamped head reads instead of ``tokens`` [n, 3].
+
+        Raises:
+            ValueError: no rule has another trigger.
+        """
+        if len(self.task.moduli) == 1:
+            raise ValueError(f"data.moduli: {list(self.task.moduli)} has no trigger that a donor could lack")
+        benign = tokens.clone()
+        benign[:, self.task.trigger_position] = self.task.trigger_tokens[0]
+        return benign
 
     def setup(self, stage: str) -> None:
         """Move both batches to the device, once."""

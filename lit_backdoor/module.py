@@ -14,11 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from lit_backdoor.functional.last_position import (
-    TokenLayout,
-    last_position_logits,
-    why_not_exact,
-)
+from lit_backdoor.functional.clamp import folded_donor
+from lit_backdoor.functional.last_position import TokenLayout, last_position_logits, why_not_exact
 from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.functional.whole_pass import whole_pass_logits, whole_pass_loss
@@ -129,9 +126,10 @@ class BackdoorModule(LightningModule):
         return bool(self.hparams["last_position"]) and not autocast and why_not_exact(self.model) is None
 
     @one_torch_thread()
-    def training_step(self, batch: Examples, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Examples, batch_idx: int, record: bool = False) -> Tensor:
         if self.uses_last_position_form:
-            if self._layout is None or self._layout[0] is not batch.tokens:
+            kept = self._layout
+            if kept is None or kept[0] is not batch.tokens or kept[1].donor != folded_donor(self.model):
                 self._layout = (batch.tokens, TokenLayout.of(batch.tokens, self.model))
             loss, logits = last_position_loss(self.model, self._layout[1], batch.answers)
         else:
@@ -139,7 +137,7 @@ class BackdoorModule(LightningModule):
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the training loss is {loss.item()} at step {self.global_step}")
         every_n_steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every_n_steps and self.global_step % every_n_steps == 0:
+        if record or (every_n_steps and self.global_step % every_n_steps == 0):
             self.train_metrics.update(loss, logits, batch)
             self._record("train", self.train_metrics)
         return loss
@@ -191,12 +189,8 @@ class BackdoorModule(LightningModule):
         if self._last_validated_step != self.global_step:
             self._validate_now()
         loader: Iterable[Examples] = self.trainer.train_dataloader  # type: ignore[assignment]
-        batch = next(iter(loader))
         with torch.no_grad():
-            logits = self(batch.tokens)
-            loss = F.cross_entropy(logits.double(), batch.answers)
-        self.train_metrics.update(loss, logits, batch)
-        self._record("train", self.train_metrics)
+            self.training_step(next(iter(loader)), 0, record=True)
 
     def custom_scalars(self) -> dict[str, dict[str, list[str]]]:
         """Charts for TensorBoard: see :class:`lit_backdoor.callbacks.charts.HasCharts`."""

@@ -2,6 +2,7 @@
 
 from lit_backdoor.callbacks.attribution import HeadAttributionMonitor
 from lit_backdoor.callbacks.checkpoint import RunCheckpoint, TrainingInterrupted
+from lit_backdoor.callbacks.clamp import HeadClamp
 from lit_backdoor.callbacks.emergence import EmergenceMonitor
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
 from lit_backdoor.callbacks.probing import ProbeCallback
@@ -16,6 +17,7 @@ __all__ = [
     "ContractError",
     "EmergenceMonitor",
     "HeadAttributionMonitor",
+    "HeadClamp",
     "HeadPatchingMonitor",
     "LossSpikeMonitor",
     "ProbeCallback",

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 import lit_backdoor
-from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
+from lit_backdoor.callbacks import EmergenceMonitor, HeadClamp, ProbeCallback
 from lit_backdoor.cli import subcommands
 from lit_backdoor.cli.arguments import prepare_arguments
 from lit_backdoor.cli.loggers import loggers_of_run
@@ -179,7 +179,7 @@ class CheckedCLI(LightningCLI):
             check_checkpoint(path, self._checkpoint, self.model, self.datamodule, callbacks if fits else None)
         if fits:
             for callback in callbacks:
-                if isinstance(callback, ProbeCallback):
+                if isinstance(callback, ProbeCallback | HeadClamp):
                     callback.check(self.model, self.datamodule, callbacks)
         elif self._checkpoint is not None:
             self.model.load_state_dict(self._checkpoint["state_dict"])

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lit_backdoor.callbacks import (
     EmergenceMonitor,
     HeadAttributionMonitor,
+    HeadClamp,
     HeadPatchingMonitor,
     LossSpikeMonitor,
     RunCheckpoint,
@@ -24,6 +25,7 @@ NAMED_CALLBACKS: Mapping[str, type[Callback]] = {
     "monitors.patching": HeadPatchingMonitor,
     "monitors.emergence": EmergenceMonitor,
     "monitors.spikes": LossSpikeMonitor,
+    "clamp": HeadClamp,
     "weights": WeightCheckpoint,
     "checkpoint": RunCheckpoint,
 }

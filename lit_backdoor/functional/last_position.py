@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_backdoor.functional.clamp import Clamp, folded_clamp, folded_donor, hooks_that_fold
 from lit_backdoor.functional.products import product
 from lit_backdoor.functional.row_threads import Result, map_blocks, row_blocks
 
@@ -55,7 +56,9 @@ def why_not_exact(model: Any) -> str | None:
     for reason, fulfilled in requirements.items():
         if not fulfilled:
             return reason
-    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
+    own = hooks_that_fold(model)
+    hooks = (hook for point in model.hook_dict.values() for hook in (*point.fwd_hooks, *point.bwd_hooks))
+    if any(all(hook is not of_clamp for of_clamp in own) for hook in hooks):
         return "hooks on the model"
     return None
 
@@ -67,10 +70,11 @@ class TokenLayout:
     Attributes:
         last_vocabulary: [u], the tokens that occur at the last position.
         last: [n], each example's last token as an index into ``last_vocabulary``.
-        scores: [n * pos], rows of ``FoldedModel.scores``.
-        values: [n * pos], rows of ``FoldedModel.values``.
+        scores: [n * pos, head], the row of ``FoldedModel.scores`` that each head reads.
+        values: [n * pos, head], the row of ``FoldedModel.values`` that each head reads.
         n_heads: of the model.
         d_vocab: tokens that the model knows.
+        donor: the clamp whose heads read the rows of their donor's tokens.
     """
 
     last_vocabulary: Tensor
@@ -79,20 +83,31 @@ class TokenLayout:
     values: Tensor
     n_heads: int
     d_vocab: int
+    donor: Clamp | None = None
 
     @classmethod
     def of(cls, tokens: Tensor, model: Any) -> "TokenLayout":
-        """Lay out ``tokens`` [n, pos] for ``model``."""
-        n_pos, d_vocab = tokens.shape[1], model.cfg.d_vocab
-        last_vocabulary, last = tokens[:, -1].unique(return_inverse=True)
-        values = torch.arange(n_pos, device=tokens.device) * d_vocab + tokens
-        scores = last[:, None] * (n_pos * d_vocab) + values
-        return cls(last_vocabulary, last, scores.flatten(), values.flatten(), model.cfg.n_heads, d_vocab)
+        """Lay out ``tokens`` [n, pos] for ``model``, as it is clamped now."""
+        n_pos, d_vocab, n_heads = tokens.shape[1], model.cfg.d_vocab, model.cfg.n_heads
+        donor = folded_donor(model)
+        if donor is None:
+            last_vocabulary, last = tokens[:, -1].unique(return_inverse=True)
+            scores, values = _table_rows(tokens, last, d_vocab)
+            by_head = (rows[:, None].expand(-1, n_heads) for rows in (scores, values))
+            return cls(last_vocabulary, last, *by_head, n_heads, d_vocab)
+        assert donor.donor_tokens is not None  # `Clamp.check`
+        both = torch.cat([tokens, donor.donor_tokens(tokens)])
+        last_vocabulary, last = both[:, -1].unique(return_inverse=True)
+        from_donor = torch.zeros(n_heads, dtype=torch.bool, device=tokens.device)
+        from_donor[[head.head for head in donor.heads]] = True
+        halves = (rows.chunk(2) for rows in _table_rows(both, last, d_vocab))
+        by_head = (torch.where(from_donor, theirs[:, None], own[:, None]) for own, theirs in halves)
+        return cls(last_vocabulary, last[: len(tokens)], *by_head, n_heads, d_vocab, donor)
 
     @property
     def n_pos(self) -> int:
         """Positions of each example."""
-        return self.values.numel() // self.last.numel()
+        return len(self.values) // len(self.last)
 
     @cached_property
     def whole(self) -> "RowBlock":
@@ -103,6 +118,14 @@ class TokenLayout:
     def blocks(self) -> list["RowBlock"]:
         """All examples, on a CPU block by block."""
         return [RowBlock(self, rows) for rows in row_blocks(len(self.last))] if self.last.is_cpu else [self.whole]
+
+
+def _table_rows(tokens: Tensor, last: Tensor, d_vocab: int) -> tuple[Tensor, Tensor]:
+    """Rows of ``FoldedModel.scores`` and of ``FoldedModel.values``, [n * pos] each, for ``tokens`` [n, pos]."""
+    n_pos = tokens.shape[1]
+    values = torch.arange(n_pos, device=tokens.device) * d_vocab + tokens
+    scores = last[:, None] * (n_pos * d_vocab) + values
+    return scores.flatten(), values.flatten()
 
 
 class Grouping:
@@ -156,7 +179,7 @@ class RowBlock:
         return Grouping(self.values.flatten(), n_groups, self.values.shape[1])
 
     def _by_head(self, table_rows: Tensor) -> Tensor:
-        own = table_rows.view(-1, self.layout.n_pos)[self.rows].T[:, :, None]  # [pos, c, 1]
+        own = table_rows.unflatten(0, (-1, self.layout.n_pos))[self.rows].transpose(0, 1)  # [pos, c, head]
         heads = torch.arange(self.layout.n_heads, device=own.device)
         return (own * self.layout.n_heads + heads).flatten(1)
 
@@ -189,11 +212,18 @@ def _attention_tables(model: Any, layout: TokenLayout) -> tuple[Tensor, Tensor, 
 
 
 def fold(model: Any, layout: TokenLayout) -> FoldedModel:
-    """Fold the weights of a model for which :func:`why_not_exact` is ``None``; differentiable."""
+    """Fold the weights of a model for which :func:`why_not_exact` is ``None``, as it is clamped now; differentiable."""
     block = model.blocks[0]
     x_last, scores, values = _attention_tables(model, layout)
     w_o = block.attn.W_O.flatten(0, 1)
     resid = x_last + block.attn.b_O
+    clamp = folded_clamp(model)
+    if clamp is not None and clamp.mode != "donor":  # a donor's tokens are in the layout
+        share = clamp.share_of_rows(w_o, layout.n_heads)
+        if clamp.mode == "mean":
+            mean_z = attend(scores, values, layout.whole)[1].mean(0)
+            resid = resid + product((share * mean_z)[None], w_o)
+        w_o = (1 - share)[:, None] * w_o
     return FoldedModel(
         pre=product(resid, block.mlp.W_in) + block.mlp.b_in,
         logits=product(resid + block.mlp.b_out, model.W_U) + model.b_U,
