@@ -21,8 +21,8 @@ from lit_backdoor.functional import (
     default_head_sets,
     patch_heads,
 )
-from lit_backdoor.functional.last_position import TokenLayout
 from lit_backdoor.functional.last_position_loss import last_position_loss
+from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task, split_examples
 

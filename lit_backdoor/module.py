@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from lit_backdoor.functional.clamp import folded_donor
-from lit_backdoor.functional.last_position import TokenLayout, last_position_logits, why_not_exact
+from lit_backdoor.functional.last_position import last_position_logits, why_not_exact
 from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.row_threads import one_torch_thread
+from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.functional.whole_pass import whole_pass_logits, whole_pass_loss
 from lit_backdoor.limits import DecayRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, within_limits
 from lit_backdoor.model import ActFn, build_model
@@ -128,10 +129,7 @@ class BackdoorModule(LightningModule):
     @one_torch_thread()
     def training_step(self, batch: Examples, batch_idx: int, record: bool = False) -> Tensor:
         if self.uses_last_position_form:
-            kept = self._layout
-            if kept is None or kept[0] is not batch.tokens or kept[1].donor != folded_donor(self.model):
-                self._layout = (batch.tokens, TokenLayout.of(batch.tokens, self.model))
-            loss, logits = last_position_loss(self.model, self._layout[1], batch.answers)
+            loss, logits = last_position_loss(self.model, self._layout_of(batch.tokens), batch.answers)
         else:
             loss, logits = whole_pass_loss(self.model, batch.tokens, batch.answers)
         if not torch.isfinite(loss):
@@ -210,6 +208,13 @@ class BackdoorModule(LightningModule):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         lr, weight_decay, betas = (self.hparams[name] for name in ("lr", "weight_decay", "betas"))
         return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, betas=tuple(betas), fused=True)
+
+    def _layout_of(self, tokens: Tensor) -> TokenLayout:
+        """The layout of a training batch, kept until there is another batch, or a clamp with another donor."""
+        kept = self._layout
+        if kept is None or kept[0] is not tokens or kept[1].donor != folded_donor(self.model):
+            kept = self._layout = (tokens, TokenLayout.of(tokens, self.model))
+        return kept[1]
 
     def _validate_now(self) -> None:
         loaders = self.trainer.val_dataloaders

@@ -38,7 +38,7 @@ class HeadClamp(Callback):
     move them. ``hold`` keeps them.
 
     Args:
-        heads: Which, such as L0H2, L0H0+L0H2 or [[0, 2]].
+        heads: Which, one or more: L0H2, L0H0+L0H2 or [[0, 2]], say.
         mode: What a head writes instead: zero; mean (of the batch, position by position); donor (what it writes on the
             donor's tokens). Or freeze: it writes as usual, and its parameters stay as they are, bit for bit.
         from_step: Optimizer steps that are done when the clamp begins.
@@ -61,7 +61,7 @@ class HeadClamp(Callback):
     @within_limits
     def __init__(
         self,
-        heads: str | list[str | tuple[int, int]],
+        heads: str | list[str | tuple[int, int]] = "none",
         mode: Literal["zero", "mean", "donor", "freeze"] = "zero",
         from_step: NonNegativeInt = 0,
         until_step: PositiveInt | None = None,
@@ -82,13 +82,15 @@ class HeadClamp(Callback):
             self.heads = head_set(heads)
         except ValueError as error:
             raise ValueError(f"HeadClamp.heads: {error}") from None
+        if not self.heads:
+            raise ValueError('HeadClamp.heads: none is given; name one or more, such as "L0H2"')
         self.mode = mode
         self.from_step, self.until_step = from_step, until_step
         self.strength, self.ramp_steps = strength, ramp_steps
         self.holds = hold or mode == "freeze"
         self.validation = validation
         self.model_attr = model_attr
-        self._donor_tokens = donor_tokens
+        self._given_donor_tokens = self._donor_tokens = donor_tokens
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._undo: list[Callable[[], None]] = []
 
@@ -127,8 +129,8 @@ class HeadClamp(Callback):
             raise ContractError("HeadClamp: two of them replace heads; name all heads in one")
         if name := _compiled(module, model):
             raise ContractError(f"HeadClamp: {name} is compiled, and passes hooks by; train without torch.compile")
-        if self.mode == "donor" and self._donor_tokens is None:
-            self._donor_tokens = getattr(datamodule, "donor_tokens", None)
+        if self.mode == "donor":
+            self._donor_tokens = self._given_donor_tokens or getattr(datamodule, "donor_tokens", None)
             if self._donor_tokens is None:
                 raise ContractError(
                     "HeadClamp.donor_tokens: nobody says who the donor of an example is; pass a function from tokens "

@@ -71,17 +71,17 @@ class Clamp:
 
 
 def require_heads(model: Any, heads: HeadSet) -> None:
-    """Make sure that there are heads, and that `model` has them.
+    """Make sure that `model` has these heads.
 
     Raises:
         ValueError: naming the first that is missing.
     """
     there = all_heads(model)
-    if not heads:
-        raise ValueError('none is given; name one or more, such as "L0H2".')
     for head in heads:
         if head not in there:
-            raise ValueError(f"{head_name(*head)} does not exist; the model has {', '.join(head_name(*h) for h in there)}.")
+            raise ValueError(
+                f"{head_name(*head)} does not exist; the model has {', '.join(head_name(*h) for h in there)}."
+            )
 
 
 def head_parameters(model: Any, heads: HeadSet) -> list[Tensor]:
@@ -95,7 +95,9 @@ def head_parameters(model: Any, heads: HeadSet) -> list[Tensor]:
         for name in PARTS_OF_A_HEAD:
             parameter = getattr(model.blocks[layer].attn, name, None)
             if not isinstance(parameter, torch.nn.Parameter) or len(parameter) != model.cfg.n_heads:
-                raise ValueError(f"blocks.{layer}.attn.{name} of {type(model).__name__} is no parameter with a row a head.")
+                raise ValueError(
+                    f"blocks.{layer}.attn.{name} of {type(model).__name__} is no parameter with a row a head."
+                )
             views.append(parameter.detach()[head])
     return views
 
