@@ -19,9 +19,9 @@ from lit_backdoor.callbacks import ProbeCallback
 from lit_backdoor.cli.named_callbacks import NAMED_CALLBACKS
 from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import HeadSet, Probe, all_heads, default_head_sets, patch_heads
-from lit_backdoor.functional.last_position import TokenLayout
 from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.row_threads import set_row_threads
+from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task
 

@@ -23,10 +23,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 from lit_backdoor.cli.main import main as command_line
-from lit_backdoor.functional.last_position import TokenLayout
 from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.products import product
 from lit_backdoor.functional.row_threads import one_torch_thread, row_threads, set_row_threads, usable_cores
+from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.model import build_model
 from lit_backdoor.task import Task, split_examples
 

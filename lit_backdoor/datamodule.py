@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from lit_backdoor.functional import Probe, RuleExamples
 from lit_backdoor.limits import NonNegativeInt, OpenUnitInterval, PositiveInt, within_limits
@@ -93,6 +94,18 @@ class BackdoorDataModule(LightningDataModule):
     def rules(self) -> dict[str, RuleExamples]:
         """What the monitor of progress measures needs: all pairs of each rule, and which of them train."""
         return task_rules(self.task, self.train_examples)
+
+    def donor_tokens(self, tokens: Tensor) -> Tensor:
+        """Each example with the benign trigger: what a clamped head reads instead of ``tokens`` [n, 3].
+
+        Raises:
+            ValueError: no rule has another trigger.
+        """
+        if len(self.task.moduli) == 1:
+            raise ValueError(f"data.moduli: {list(self.task.moduli)} has no trigger that a donor could lack")
+        benign = tokens.clone()
+        benign[:, self.task.trigger_position] = self.task.trigger_tokens[0]
+        return benign
 
     def setup(self, stage: str) -> None:
         """Move both batches to the device, once."""

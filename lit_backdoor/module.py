@@ -14,13 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from lit_backdoor.functional.last_position import (
-    TokenLayout,
-    last_position_logits,
-    why_not_exact,
-)
+from lit_backdoor.functional.clamp import folded_donor
+from lit_backdoor.functional.last_position import last_position_logits, why_not_exact
 from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.row_threads import one_torch_thread
+from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.functional.whole_pass import whole_pass_logits, whole_pass_loss
 from lit_backdoor.limits import DecayRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, within_limits
 from lit_backdoor.model import ActFn, build_model
@@ -129,17 +127,15 @@ class BackdoorModule(LightningModule):
         return bool(self.hparams["last_position"]) and not autocast and why_not_exact(self.model) is None
 
     @one_torch_thread()
-    def training_step(self, batch: Examples, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Examples, batch_idx: int, record: bool = False) -> Tensor:
         if self.uses_last_position_form:
-            if self._layout is None or self._layout[0] is not batch.tokens:
-                self._layout = (batch.tokens, TokenLayout.of(batch.tokens, self.model))
-            loss, logits = last_position_loss(self.model, self._layout[1], batch.answers)
+            loss, logits = last_position_loss(self.model, self._layout_of(batch.tokens), batch.answers)
         else:
             loss, logits = whole_pass_loss(self.model, batch.tokens, batch.answers)
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the training loss is {loss.item()} at step {self.global_step}")
         every_n_steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every_n_steps and self.global_step % every_n_steps == 0:
+        if record or (every_n_steps and self.global_step % every_n_steps == 0):
             self.train_metrics.update(loss, logits, batch)
             self._record("train", self.train_metrics)
         return loss
@@ -191,12 +187,8 @@ class BackdoorModule(LightningModule):
         if self._last_validated_step != self.global_step:
             self._validate_now()
         loader: Iterable[Examples] = self.trainer.train_dataloader  # type: ignore[assignment]
-        batch = next(iter(loader))
         with torch.no_grad():
-            logits = self(batch.tokens)
-            loss = F.cross_entropy(logits.double(), batch.answers)
-        self.train_metrics.update(loss, logits, batch)
-        self._record("train", self.train_metrics)
+            self.training_step(next(iter(loader)), 0, record=True)
 
     def custom_scalars(self) -> dict[str, dict[str, list[str]]]:
         """Charts for TensorBoard: see :class:`lit_backdoor.callbacks.charts.HasCharts`."""
@@ -216,6 +208,13 @@ class BackdoorModule(LightningModule):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         lr, weight_decay, betas = (self.hparams[name] for name in ("lr", "weight_decay", "betas"))
         return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, betas=tuple(betas), fused=True)
+
+    def _layout_of(self, tokens: Tensor) -> TokenLayout:
+        """The layout of a training batch, kept until there is another batch, or a clamp with another donor."""
+        kept = self._layout
+        if kept is None or kept[0] is not tokens or kept[1].donor != folded_donor(self.model):
+            kept = self._layout = (tokens, TokenLayout.of(tokens, self.model))
+        return kept[1]
 
     def _validate_now(self) -> None:
         loaders = self.trainer.val_dataloaders

@@ -3,6 +3,7 @@
 from lit_backdoor.callbacks.attention import AttentionMonitor
 from lit_backdoor.callbacks.attribution import HeadAttributionMonitor
 from lit_backdoor.callbacks.checkpoint import RunCheckpoint, TrainingInterrupted
+from lit_backdoor.callbacks.clamp import HeadClamp
 from lit_backdoor.callbacks.emergence import EmergenceMonitor
 from lit_backdoor.callbacks.neurons import NeuronMonitor
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
@@ -22,6 +23,7 @@ __all__ = [
     "ContractError",
     "EmergenceMonitor",
     "HeadAttributionMonitor",
+    "HeadClamp",
     "HeadPatchingMonitor",
     "LossSpikeMonitor",
     "NeuronMonitor",

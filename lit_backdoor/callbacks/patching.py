@@ -41,6 +41,7 @@ class HeadPatchingMonitor(ProbeCallback):
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
         dense_until: Optimizer step up to which more steps are probed; see :class:`lit_backdoor.callbacks.Schedule`.
+        clamped: Measure the model as the Trainer's HeadClamp has it in the next training pass.
     """
 
     table_name = "head_patching"
@@ -55,8 +56,10 @@ class HeadPatchingMonitor(ProbeCallback):
         model_attr: str = "model",
         name: str = "",
         dense_until: NonNegativeInt = 0,
+        clamped: bool = False,
     ) -> None:
         super().__init__(every_n_steps, probes, model_attr, name, dense_until)
+        self.clamped = clamped
         if not ablations:
             raise ValueError("HeadPatchingMonitor.ablations: none given; one or more of resample, mean, zero")
         self.full_every_n_steps = full_every_n_steps

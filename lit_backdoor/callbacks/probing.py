@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import LightningModule
 
+from lit_backdoor.callbacks.clamp import HeadClamp
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.run import ContractError, Run, find_model
 from lit_backdoor.callbacks.schedule import Schedule
@@ -84,6 +86,9 @@ class ProbeCallback(MonitorCallback):
         self.model_attr = model_attr
         require_plain_name(f"{type(self).__name__}.name", name)
         self.name = name
+        self.clamped = False
+        """Whether to measure the model as the Trainer's HeadClamp has it in the next training pass."""
+        self._clamp: HeadClamp | None = None
         self.seconds = 0.0
         """Time spent probing in this process."""
         self.probed_step = -1
@@ -124,6 +129,8 @@ class ProbeCallback(MonitorCallback):
             ContractError: naming what is missing, together with the fix.
         """
         self.check_name(monitors)
+        if self.clamped:
+            self._clamp = self._clamp_among(monitors, model)
         self.probes = self.probes_of(datamodule)
         for name, probe in self.probes.items():
             try:
@@ -143,6 +150,17 @@ class ProbeCallback(MonitorCallback):
                 f"two {type(self).__name__} are both named '{self.name}' and would write into one table; "
                 "give each its own name="
             )
+
+    def _clamp_among(self, callbacks: Sequence[Any], model: HookedModel) -> HeadClamp:
+        clamps = [callback for callback in callbacks if isinstance(callback, HeadClamp) and callback.mode != "freeze"]
+        if not clamps:
+            raise ContractError(f"{type(self).__name__}.clamped: no HeadClamp in this Trainer replaces a head; add one")
+        if clamps[0].mode == "donor" and model.cfg.n_layers > 1:
+            raise ContractError(
+                f"{type(self).__name__}.clamped: in a model of more than one layer, a patch would change the donor of "
+                "the clamp too; clamp to zero or mean, or measure without"
+            )
+        return clamps[0]
 
     def check_probe(self, model: HookedModel, probe: Probe) -> None:
         """Make sure that ``probe`` can be measured on ``model``.
@@ -200,7 +218,7 @@ class ProbeCallback(MonitorCallback):
         start = time.perf_counter()
         self.probes = {name: probe.to(model.W_U.device) for name, probe in self.probes.items()}
         # A pass through the whole model keeps PyTorch's own threads: it can't be cut into blocks of rows.
-        with one_torch_thread() if why_no_shortcut(model) is None else nullcontext():
+        with self._as_clamped(model, step), one_torch_thread() if why_no_shortcut(model) is None else nullcontext():
             results = self.measure(model, step, last)
         if self._table is not None:
             if step == self.probed_step:
@@ -215,6 +233,13 @@ class ProbeCallback(MonitorCallback):
         for read in self._readers.values():
             read(step)
         self.seconds += time.perf_counter() - start
+
+    def _as_clamped(self, model: HookedModel, step: int) -> AbstractContextManager[Any]:
+        """The clamp, if it is asked for; a mean is then one over the recipients of all probes."""
+        if self._clamp is None:
+            return nullcontext()
+        mean_of = torch.cat([probe.recipient_tokens for probe in self.probes.values()])
+        return self._clamp.active(model, step, mean_of)
 
     def model_of(self, module: LightningModule) -> HookedModel:
         """The hooked model, at ``model_attr``.

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 import lit_backdoor
-from lit_backdoor.callbacks import EmergenceMonitor, ProbeCallback
+from lit_backdoor.callbacks import EmergenceMonitor, HeadClamp, ProbeCallback
 from lit_backdoor.cli import subcommands
 from lit_backdoor.cli.arguments import prepare_arguments
 from lit_backdoor.cli.loggers import loggers_of_run
@@ -22,10 +22,18 @@ from lit_backdoor.cli.named_callbacks import add_named_callbacks, all_callbacks,
 from lit_backdoor.cli.option_checks import as_list, check_trainer_options, refuse_nulls, refuse_nulls_of_classes
 from lit_backdoor.cli.parser import OneLineParser, add_threads_option, checking_options, given_path
 from lit_backdoor.cli.quiet import quiet_lightning
-from lit_backdoor.cli.resume import OPTIMIZER_OPTIONS, check_checkpoint, require_steps_left, stored_seed
+from lit_backdoor.cli.resume import (
+    HELP_BRANCH,
+    OPTIMIZER_OPTIONS,
+    check_checkpoint,
+    require_steps_left,
+    run_start,
+    stored_seed,
+)
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.limits import plain
+from lit_backdoor.logger import RunLogger
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.runs.file_names import CONFIG, continued
@@ -83,6 +91,13 @@ class CheckedCLI(LightningCLI):
             command = subcommands.command(name)
             parser._subcommands_action.add_subcommand(name, command.parser(), help=command.HELP)
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's options of a subcommand; ``fit`` has one more."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument("--branch", type=str | None, default=None, help=HELP_BRANCH)
+        return parser
+
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.add_lightning_class_args(BackdoorDataModule, "data")
@@ -125,6 +140,10 @@ class CheckedCLI(LightningCLI):
                 options = self.config_init[str(self.subcommand)]
                 self.datamodule = BackdoorDataModule(**options["data"])
                 self.trainer = self.instantiate_trainer()
+                if self._start.branch is not None and not isinstance(self.trainer.logger, RunLogger):
+                    raise ValueError(
+                        f"branch: {self._start.branch} has no folder: the Trainer's first logger is no RunLogger"
+                    )
                 callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
                 if self.subcommand == "fit":
                     require_steps_left(self.trainer.max_steps, self._checkpoint)
@@ -150,6 +169,8 @@ class CheckedCLI(LightningCLI):
         set_row_threads(options["threads"])
         given = options["ckpt_path"]
         self._checkpoint = None if given is None else read_checkpoint(given_path("ckpt_path", given))
+        branch = options.pop("branch", None)  # not stored: who continues a branch begins none
+        self._start = run_start(given, self._checkpoint, branch)
         refuse_nulls("data", options["data"], BackdoorDataModule.__init__)
         refuse_nulls("model", options["model"], BackdoorModule.__init__)
         refuse_nulls("trainer", options["trainer"], Trainer.__init__)
@@ -164,7 +185,7 @@ class CheckedCLI(LightningCLI):
             self.save_config_callback = None
         elif options["trainer"]["logger"] is False:
             self.save_config_callback = None  # no folder of its own to save it in
-        elif self._checkpoint is not None:
+        elif self._checkpoint is not None and self._start.branch is None:
             self.save_config_kwargs["config_filename"] = continued(CONFIG, self._checkpoint["global_step"])
 
     def _check_with_model(self, callbacks: list[Callback]) -> None:
@@ -179,7 +200,7 @@ class CheckedCLI(LightningCLI):
             check_checkpoint(path, self._checkpoint, self.model, self.datamodule, callbacks if fits else None)
         if fits:
             for callback in callbacks:
-                if isinstance(callback, ProbeCallback):
+                if isinstance(callback, ProbeCallback | HeadClamp):
                     callback.check(self.model, self.datamodule, callbacks)
         elif self._checkpoint is not None:
             self.model.load_state_dict(self._checkpoint["state_dict"])

@@ -59,7 +59,7 @@ class BackdoorCLI(CheckedCLI):
             return self.trainer.fit(**kwargs, weights_only=True)
         with ExitStack() as stack:
             with checking_options():
-                start = self._start()
+                start = self._begin()
                 directory = run_dir(self.trainer)
                 stack.enter_context(held(directory))
                 start.prepare(directory, own=self.trainer.logger is not None)
@@ -72,13 +72,14 @@ class BackdoorCLI(CheckedCLI):
             except OSError as error:
                 raise StorageFailed(error, directory) from error
 
-    def _start(self) -> RunStart:
+    def _begin(self) -> RunStart:
         """How the run begins; the logger is told where. Without our logger, the checkpoint's run is not followed."""
-        logger, path = self.trainer.logger, self.config[str(self.subcommand)]["ckpt_path"]
+        logger, start = self.trainer.logger, self._start
         if self._checkpoint is None or not isinstance(logger, RunLogger):
             return RunStart(None)
-        start = RunStart(Path(path), self._checkpoint["global_step"])
-        if start.continues and start.source is not None:
+        if (branch_dir := start.branch_dir) is not None:
+            logger.resume(branch_dir, start.step)
+        elif start.continues and start.source is not None:
             logger.resume(start.source, start.step)
         elif start.source is not None:
             logger.begin_at(start.step)

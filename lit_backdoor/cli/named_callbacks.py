@@ -11,6 +11,7 @@ from lit_backdoor.callbacks import (
     AttentionMonitor,
     EmergenceMonitor,
     HeadAttributionMonitor,
+    HeadClamp,
     HeadPatchingMonitor,
     LossSpikeMonitor,
     NeuronMonitor,
@@ -34,6 +35,7 @@ NAMED_CALLBACKS: Mapping[str, type[Callback]] = {
     "monitors.progress": ProgressMeasureMonitor,
     "monitors.emergence": EmergenceMonitor,
     "monitors.spikes": LossSpikeMonitor,
+    "clamp": HeadClamp,
     "weights": WeightCheckpoint,
     "checkpoint": RunCheckpoint,
 }

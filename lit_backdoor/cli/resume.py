@@ -12,12 +12,18 @@ from lit_backdoor.callbacks.history import MetricHistory
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import check_training_state, check_weights, require_same
+from lit_backdoor.runs.directory import RunStart
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, HPARAMS, continued
 
 IGNORED_ON_RESUME = frozenset({"last_position"})
 IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "train_biases", "steps_per_epoch"}
 OPTIMIZER_OPTIONS = ("optimizer", "lr_scheduler")
 """Hyperparameters of a run that does not use the module's own AdamW."""
+
+HELP_BRANCH = (
+    "Begin a branch of this name: a run of its own from any checkpoint, in RUN_branch_NAME beside the run that "
+    "--ckpt_path lies in, with that checkpoint's optimizer and random state"
+)
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -75,6 +81,22 @@ def check_checkpoint(
     check_weights(path, checkpoint["state_dict"], module)
     if callbacks is not None:
         check_training_state(path, checkpoint, module, [*callbacks, MetricHistory()])  # which comes by itself
+
+
+def run_start(ckpt_path: str | None, checkpoint: Mapping[str, Any] | None, branch: str | None) -> RunStart:
+    """How a run begins.
+
+    Args:
+        checkpoint: What ``ckpt_path`` holds.
+        branch: Name of the branch that the run is to be.
+
+    Raises:
+        ValueError: there can't be such a branch.
+    """
+    path = None if ckpt_path is None or checkpoint is None else Path(ckpt_path)
+    start = RunStart(path, checkpoint["global_step"] if checkpoint else 0, branch)
+    _ = start.branch_dir
+    return start
 
 
 def _described(choice: Mapping[str, Any] | None) -> str:

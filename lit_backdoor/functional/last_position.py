@@ -15,16 +15,16 @@ up to rounding.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_backdoor.functional.clamp import folded_clamp, hooks_that_fold
 from lit_backdoor.functional.products import product
-from lit_backdoor.functional.row_threads import Result, map_blocks, row_blocks
+from lit_backdoor.functional.row_threads import Result, map_blocks
+from lit_backdoor.functional.token_layout import RowBlock, TokenLayout
 
 SMALLEST_GRADIENT = 1e-30
 """Gradients of logits nearer to zero are made zero. Once a model is sure of its answers most of them are, and as
@@ -55,110 +55,11 @@ def why_not_exact(model: Any) -> str | None:
     for reason, fulfilled in requirements.items():
         if not fulfilled:
             return reason
-    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
+    own = hooks_that_fold(model)
+    hooks = (hook for point in model.hook_dict.values() for hook in (*point.fwd_hooks, *point.bwd_hooks))
+    if any(all(hook is not of_clamp for of_clamp in own) for hook in hooks):
         return "hooks on the model"
     return None
-
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """Where each example's entries lie in the tables of a :class:`FoldedModel`. Depends on the tokens alone.
-
-    Attributes:
-        last_vocabulary: [u], the tokens that occur at the last position.
-        last: [n], each example's last token as an index into ``last_vocabulary``.
-        scores: [n * pos], rows of ``FoldedModel.scores``.
-        values: [n * pos], rows of ``FoldedModel.values``.
-        n_heads: of the model.
-        d_vocab: tokens that the model knows.
-    """
-
-    last_vocabulary: Tensor
-    last: Tensor
-    scores: Tensor
-    values: Tensor
-    n_heads: int
-    d_vocab: int
-
-    @classmethod
-    def of(cls, tokens: Tensor, model: Any) -> "TokenLayout":
-        """Lay out ``tokens`` [n, pos] for ``model``."""
-        n_pos, d_vocab = tokens.shape[1], model.cfg.d_vocab
-        last_vocabulary, last = tokens[:, -1].unique(return_inverse=True)
-        values = torch.arange(n_pos, device=tokens.device) * d_vocab + tokens
-        scores = last[:, None] * (n_pos * d_vocab) + values
-        return cls(last_vocabulary, last, scores.flatten(), values.flatten(), model.cfg.n_heads, d_vocab)
-
-    @property
-    def n_pos(self) -> int:
-        """Positions of each example."""
-        return self.values.numel() // self.last.numel()
-
-    @cached_property
-    def whole(self) -> "RowBlock":
-        """All examples in one block."""
-        return RowBlock(self, slice(0, len(self.last)))
-
-    @cached_property
-    def blocks(self) -> list["RowBlock"]:
-        """All examples, on a CPU block by block."""
-        return [RowBlock(self, rows) for rows in row_blocks(len(self.last))] if self.last.is_cpu else [self.whole]
-
-
-class Grouping:
-    """Rows grouped by an index, to be added up group by group: what the gradient of a look-up is.
-
-    Args:
-        index: [m], the group of each entry; entry i is row i modulo ``n_rows``.
-        n_groups: how many groups there are.
-        n_rows: how many rows there are.
-    """
-
-    def __init__(self, index: Tensor, n_groups: int, n_rows: int) -> None:
-        self.order = index.argsort(stable=True)
-        self.rows = self.order % n_rows
-        ends = index.bincount(minlength=n_groups).cumsum(0)
-        self.offsets = torch.cat([torch.zeros_like(ends[:1]), ends])
-
-    def sum(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-        """[n_groups, k]: the sum of ``rows`` [n_rows, k] by group, each entry times its weight from ``weights`` [m]."""
-        weights = None if weights is None else weights.index_select(0, self.order)
-        return F.embedding_bag(
-            self.rows, rows, self.offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
-        )
-
-
-class RowBlock:
-    """Where the entries of some rows lie, head by head.
-
-    Attributes:
-        rows: which examples.
-        last: [c], their last tokens as an index into ``TokenLayout.last_vocabulary``.
-        scores: [pos, c * head], indices into ``FoldedModel.scores``, flattened.
-        values: [pos, c * head], rows of ``FoldedModel.values``, as [pos * d_vocab * head, d_head].
-    """
-
-    def __init__(self, layout: TokenLayout, rows: slice) -> None:
-        self.layout, self.rows = layout, rows
-        self.last = layout.last[rows]
-        self.scores = self._by_head(layout.scores)
-        self.values = self._by_head(layout.values)
-
-    @cached_property
-    def by_last(self) -> Grouping:
-        """The rows by their last token."""
-        return Grouping(self.last, len(self.layout.last_vocabulary), len(self.last))
-
-    @cached_property
-    def by_value(self) -> Grouping:
-        """The rows, head by head, by the row of ``FoldedModel.values`` that they read, once for each position."""
-        n_groups = self.layout.n_pos * self.layout.d_vocab * self.layout.n_heads
-        return Grouping(self.values.flatten(), n_groups, self.values.shape[1])
-
-    def _by_head(self, table_rows: Tensor) -> Tensor:
-        own = table_rows.view(-1, self.layout.n_pos)[self.rows].T[:, :, None]  # [pos, c, 1]
-        heads = torch.arange(self.layout.n_heads, device=own.device)
-        return (own * self.layout.n_heads + heads).flatten(1)
 
 
 class FoldedModel(NamedTuple):
@@ -189,11 +90,18 @@ def _attention_tables(model: Any, layout: TokenLayout) -> tuple[Tensor, Tensor, 
 
 
 def fold(model: Any, layout: TokenLayout) -> FoldedModel:
-    """Fold the weights of a model for which :func:`why_not_exact` is ``None``; differentiable."""
+    """Fold the weights of a model for which :func:`why_not_exact` is ``None``, as it is clamped now; differentiable."""
     block = model.blocks[0]
     x_last, scores, values = _attention_tables(model, layout)
     w_o = block.attn.W_O.flatten(0, 1)
     resid = x_last + block.attn.b_O
+    clamp = folded_clamp(model)
+    if clamp is not None and clamp.mode != "donor":  # a donor's tokens are in the layout
+        share = clamp.share_of_rows(w_o, layout.n_heads)
+        if clamp.mode == "mean":
+            mean_z = attend(scores, values, layout.whole)[1].mean(0)
+            resid = resid + product((share * mean_z)[None], w_o)
+        w_o = (1 - share)[:, None] * w_o
     return FoldedModel(
         pre=product(resid, block.mlp.W_in) + block.mlp.b_in,
         logits=product(resid + block.mlp.b_out, model.W_U) + model.b_U,

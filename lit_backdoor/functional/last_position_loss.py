@@ -17,14 +17,13 @@ from torch.nn import functional as F
 from lit_backdoor.functional.last_position import (
     SMALLEST_GRADIENT,
     FoldedModel,
-    RowBlock,
-    TokenLayout,
     attend,
     fold,
     folded_logits,
 )
 from lit_backdoor.functional.products import product
 from lit_backdoor.functional.row_threads import map_blocks
+from lit_backdoor.functional.token_layout import RowBlock, TokenLayout
 
 
 def last_position_loss(model: Any, layout: TokenLayout, answers: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,8 @@ def _summed_loss(model: Any, tokens: Tensor, answers: Tensor) -> tuple[Tensor, T
     """Summed cross-entropy, and the logits [n, d_vocab_out], detached."""
     logits = model(tokens)[:, -1]
     wide = logits.double()
-    wide.register_hook(lambda grad: F.hardshrink(grad, SMALLEST_GRADIENT))
+    if wide.requires_grad:
+        wide.register_hook(lambda grad: F.hardshrink(grad, SMALLEST_GRADIENT))
     return F.cross_entropy(wide, answers, reduction="sum"), logits.detach()
 
 

@@ -167,7 +167,7 @@ def _bug_in_short(both: Sequence[BothWays]) -> dict[str, str]:
     largest = (rows["foreign_backdoor_accuracy"] - rows["backdoor_accuracy"]).abs().max()
     return {
         "model": shown[0].run.group,
-        "others": enumerate_words(list(dict.fromkeys(one.other.name for one in both))),
+        "others": enumerate_words(list(dict.fromkeys(ways.other.name for ways in both))),
         **{name: f"{span(table['none'].tolist(), 2, 100)}%" for name, table in ways.items()},
         "alone": f"{alone['foreign']} instead of {count(alone['proper'], len(ways['proper']))}",
         "largest": percent(float(largest)),

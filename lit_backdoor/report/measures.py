@@ -69,7 +69,7 @@ def left(run: Run) -> dict[HeadSet, float]:
     return {result.heads: result.recipient_accuracy for result in run.patching["backdoor"]}
 
 
-def brought_in(run: Run) -> dict[HeadSet, float]:
+def sufficient_accuracies(run: Run) -> dict[HeadSet, float]:
     """The backdoor accuracy of the benign run with triggered activations in each set of heads: what suffices."""
     return {result.heads: result.donor_accuracy for result in run.patching["benign"]}
 
@@ -112,7 +112,7 @@ def head_sets(runs: Sequence[Run]) -> pd.DataFrame:
     """table1.csv and table2.csv: one row per set of heads, both directions side by side."""
     rows = []
     for run in triggered(runs):
-        order, sufficient = order_of(run), brought_in(run)
+        order, sufficient = order_of(run), sufficient_accuracies(run)
         for result in run.patching["backdoor"]:
             row = label(run) | {"heads": head_set_name(result.heads), "ranks": ranks_of(result.heads, order)}
             row |= {"backdoor_accuracy": result.recipient_accuracy, "benign_accuracy": result.donor_accuracy}
@@ -176,13 +176,10 @@ def _heads_in_short(run: Run) -> dict[str, Any]:
         "heads_by_rank": "+".join(head_name(*head) for head in order_of(run)),
         "costliest_left": min(value for heads, value in left(run).items() if len(heads) == 1),
         "n_costly_heads": sum(value >= declared().threshold for value in cost),
-        "word": verdict["word"],
-        "head": verdict["head"],
+        **{name: verdict[name] for name in ("word", "head", "occupancy", "crossings")},
         "largest_shapley_share": max(shares(result).values()) if result else None,
         "effective_heads": effective_heads(result) if result else None,
         **{f"{name}_step": verdict[f"{name}_step"] for name in HEAD_MOMENTS},
-        "occupancy": verdict["occupancy"],
-        "crossings": verdict["crossings"],
         "leader_changes": max(len(verdict["leader_changes"]) - 1, 0),
     }
 
@@ -191,18 +188,18 @@ def head_claims(runs: Sequence[Run]) -> pd.DataFrame:
     """heads.csv: what of necessary, sufficient and specific holds for each head, by the declared thresholds."""
     limits, rows = declared(), []
     for run in triggered(runs):
-        cost, single, specific = costs(run), brought_in(run), specificity(run)
+        cost, single, specific = costs(run), sufficient_accuracies(run), specificity(run)
         floor, whole = run.patching["backdoor"][0].floor, left(run)[()]
         for rank, head in enumerate(order_of(run), start=1):
             both = specific.get(head)
-            brought = 1 - cost_above_floor(whole, single.get((head,), math.nan), floor)
+            sufficiency = 1 - cost_above_floor(whole, single.get((head,), math.nan), floor)
             holds = (
                 cost[head] >= limits.necessary,
-                brought >= limits.sufficient,
+                sufficiency >= limits.sufficient,
                 bool(both.donor_cost <= limits.specific) if both else None,
             )
             row = label(run) | {"head": head_name(*head), "rank": rank}
-            row |= {"backdoor_cost": cost[head], "backdoor_brought": brought}
+            row |= {"backdoor_cost": cost[head], "backdoor_sufficiency": sufficiency}
             row |= {name: getattr(both, field, math.nan) for name, field in SPECIFICITY.items()}
             row |= dict(zip(("necessary", "sufficient", "specific"), holds, strict=True))
             rows.append(row | {"claim": claim(*holds)})
@@ -224,7 +221,7 @@ def claim(necessary: bool, sufficient: bool, specific: bool | None) -> str:
 
 def shapley(run: Run, direction: str = "needed") -> ShapleyResult | None:
     """Shapley values of the backdoor accuracy; None unless all sets of heads were patched."""
-    values = left(run) if direction == "needed" else brought_in(run)
+    values = left(run) if direction == "needed" else sufficient_accuracies(run)
     return shapley_values(values) if len(values) == 2 ** len(order_of(run)) else None
 
 

@@ -19,7 +19,6 @@ from lit_backdoor.runs.file_names import (
     HEAD_PATCHING,
     HPARAMS,
     LAST,
-    LOSS_SPIKES,
     METRICS,
     SHIPPED_WEIGHTS,
     WEIGHTS,
@@ -52,7 +51,7 @@ def _run_dirs(path: Path) -> list[Path]:
     """The run directories at or below `path`; what lies inside one, such as a replay, is no other run."""
     if not path.is_dir():
         raise ValueError(f"run_dirs: {path} is no folder; give run directories of fit, or folders that hold some")
-    candidates = [path, *sorted(one for one in path.rglob("*") if one.is_dir())]
+    candidates = [path, *sorted(folder for folder in path.rglob("*") if folder.is_dir())]
     runs: list[Path] = []
     for folder in candidates:
         if _is_run(folder) and not any(folder.is_relative_to(run) for run in runs):
@@ -96,9 +95,6 @@ def _read_files(path: Path) -> Run:
     limit = config.get("trainer", {}).get("max_steps")
     if limit is not None and not isinstance(limit, int):
         raise ValueError(f"trainer.max_steps is {limit!r} in its configuration")
-    for name in (LOSS_SPIKES, HEAD_ATTRIBUTION):
-        if (path / name).is_dir():
-            raise IsADirectoryError(0, "it is a folder", str(path / name))
     tables = read_run(path)
     tables.setdefault("head_attribution", pd.DataFrame({"step": [], "probe": []}))
     _check_tables(path, task, options, tables)

@@ -54,7 +54,9 @@ def statements(runs: Sequence[Run], judged: bool = True) -> list[Statement]:
     for name, group in groups(runs).items():
         said.append(_where_it_sits(name, frame[frame["p1"] == group[0].p1], head_claims(group)))
     said += [_training(frame), _length(runs)]
-    return said if judged else [replace(one, verdict="inconclusive") if one.verdict else one for one in said]
+    if judged:
+        return said
+    return [replace(statement, verdict=statement.verdict and "inconclusive") for statement in said]
 
 
 def by_ranks(sets: pd.DataFrame, accuracy: str = "backdoor_accuracy") -> pd.DataFrame:

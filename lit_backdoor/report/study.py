@@ -74,8 +74,8 @@ def arrange(runs: Sequence[Run]) -> Study:
 def branch_lines(branch: Run, control: Run | None) -> list[tuple[Run, str]]:
     """A branch and its control, each with what it is."""
     assert branch.parent is not None
-    found = "its control" if control is not None else "its control is not among these runs"
-    line = (branch, f"{branch.path.name}: a branch from {branch.parent.stem}; {found}{' is below' if control else ''}")
+    where = "its control is below" if control is not None else "its control is not among these runs"
+    line = (branch, f"{branch.path.name}: a branch from {branch.parent.stem}; {where}")
     return [line] if control is None else [line, (control, f"{control.path.name}: the control")]
 
 

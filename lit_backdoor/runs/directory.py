@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lit_backdoor.runs.branch import Branch
 from lit_backdoor.runs.file_names import (
     CHECKPOINT_DIR,
     EVENTS_PREFIX,
@@ -18,6 +19,8 @@ from lit_backdoor.runs.file_names import (
     PREVIOUS,
     STEP_WEIGHTS,
     WEIGHTS_DIR,
+    branch_of,
+    step_checkpoint,
     step_weights,
 )
 from lit_backdoor.runs.tables import copy_tables, read_table
@@ -137,10 +140,12 @@ class RunStart:
     Args:
         checkpoint: what training continues from; None for a fresh run.
         step: optimizer steps that are done.
+        branch: name of the branch that it begins, if it has one.
     """
 
     checkpoint: Path | None
     step: int = 0
+    branch: str | None = None
 
     @property
     def source(self) -> Path | None:
@@ -152,7 +157,30 @@ class RunStart:
     @property
     def continues(self) -> bool:
         """Whether the run goes on in the same directory: from its last checkpoint. From any other, it branches off."""
-        return self.source is not None and self.checkpoint is not None and self.checkpoint.name in (LAST, PREVIOUS)
+        if self.source is None or self.checkpoint is None or self.branch is not None:
+            return False
+        return self.checkpoint.name in (LAST, PREVIOUS)
+
+    @property
+    def branch_dir(self) -> Path | None:
+        """The directory of a branch with a name, beside the run that it leaves.
+
+        Raises:
+            ValueError: in one line, if the name can't be part of a path, the checkpoint is in no run, or the directory
+                is there already.
+        """
+        if self.branch is None:
+            return None
+        require_plain_name("branch", self.branch)
+        if not self.branch:
+            raise ValueError("branch: '' is no name")
+        if self.source is None:
+            example = Path("RUN_DIR", CHECKPOINT_DIR, step_checkpoint(5000))
+            raise ValueError(f"branch: {self.branch} needs a run to leave; give its checkpoint: --ckpt_path {example}")
+        directory = self.source.with_name(branch_of(self.source.name, self.branch))
+        if directory.exists():
+            raise ValueError(f"branch: {as_typed(directory)} is there already; nothing is overwritten, choose another")
+        return directory
 
     def prepare(self, run_dir: Path, own: bool = True) -> None:
         """Make ``run_dir`` ready: a branch gets the history of its source, and nothing is overwritten.
@@ -178,6 +206,8 @@ class RunStart:
             )
         if source is not None:
             copy_tables(source, run_dir, before_step=self.step)
+            if self.branch is not None:
+                Branch(self.branch, source.name, self.step).write(run_dir)
 
 
 def let_new_events_sort_last(run_dir: Path) -> None:

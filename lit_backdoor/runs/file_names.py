@@ -14,6 +14,8 @@ EMERGENCE = "emergence.json"
 CONFIG = "config.yaml"
 HPARAMS = "hparams.yaml"
 ENVIRONMENT = "environment.json"
+BRANCH = "branch.json"
+"""Only in a branch: which run it leaves, and where; see :mod:`lit_backdoor.runs.branch`."""
 EVENTS_PREFIX = "events.out.tfevents."
 """What the names of TensorBoard's files begin with; the second in which each was made follows."""
 
@@ -65,6 +67,15 @@ def continued(file_name: str, step: int) -> str:
     """
     stem, dot, ending = file_name.rpartition(".")
     return f"{stem}_from_step_{step}{dot}{ending}"
+
+
+def branch_of(run: str, name: str) -> str:
+    """Name the folder of a branch, beside the run that it leaves.
+
+    >>> branch_of("version_0", "zero")
+    'version_0_branch_zero'
+    """
+    return f"{run}_branch_{name}"
 
 
 def of_monitor(file_name: str, monitor: str) -> str:

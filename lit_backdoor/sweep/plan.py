@@ -20,7 +20,7 @@ JOBS_DIR = "jobs"
 
 MOST_SEEDS = 10_000
 
-OWN_OPTIONS = ("seed_everything", "ckpt_path", "config", "help", "print_config", "trainer")
+OWN_OPTIONS = ("seed_everything", "ckpt_path", "branch", "config", "help", "print_config", "trainer")
 """Options of fit that a sweep gives itself, that are none of a run, or that would hide such (the whole of trainer)."""
 
 

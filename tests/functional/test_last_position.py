@@ -9,12 +9,12 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from lit_backdoor.functional import row_threads
 from lit_backdoor.functional.last_position import (
-    TokenLayout,
     last_position_attention,
     last_position_logits,
     why_not_exact,
 )
 from lit_backdoor.functional.last_position_loss import last_position_loss
+from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.model import ACT_FNS, build_model
 from lit_backdoor.task import Task, all_examples
 

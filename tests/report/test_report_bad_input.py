@@ -59,7 +59,7 @@ def name_shipped_weights(run: Path, name: object) -> None:
 
 
 SPOILS: dict[str, tuple[Spoil, str]] = {
-    "no metrics": (lambda run: (run / "metrics.csv").unlink(), "no run of fit"),
+    "no metrics": (lambda run: (run / "metrics.csv").unlink(), "lacks metrics.csv"),
     "no verdict": (lambda run: (run / "emergence.json").unlink(), "lacks emergence.json"),
     "broken verdict": (lambda run: (run / "emergence.json").write_text("{"), "emergence.json is damaged"),
     "foreign metrics": (lambda run: (run / "metrics.csv").write_text("a,b\n1,2\n"), "no column step"),

@@ -164,7 +164,7 @@ def test_specificity_and_sufficiency_of_a_head_by_hand(runs: Sequence[Run]) -> N
     assert first["benign_cost"] == pytest.approx(float((before - after) / (before - floor)), abs=0.02)
     brought = {result.heads: result.donor_accuracy for result in run.patching["benign"]}[(head,)]
     whole = measures.left(run)[()]
-    assert first["backdoor_brought"] == pytest.approx((brought - floor) / (whole - floor))
+    assert first["backdoor_sufficiency"] == pytest.approx((brought - floor) / (whole - floor))
 
 
 def test_nothing_is_judged_on_another_task(runs: Sequence[Run]) -> None:

@@ -95,6 +95,14 @@ def test_a_stranger_s_run_has_tables_and_figures(cli: Cli, tmp_path: Path) -> No
     assert figures >= {"own_mine_copy_attribution.svg", "own_mine_copy_copy.svg"}
 
 
+def test_what_lies_inside_a_run_is_no_other_run(runs_dir: Path) -> None:
+    """A replay writes its tables into a folder of the run."""
+    run = runs_dir / "mod1" / "seed_0"
+    (run / "replay").mkdir()
+    shutil.copy(run / "head_patching.csv", run / "replay")
+    assert len(read_runs([runs_dir])) == 4
+
+
 def test_several_triggers_are_reported_without_the_papers_parts(runs_dir: Path, cli: Cli) -> None:
     copy(runs_dir, "multi", moduli=[11, 1, 5])
     assert cli("report", runs_dir / "multi", "--output_dir", "out") == 0
