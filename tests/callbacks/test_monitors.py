@@ -14,6 +14,8 @@ from lit_backdoor.callbacks import (
     HeadAttributionMonitor,
     HeadPatchingMonitor,
     LossSpikeMonitor,
+    PathPatchingMonitor,
+    ProgressMeasureMonitor,
 )
 from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import attribute_heads, default_head_sets, head_set_name, patch_heads
@@ -189,6 +191,9 @@ def test_accumulated_batches_are_one_step_of_the_loss(tmp_path: Path) -> None:
         lambda: HeadPatchingMonitor(full_every_n_steps=0),
         lambda: HeadPatchingMonitor(ablations=()),
         lambda: HeadAttributionMonitor(every_n_steps=-1),
+        lambda: PathPatchingMonitor(max_examples=0),
+        lambda: PathPatchingMonitor(full_every_n_steps=0),
+        lambda: ProgressMeasureMonitor(every_n_steps=0),
         lambda: EmergenceMonitor("copy", threshold=0),
         lambda: EmergenceMonitor("copy", min_accuracy=1.5),
         lambda: LossSpikeMonitor(prominence=0),

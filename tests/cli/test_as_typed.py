@@ -48,7 +48,7 @@ def complete_values(name: str) -> dict[str, Any]:
     options = checked_fit_options(["fit", "--config", name])
     values = {key: value for key, value in options.items() if not key.startswith("trainer.callbacks")}
     for group, kind in NAMED_CALLBACKS.items():
-        values |= {f"callbacks.{kind.__name__}.{key}": value for key, value in options[group].items()}
+        values |= {f"callbacks.{kind.__name__}.{key}": value for key, value in (options[group] or {}).items()}
     for callback in options.trainer.callbacks or []:
         kind = f"{callback.class_path.rpartition('.')[2]}[{callback.init_args.name}]"
         values |= {f"callbacks.{kind}.{key}": value for key, value in callback.init_args.items()}

@@ -142,3 +142,17 @@ def test_importing_functional_is_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_sample_is_always_the_same_and_favours_no_answer() -> None:
+    """At equal distances, every seventh pair of mod 113 would have a sum that 7 divides."""
+    numbers = torch.arange(113)
+    pairs = torch.stack([numbers.repeat_interleave(113), numbers.repeat(113)], dim=1)
+    answers = pairs.sum(dim=1) % 7
+    probe = Probe(pairs, pairs.flip(1), answers, answers)
+    sample = probe.sample(1824)
+    assert sample.n_examples == 1824 and torch.equal(sample.recipient_tokens, probe.sample(1824).recipient_tokens)
+    assert len(sample.recipient_tokens.unique(dim=0)) == 1824
+    counts = sample.recipient_answers.bincount(minlength=7)
+    assert counts.min() > 0.8 * 1824 / 7 and counts.max() < 1.2 * 1824 / 7
+    assert probe.sample(20_000).n_examples == probe.n_examples
