@@ -14,12 +14,12 @@ import tempfile
 from pathlib import Path
 
 import psutil
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_backdoor.cli.main import main as command_line
+from lit_backdoor.functional.row_threads import set_row_threads
 
 CONFIG = Path(__file__).parents[1] / "configs" / "debug.yaml"
 ALLOWED_GROWTH = 8.0
@@ -52,7 +52,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=20_000)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    set_row_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
         config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))

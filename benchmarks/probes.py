@@ -4,27 +4,26 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import torch
+import yaml
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 
-from lit_backdoor.datamodule import task_probes
-from lit_backdoor.functional import (
-    HeadSet,
-    Probe,
-    all_heads,
-    attribute_heads,
-    cache_probes,
-    default_head_sets,
-    patch_heads,
-)
+import lit_backdoor
+from lit_backdoor.callbacks import ProbeCallback
+from lit_backdoor.cli.named_callbacks import NAMED_CALLBACKS
+from lit_backdoor.datamodule import BackdoorDataModule, task_probes
+from lit_backdoor.functional import HeadSet, Probe, all_heads, default_head_sets, patch_heads
 from lit_backdoor.functional.last_position_loss import last_position_loss
+from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.model import build_model
-from lit_backdoor.task import Task, split_examples
+from lit_backdoor.task import Task
 
 Numbers = list[tuple[float, float]]
 """Each set's accuracy and mean log probability."""
@@ -76,46 +75,50 @@ def median_seconds(candidates: Mapping[str, Callable[[], object]], rounds: int) 
 
 
 def measure_one_layer(rounds: int) -> None:
-    """The shipped task: all sets of heads, and the shipped cadence beside training steps."""
-    task = Task((113, 7))
-    model = build_model(113)
-    probes = task_probes(task)
-    backdoor = probes["backdoor"]
-    sets = default_head_sets(1, 4)
-    few = [(), *((head,) for head in all_heads(model)), all_heads(model)]
-    train, _ = split_examples(task)
-    layout = TokenLayout.of(train.tokens, model)
-
-    def shipped(chosen: list[HeadSet]) -> None:
-        caches = cache_probes(model, *probes.values())
-        for probe in probes.values():
-            patch_heads(model, probe, chosen, caches=caches)
-
-    def attribution() -> None:
-        caches = cache_probes(model, *probes.values())  # the two monitors know nothing of one another
-        for probe in probes.values():
-            attribute_heads(model, probe, caches)
-
-    candidates: dict[str, Callable[[], object]] = {
-        "hooks": lambda: with_hooks(model, backdoor, sets),
-        "ours": lambda: ours(model, backdoor, sets),
-        "few": lambda: shipped(few),
-        "full": lambda: shipped(sets),
-        "attribution": attribution,
-        "step": lambda: [last_position_loss(model, layout, train.answers)[0].backward() for _ in range(5)],
-    }
-    median = median_seconds(candidates, rounds)
-    step = median["step"] / 5
+    """The shipped task: all sets of heads."""
+    model, sets = build_model(113), default_head_sets(1, 4)
+    backdoor = task_probes(Task((113, 7)))["backdoor"]
+    engines = {"hooks": with_hooks, "ours": ours}
+    median = median_seconds({name: partial(engine, model, backdoor, sets) for name, engine in engines.items()}, rounds)
     apart = largest_difference(ours(model, backdoor, sets), with_hooks(model, backdoor, sets))
-    probing = 4 * median["few"] + median["full"] + 2.5 * median["attribution"]
-    share = probing / (1000 * step + probing)
     print(f"one layer of four heads: all 16 sets of heads, {backdoor.n_examples} examples")
     print(f"  one run_with_hooks per set / ours                       {median['hooks'] / median['ours']:6.2f}   (>= 6)")
     print(f"  largest difference in accuracy or log probability       {apart:6.0e}")
-    print("the shipped cadence: both probes every 200 steps, all sets every 1000, attribution every 400")
-    print(f"  probes / (steps and probes)                             {share:6.1%}   (<= 5%)")
-    print(f"  one probe of none, singles and all, in training steps   {median['few'] / step:6.2f}")
-    print(f"  one probe of all sets, in training steps                {median['full'] / step:6.2f}")
+
+
+def measure_shipped_monitors(rounds: int) -> None:
+    """What every monitor of `defaults.yaml` costs at its cadence, beside the training steps of the shipped task."""
+    defaults = yaml.safe_load((Path(lit_backdoor.__file__).parent / "defaults.yaml").read_text())
+    data, model = BackdoorDataModule(), build_model(113)
+    kinds = {name: NAMED_CALLBACKS[f"monitors.{name}"] for name in defaults["monitors"]}
+    named = {
+        name: kind(**defaults["monitors"][name]) for name, kind in kinds.items() if issubclass(kind, ProbeCallback)
+    }
+    for monitor in named.values():
+        monitor.check_model(model, data, [monitor])
+    layout, optimizer = TokenLayout.of(data.train_examples.tokens, model), torch.optim.AdamW(model.parameters(), 1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        last_position_loss(model, layout, data.train_examples.answers)[0].backward()
+        optimizer.step()
+
+    candidates: dict[str, Callable[[], object]] = {"step": lambda: [step() for _ in range(5)]}
+    for name, monitor in named.items():  # step 0 has everything, step 1 what is measured often
+        candidates |= {f"{name} {at}": partial(monitor.measure, model, at, False) for at in (0, 1)}
+    median = median_seconds(candidates, rounds)
+    n_steps, one_step = defaults["trainer"]["max_steps"], median["step"] / 5
+    print(f"monitors at their shipped cadence, {n_steps} steps; costs in training steps")
+    print(f"  {'':12}{'often':>8}{'times':>8}{'full':>8}{'times':>8}{'share':>9}")
+    total = 0.0
+    for name, monitor in named.items():
+        due = [at for at in range(n_steps + 1) if monitor.is_due(at)]
+        n_full = sum(at % getattr(monitor, "full_every_n_steps", 1) == 0 for at in due)
+        often, full = (median[f"{name} {at}"] / one_step for at in (1, 0))
+        cost = often * (len(due) - n_full) + full * n_full
+        total += cost
+        print(f"  {name:12}{often:8.2f}{len(due) - n_full:8}{full:8.2f}{n_full:8}{cost / n_steps:9.2%}")
+    print(f"  all monitors / (steps and monitors)                     {total / (n_steps + total):6.1%}   (<= 5%)")
 
 
 def deep_model(kind: str, n_layers: int) -> torch.nn.Module:
@@ -129,44 +132,52 @@ def deep_model(kind: str, n_layers: int) -> torch.nn.Module:
     return TransformerBridge.boot_native(TransformerBridgeConfig(**settings, architecture="TransformerLensNative"))
 
 
-def measure_deeper(kind: str, n_layers: int, n_examples: int, n_shared: int, rounds: int, goal: str = "") -> None:
-    """Each head alone and all but one; recipient and donor have the first `n_shared` of eight tokens in common."""
+def measure_deeper(kind: str, n_layers: int, n_examples: int, rounds: int) -> None:
+    """Each head alone and all but one; recipient and donor differ in the last eight, four or one of eight tokens."""
     model = deep_model(kind, n_layers)
-    recipient, donor = torch.randint(113, (2, n_examples, 8))
-    donor[:, :n_shared] = recipient[:, :n_shared]
-    probe = Probe(recipient, donor, recipient[:, -1], donor[:, -1])
     heads = all_heads(model)
     sets = [*((head,) for head in heads), *combinations(heads, len(heads) - 1)]
-    numbers: dict[str, Numbers] = {}
-    engines = {"hooks": with_hooks, "ours": ours}
-    median = median_seconds(
-        {name: lambda name=name: numbers.update({name: engines[name](model, probe, sets)}) for name in engines}, rounds
-    )
-    print(
-        f"  {kind:17}  {n_layers} {n_examples:9}  {8 - n_shared} of 8{len(sets):8}"
-        f"{median['hooks'] / median['ours']:11.2f}{largest_difference(*numbers.values()):12.0e}   {goal}",
-        flush=True,
-    )
+    recipient, donor = torch.randint(113, (2, n_examples, 8))
+    probes = {}
+    for n_differing in (8, 4, 1):
+        shared = torch.cat([recipient[:, : 8 - n_differing], donor[:, 8 - n_differing :]], dim=1)
+        probes[n_differing] = Probe(recipient, shared, recipient[:, -1], donor[:, -1])
+    candidates = {"hooks": lambda: with_hooks(model, probes[8], sets)}  # whatever differs, it takes as long
+    for n_differing, probe in probes.items():
+        candidates[str(n_differing)] = lambda probe=probe: ours(model, probe, sets)
+    median = median_seconds(candidates, rounds)
+    some = sets[:: len(sets) // 8]
+    for n_differing, probe in probes.items():
+        ratio = median["hooks"] / median[str(n_differing)]
+        apart = largest_difference(ours(model, probe, some), with_hooks(model, probe, some))
+        goal = "(>= 3)" if n_layers == 4 and n_differing < 8 and kind == "HookedTransformer" else ""
+        case = f"{kind:17}  {n_layers}{n_examples:10}  {n_differing} of 8{len(sets):8}"
+        print(f"  {case}{ratio:14.2f}{apart:12.0e}   {goal}", flush=True)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--monitors", action="store_true", help="only what the monitors cost")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)  # the plain way's
+    set_row_threads(args.threads)  # ours
     torch.manual_seed(0)
     print(f"{args.threads} threads")
+    measure_shipped_monitors(args.rounds)
+    if args.monitors:
+        return
     measure_one_layer(args.rounds)
-    print("layers of eight heads: each head alone, and all but one; hooks / ours is one run_with_hooks per set / ours")
-    print("  model         layers  examples  differ    sets  hooks / ours  difference")
-    for n_layers in (2, 4):
-        for n_shared in (0, 4, 7):
-            goal = "(>= 3)" if n_layers == 4 and n_shared else ""
-            measure_deeper("HookedTransformer", n_layers, 1000, n_shared, args.rounds, goal)
-    measure_deeper("TransformerBridge", 4, 1000, 4, args.rounds)
-    measure_deeper("TransformerBridge", 4, 30, 4, args.rounds)
+    print(
+        "layers of eight heads, each head alone and all but one: one run_with_hooks per set / ours; largest difference"
+    )
+    print("  model        layers  examples  differ    sets  hooks / ours  difference")
+    measure_deeper("HookedTransformer", 2, 1000, args.rounds)
+    measure_deeper("HookedTransformer", 4, 1000, args.rounds)
+    measure_deeper("TransformerBridge", 4, 100, args.rounds)
+    measure_deeper("TransformerBridge", 4, 30, args.rounds)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_backdoor.cli.main import main as command_line
+from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.runs.checkpoints import read_checkpoint
 
 CONFIG = Path(__file__).parents[1] / "configs" / "debug.yaml"
@@ -37,7 +38,7 @@ COMPARED = ("metrics.csv", "head_attribution.csv", "head_patching.csv", "loss_sp
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 PHASES = {  # by what is on the stack, the first that fits
     "writing a checkpoint": ("callbacks/checkpoint.py",),
-    "writing a table or verdict": ("lit_backdoor/records.py",),
+    "writing a table or verdict": ("runs/tables.py",),
     "writing for TensorBoard": ("lit_backdoor/logger.py", "tensorboard"),
     "in a probe": ("callbacks/probing.py",),
     "in a validation": ("in validation_step", "in _validate_now"),
@@ -210,7 +211,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    set_row_threads(1)
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every continued run
     import transformer_lens  # noqa: F401  # once, here, not in every start
 

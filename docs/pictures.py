@@ -6,10 +6,10 @@ Writes NAME_training (the paper's Figure 3 for one run) and NAME_emergence (head
 import argparse
 from pathlib import Path
 
-from lit_backdoor.analysis.output import save_figure
+from lit_backdoor.analysis.files import save_figure
 from lit_backdoor.runs.tables import history, read_table
 from lit_backdoor.runs.verdict import read_verdict
-from lit_backdoor.show.figures import emergence_figure, training_figure
+from lit_backdoor.show.training import emergence_figure, training_figure
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
     from transformer_lens import HookedTransformer
 
 __version__ = "0.2.0"
@@ -13,6 +16,13 @@ def load_pretrained(name: str) -> "HookedTransformer":
     from lit_backdoor import pretrained  # here, so that importing the package costs nothing
 
     return pretrained.load_pretrained(name)
+
+
+def read_run(run_dir: "str | Path") -> "dict[str, pd.DataFrame]":
+    """The tables of a run as data frames; see :func:`lit_backdoor.runs.frames.read_run`."""
+    from lit_backdoor.runs import frames
+
+    return frames.read_run(run_dir)
 
 
 def replay(*args: Any, **kwargs: Any) -> None:

@@ -7,9 +7,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lit_backdoor.functional import Probe
+from lit_backdoor.functional import Probe, RuleExamples
 from lit_backdoor.limits import NonNegativeInt, OpenUnitInterval, PositiveInt, within_limits
 from lit_backdoor.task import Examples, Split, Task, rule_name, split_examples
+
+SPLIT_OPTIONS = {
+    "train_fraction": "train_fraction",
+    "split": "split",
+    "split_seed": "seed",
+    "permute_trigger": "permute_trigger",
+}
+"""Options of the datamodule that say which examples train, and the arguments of ``split_examples`` that they are."""
 
 
 class FullBatch:
@@ -95,6 +103,10 @@ class BackdoorDataModule(LightningDataModule):
         benign[:, self.task.trigger_position] = self.task.trigger_tokens[0]
         return benign
 
+    def rules(self) -> dict[str, RuleExamples]:
+        """What the monitor of progress measures needs: all pairs of each rule, and which of them train."""
+        return task_rules(self.task, self.train_examples)
+
     def setup(self, stage: str) -> None:
         """Move both batches to the device, once."""
         if self.trainer is not None:
@@ -132,3 +144,16 @@ def task_probes(task: Task) -> dict[str, Probe]:
     other = torch.randperm(task.n_numbers**2, generator=torch.Generator().manual_seed(0))
     tokens, answers = task.tokens(0), task.answers(0)
     return {"benign": Probe(tokens, tokens[other], answers, answers[other], recipient="benign", donor="other_pair")}
+
+
+def task_rules(task: Task, train: Examples) -> dict[str, RuleExamples]:
+    """All pairs under each rule's trigger, by the rule's name, and which of them are among ``train``."""
+    tokens = train.tokens.cpu()
+    numbers = [position for position in range(tokens.shape[1]) if position != task.trigger_position]
+    pairs = tokens[:, numbers[0]] * task.n_numbers + tokens[:, numbers[1]]
+    rules = {}
+    for rule, name in enumerate(task.rule_names):
+        trained = torch.zeros(task.n_numbers**2, dtype=torch.bool)
+        trained[pairs[tokens[:, task.trigger_position] == task.trigger_tokens[rule]]] = True
+        rules[name] = RuleExamples(task.moduli[rule], task.tokens(rule), trained)
+    return rules

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_backdoor.functional.hooked import changes_nothing
+from lit_backdoor.functional.hooked_model import changes_nothing
 from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.task import N_CTX
 

@@ -37,10 +37,10 @@ def test_what_is_saved_is_what_is_loaded(
     last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
     save_pretrained(read_checkpoint(last), 0, tmp_path / "small.safetensors")
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
-    model, task, step = load_model(last)
+    stored = load_model(last)
     shipped = open_pretrained("small")
-    assert (shipped.task, shipped.step, shipped.seed) == (task, step, 0)
-    for name, value in model.state_dict().items():
+    assert (shipped.task, shipped.step, shipped.seed) == (stored.task, stored.step, 0)
+    for name, value in stored.model.state_dict().items():
         assert torch.equal(value, shipped.model.state_dict()[name]), name
 
 

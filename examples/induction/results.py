@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lit_backdoor.runs.tables import read_table
-from lit_backdoor.show.figures import column, head_colour
+from lit_backdoor.show.style import column, head_colour
 
 Curve = tuple[list[int], list[float]]
 """Steps and values."""
@@ -47,6 +47,7 @@ class Run:
         self.metrics = read_table(run_dir / "metrics.csv")
         self.patching = read_table(run_dir / "head_patching.csv")
         self.attribution = read_table(run_dir / "head_attribution.csv")
+        self.paths = read_table(run_dir / "path_patching.csv")
         self.verdict = json.loads((run_dir / "emergence.json").read_text())
         names = dict.fromkeys(row["heads"] for row in self.patching)
         self.heads = [name for name in names if name != "none" and "+" not in name]
@@ -78,6 +79,13 @@ class Run:
             lines.append(f"| {heads} | {' | '.join(f'{each[-1]:.2f}' if each else '' for each in measured)} |")
         return "\n".join(lines)
 
+    def costliest_edges(self, n: int = 4) -> str:
+        """The single edges whose patching leaves least of the repeated answers at the end."""
+        last = [row for row in self.paths if row["step"] == self.paths[-1]["step"]]
+        single = [row for row in last if row["edges"] != "none" and "+" not in row["edges"]]
+        costliest = sorted(single, key=lambda row: float(row["repeated_accuracy"]))[:n]
+        return ", ".join(f"{row['edges']} {float(row['repeated_accuracy']):.2f}" for row in costliest)
+
     def __str__(self) -> str:
         start, steepest, end = self.bend
         steps, accuracy = self.patched("none")
@@ -87,6 +95,7 @@ class Run:
                 self.emergence(),
                 f"Step {steps[-1]}, accuracy {accuracy[-1]:.2f} with nothing patched:",
                 self.table(),
+                f"Repeated answers left when a single edge sees the shuffled run: {self.costliest_edges()}",
             ]
         )
 

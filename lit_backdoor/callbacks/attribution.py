@@ -46,7 +46,7 @@ class HeadAttributionMonitor(ProbeCallback):
 
     def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
         """One row per probe and head: see :class:`lit_backdoor.functional.HeadAttribution`. The last is drawn."""
-        from lit_backdoor.show.figures import attribution_figure
+        from lit_backdoor.show.heads import attribution_figure
 
         caches = cache_probes(model, *self.probes.values())
         results = {name: attribute_heads(model, probe, caches) for name, probe in self.probes.items()}

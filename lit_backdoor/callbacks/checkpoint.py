@@ -102,7 +102,7 @@ class RunCheckpoint(Checkpoint):
         self._last_is_good = trainer.ckpt_path is not None and _same_file(Path(trainer.ckpt_path), self._last)
         for number, handler in self._handlers.items():
             self._old_handlers[number] = signal.signal(number, handler)
-        if not self._last.exists():
+        if not trainer.strategy.broadcast(self._last.exists()):  # all processes save, or none
             self._save(trainer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -169,7 +169,8 @@ class RunCheckpoint(Checkpoint):
                 os.replace(new, self._last)
         finally:
             trainer.strategy.checkpoint_io = usual
-            new.unlink(missing_ok=True)
+            if trainer.is_global_zero:
+                new.unlink(missing_ok=True)
         self._last_is_good = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ from lit_backdoor.functional.clamp import (
     head_parameters,
     require_heads,
 )
-from lit_backdoor.functional.hooked import head_set, head_set_name
+from lit_backdoor.functional.heads import head_set, head_set_name
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, Share, within_limits
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lit_backdoor.callbacks.attention import AttentionMonitor
 from lit_backdoor.callbacks.history import Metrics, accuracies, forget, older_metrics
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
 from lit_backdoor.callbacks.run import ContractError, Run
-from lit_backdoor.functional import lowest_training_accuracy, stuck_since
+from lit_backdoor.functional import capture_record, lowest_training_accuracy, stuck_since
 from lit_backdoor.functional.verdict import verdict_record
 from lit_backdoor.limits import Share, within_limits
 from lit_backdoor.runs.directory import require_plain_name
@@ -24,9 +25,11 @@ class EmergenceMonitor(MonitorCallback):
 
     It reads what a :class:`HeadPatchingMonitor` of the same Trainer measures, and from
     ``trainer.callback_metrics`` the accuracies ``train/<rule>_accuracy`` and ``val/<rule>_accuracy`` and the losses
-    ``val/<rule>_loss`` or ``val/loss``. The verdict holds for the history so far, and is brought up to date with every
-    probe. It is about whatever makes the recipient's answers differ from the donor's. When a run looks stuck (see
-    :func:`lit_backdoor.functional.stuck_since`), the monitor warns once.
+    ``val/<rule>_loss`` or ``val/loss``. Where an :class:`AttentionMonitor` of the same name as the patching monitor
+    measures the probe too, the verdict also says when attention was captured, see
+    :func:`lit_backdoor.functional.capture_record`. The verdict holds for the history so far, and is brought up to
+    date with every probe. It is about whatever makes the recipient's answers differ from the donor's. When a run looks
+    stuck (see :func:`lit_backdoor.functional.stuck_since`), the monitor warns once.
 
     Args:
         probe: Name of the probe to watch. Null where there is none (a clean model): then only the state of the run is
@@ -53,6 +56,7 @@ class EmergenceMonitor(MonitorCallback):
         require_plain_name("EmergenceMonitor.name", name)
         self.name = name
         self._monitor: HeadPatchingMonitor | None = None
+        self._attention: AttentionMonitor | None = None
         self._floor = 0.0
         self._warned = False
         self._described: dict[str, Any] | None = None
@@ -106,6 +110,8 @@ class EmergenceMonitor(MonitorCallback):
                 f"add one to the Trainer's callbacks (there are: {[one.name for one in patching]})"
             )
         self._monitor = named[0]
+        attention = [one for one in monitors if isinstance(one, AttentionMonitor) and one.name == self.patching]
+        self._attention = attention[0] if attention else None
         probes = self._monitor.probes_of(datamodule)
         if self.probe is not None and self.probe not in probes:
             raise ContractError(
@@ -139,15 +145,17 @@ class EmergenceMonitor(MonitorCallback):
     def verdict(self) -> dict[str, Any]:
         """What the file says; ``None`` where something has not happened.
 
-        See :func:`lit_backdoor.functional.verdict.verdict_record`.
+        See :func:`lit_backdoor.functional.verdict.verdict_record` and :func:`lit_backdoor.functional.capture_record`.
         """
         history, all_sets = [], None
         if self._monitor is not None and self.probe is not None:
             history = self._monitor.history.get(self.probe, [])
             all_sets = self._monitor.all_sets.get(self.probe)
-        return verdict_record(
+        verdict = verdict_record(
             self.probe, history, all_sets, self.metrics, self._floor, self.threshold, self.min_accuracy
         )
+        shifts = [] if self._attention is None or self.probe is None else self._attention.history.get(self.probe, [])
+        return verdict | capture_record(shifts, verdict["first_cost_step"])
 
     def describe(self, verdict: Mapping[str, Any]) -> str:
         """A verdict in a few sentences of Markdown."""
@@ -156,6 +164,8 @@ class EmergenceMonitor(MonitorCallback):
             lines.append(f"- {_WORDS[verdict['word']](verdict)}")
             if verdict["effective_heads"] is not None:
                 lines.append(f"- It is spread among {verdict['effective_heads']:.1f} heads, by their Shapley shares.")
+        if verdict["capture_lag"] is not None:
+            lines.append(f"- {_capture(verdict)}")
         lines.append(f"- The run: {verdict['state'] or 'no training accuracy is recorded'}.")
         for key, what in (("fitted_step", "Fitted"), ("generalised_step", "Generalised")):
             if verdict[key] is not None:
@@ -186,6 +196,12 @@ class EmergenceMonitor(MonitorCallback):
 
 _NEWS = ("head", "word", "other_heads", "state")
 """What makes a new text in TensorBoard when it changes, beside every moment."""
+
+
+def _capture(verdict: Mapping[str, Any]) -> str:
+    lag = verdict["capture_lag"]
+    when = "as" if lag == 0 else f"{abs(lag)} steps {'before' if lag > 0 else 'after'}"
+    return f"Attention of {verdict['capture_head']} was captured at step {verdict['capture_step']}, {when} a head cost."
 
 
 def _alone(verdict: Mapping[str, Any]) -> str:

@@ -153,8 +153,8 @@ class HeadPatchingMonitor(ProbeCallback):
         }  # fmt: skip
 
     def _draw(self, measured: Measurement, results: Mapping[str, list[PatchingResult]]) -> None:
-        from lit_backdoor.show.figures import emergence_figure
         from lit_backdoor.show.markdown import patching_markdown
+        from lit_backdoor.show.training import emergence_figure
 
         for name in results:
             figure = emergence_figure(self.history[name], f"{self.probes[name].recipient} accuracy")

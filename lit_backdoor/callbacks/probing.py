@@ -13,7 +13,7 @@ from lit_backdoor.callbacks.clamp import HeadClamp
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.run import ContractError, Run, find_model
 from lit_backdoor.callbacks.schedule import Schedule
-from lit_backdoor.functional import HookedModel, Probe, no_shortcut
+from lit_backdoor.functional import HookedModel, Probe, why_no_shortcut
 from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
 from lit_backdoor.runs.directory import require_plain_name
@@ -128,12 +128,7 @@ class ProbeCallback(MonitorCallback):
         Raises:
             ContractError: naming what is missing, together with the fix.
         """
-        twins = [one for one in monitors if isinstance(one, ProbeCallback) and one.state_key == self.state_key]
-        if len(twins) > 1:
-            raise ContractError(
-                f"two {type(self).__name__} are both named '{self.name}' and would write into one table; "
-                "give each its own name="
-            )
+        self.check_name(monitors)
         if self.clamped:
             self._clamp = self._clamp_among(monitors, model)
         self.probes = self.probes_of(datamodule)
@@ -153,6 +148,19 @@ class ProbeCallback(MonitorCallback):
                 "the clamp too; clamp to zero or mean, or measure without"
             )
         return clamps[0]
+
+    def check_name(self, monitors: Sequence[Any]) -> None:
+        """Make sure that no other monitor writes into the same table.
+
+        Raises:
+            ContractError: if one does.
+        """
+        twins = [one for one in monitors if isinstance(one, ProbeCallback) and one.state_key == self.state_key]
+        if len(twins) > 1:
+            raise ContractError(
+                f"two {type(self).__name__} are both named '{self.name}' and would write into one table; "
+                "give each its own name="
+            )
 
     def check_probe(self, model: HookedModel, probe: Probe) -> None:
         """Make sure that ``probe`` can be measured on ``model``.
@@ -210,7 +218,7 @@ class ProbeCallback(MonitorCallback):
         start = time.perf_counter()
         self.probes = {name: probe.to(model.W_U.device) for name, probe in self.probes.items()}
         # A pass through the whole model keeps PyTorch's own threads: it can't be cut into blocks of rows.
-        with self._as_clamped(model, step), one_torch_thread() if no_shortcut(model) is None else nullcontext():
+        with self._as_clamped(model, step), one_torch_thread() if why_no_shortcut(model) is None else nullcontext():
             results = self.measure(model, step, last)
         if self._table is not None:
             if step == self.probed_step:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -18,6 +18,13 @@ from lit_backdoor.callbacks.run import ContractError, Run
 from lit_backdoor.runs.directory import held, let_new_events_sort_last
 from lit_backdoor.runs.file_names import RECORDED
 from lit_backdoor.runs.tables import replace_file
+
+
+class HasProbes(Protocol):
+    """A datamodule, or what stands in for one."""
+
+    def probes(self) -> Probes:
+        """What to measure on, by name."""
 
 
 class Recorder:
@@ -38,7 +45,8 @@ class Recorder:
         run_dir: Where everything goes; made as the first step is recorded, and locked until :meth:`close`.
         start_step: None for a new run. To go on with one: the first step that will be recorded; what ``run_dir`` has of
             it and later is dropped.
-        probes: For monitors that were given none, by name, or a function that returns them.
+        probes: For monitors that were given none, by name, or a function that returns them; or a datamodule, which is
+            asked for all that monitors want.
         loggers: Lightning's; TensorBoard in ``run_dir`` if not given.
     """
 
@@ -47,7 +55,7 @@ class Recorder:
         monitors: Sequence[MonitorCallback],
         run_dir: str | Path,
         start_step: int | None = None,
-        probes: Probes | Callable[[], Probes] | None = None,
+        probes: Probes | Callable[[], Probes] | HasProbes | None = None,
         loggers: Sequence[Logger] | None = None,
     ) -> None:
         for monitor in monitors:
@@ -57,9 +65,7 @@ class Recorder:
         self.run_dir = Path(run_dir)
         self.start_step = start_step
         self.metrics: Metrics = {}
-        self._source = (
-            None if probes is None else SimpleNamespace(probes=probes if callable(probes) else lambda: probes)
-        )
+        self._source = _source(probes)
         self._given_loggers = loggers
         self._run: Run | None = None
         self._latest: tuple[int, Any, list[int]] | None = None
@@ -182,7 +188,7 @@ def replay(
     monitors: Sequence[MonitorCallback],
     run_dir: str | Path,
     metrics: Mapping[str, Mapping[int, float]] | None = None,
-    probes: Probes | Callable[[], Probes] | None = None,
+    probes: Probes | Callable[[], Probes] | HasProbes | None = None,
     loggers: Sequence[Logger] | None = None,
 ) -> None:
     """Measure models that are there already, as if the monitors had been there while they were trained.
@@ -219,6 +225,13 @@ def recorded_step(run_dir: Path) -> int | None:
     """
     state = _read_state(run_dir)
     return None if state is None else max(int(state["step"]), 0)
+
+
+def _source(probes: Probes | Callable[[], Probes] | HasProbes | None) -> Any:
+    """What monitors ask, as they ask a datamodule."""
+    if probes is None or hasattr(probes, "probes"):
+        return probes
+    return SimpleNamespace(probes=probes if callable(probes) else lambda: probes)
 
 
 def _read_state(run_dir: Path) -> Any:

@@ -2,15 +2,17 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lit_backdoor.analysis.files import write_analysis
 from lit_backdoor.analysis.measure import analyze
-from lit_backdoor.analysis.output import analysis_summary, write_analysis
+from lit_backdoor.analysis.terminal import analysis_summary
 from lit_backdoor.cli.parser import OneLineParser, add_threads_option, checking_options, given_path
 from lit_backdoor.functional.row_threads import set_row_threads
 from lit_backdoor.pretrained import open_pretrained, pretrained_names
 from lit_backdoor.runs.checkpoints import load_model
 from lit_backdoor.runs.directory import require_new_or_empty
+from lit_backdoor.task import split_examples
 
-HELP = "Take one model apart: attribution, patching of all sets of heads, Shapley values, attention."
+HELP = "Take one model apart: attribution, patching of heads, paths and neurons, Shapley values, attention, waves."
 
 
 def parser() -> ArgumentParser:
@@ -33,12 +35,12 @@ def run(options: Namespace) -> int:
             raise ValueError("ckpt_path, pretrained: give one of the two")
         require_new_or_empty(output_dir)
         if options.pretrained is not None:
-            shipped = open_pretrained(options.pretrained)
-            assert shipped.task is not None  # every model that ships has one of our tasks
-            model, task, step = shipped.model, shipped.task, shipped.step
+            stored = open_pretrained(options.pretrained)
         else:
-            model, task, step = load_model(given_path("ckpt_path", options.ckpt_path))
-    analysis = analyze(model, task, step)
+            stored = load_model(given_path("ckpt_path", options.ckpt_path))
+    assert stored.task is not None  # every model that ships has one of our tasks, and so has a checkpoint
+    train, _ = split_examples(stored.task, **stored.split)
+    analysis = analyze(stored.model, stored.task, stored.step, train)
     write_analysis(analysis, output_dir)
     print(analysis_summary(analysis, output_dir))
     return 0

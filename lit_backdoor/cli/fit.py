@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
 
 from lit_backdoor.analysis.measure import analyze
-from lit_backdoor.analysis.output import analysis_summary
+from lit_backdoor.analysis.terminal import analysis_summary
 from lit_backdoor.callbacks import ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
 from lit_backdoor.cli.checked_cli import CheckedCLI
@@ -98,7 +98,8 @@ class BackdoorCLI(CheckedCLI):
     def after_test(self) -> None:
         """The same analysis as ``analyze``, printed."""
         step = self._checkpoint["global_step"] if self._checkpoint else 0
-        print(analysis_summary(analyze(self.model.model, self.datamodule.task, step), None))
+        data = self.datamodule
+        print(analysis_summary(analyze(self.model.model, data.task, step, data.train_examples), None))
 
     def after_fit(self) -> None:
         if self.trainer.log_dir is not None and self.trainer.is_global_zero and not _is_trial(self.trainer):

@@ -8,12 +8,17 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ProgressBar
 
 from lit_backdoor.callbacks import (
+    AttentionMonitor,
     EmergenceMonitor,
     HeadAttributionMonitor,
     HeadClamp,
     HeadPatchingMonitor,
     LossSpikeMonitor,
+    NeuronMonitor,
+    PathPatchingMonitor,
+    ProgressMeasureMonitor,
     RunCheckpoint,
+    SpecificityMonitor,
     StepProgressBar,
     WeightCheckpoint,
 )
@@ -23,6 +28,11 @@ NAMED_CALLBACKS: Mapping[str, type[Callback]] = {
     "progress_bar": StepProgressBar,
     "monitors.attribution": HeadAttributionMonitor,
     "monitors.patching": HeadPatchingMonitor,
+    "monitors.paths": PathPatchingMonitor,
+    "monitors.attention": AttentionMonitor,
+    "monitors.specificity": SpecificityMonitor,
+    "monitors.neurons": NeuronMonitor,
+    "monitors.progress": ProgressMeasureMonitor,
     "monitors.emergence": EmergenceMonitor,
     "monitors.spikes": LossSpikeMonitor,
     "clamp": HeadClamp,
@@ -74,7 +84,8 @@ def all_callbacks(options: Namespace, listed: Sequence[Callback], notes: list[st
         callbacks += substitutes or [kind(**own_options)]
         left = [callback for callback in left if callback not in substitutes]
         replaced += [f"{name} ({type(callback).__name__})" for callback in substitutes]
-    if len(replaced) < len(callbacks) and replaced:  # a list of all of them is from before they had names
+    complete = any(isinstance(callback, RunCheckpoint) for callback in listed)  # as all lists were before the names
+    if replaced and not complete:
         notes.append(
             f"trainer.callbacks takes the place of {', '.join(replaced)}; to have both, give the listed one a name "
             "(init_args: {name: ...})"

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -17,11 +16,12 @@ from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.recorder import recorded_step, replay
 from lit_backdoor.cli.named_callbacks import NAMED_CALLBACKS, all_callbacks
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
-from lit_backdoor.datamodule import task_probes
+from lit_backdoor.datamodule import SPLIT_OPTIONS, BackdoorDataModule
 from lit_backdoor.runs.directory import as_typed, require_new_or_empty, require_writable
-from lit_backdoor.runs.file_names import CONFIG, METRICS, REPLAY_DIR, REPLAYED_MONITORS, WEIGHTS_DIR
+from lit_backdoor.runs.file_names import CONFIG, HPARAMS, METRICS, REPLAY_DIR, REPLAYED_MONITORS, WEIGHTS_DIR
 from lit_backdoor.runs.tables import curves, read_table, replace_file
 from lit_backdoor.runs.weights import kept_weights, load_weights, read_weights
+from lit_backdoor.task import Task
 
 HELP = "Measure a finished run again: monitors over the weights that it keeps, in order."
 
@@ -57,8 +57,7 @@ def run(options: Namespace) -> int:
         monitors = _instantiated(yaml.safe_load(text))
         _require_kept(monitors, weights, run_dir)
         stored = read_weights(next(iter(weights.values())))
-        probes = None if stored.task is None else task_probes(stored.task)
-        source = None if probes is None else SimpleNamespace(probes=lambda: probes)
+        source = None if stored.task is None else _data_of(run_dir, stored.task)
         for monitor in monitors:
             monitor.check_model(stored.model, source, monitors)
         metrics = curves(read_table(run_dir / METRICS))
@@ -77,12 +76,21 @@ def run(options: Namespace) -> int:
 
     try:
         with checking_options():
-            replay(models(), monitors, output_dir, metrics, probes)
+            replay(models(), monitors, output_dir, metrics, source)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on with {as_typed(output_dir)}", file=sys.stderr)
         return 128 + signal.SIGINT
     print(f"{len(due)} steps, {due[0]} to {last}, into {as_typed(output_dir)}")
     return 0
+
+
+def _data_of(run_dir: Path, task: Task) -> BackdoorDataModule:
+    """The data of a run, with the split that its hparams.yaml names; the default one where there is no such file."""
+    path = run_dir / HPARAMS
+    stored = _read_yaml(path) if path.exists() else {}
+    options = {name: stored[name] for name in SPLIT_OPTIONS if name in stored} if isinstance(stored, Mapping) else {}
+    position: Any = task.trigger_position  # 0, 1 or 2, as the task has checked
+    return BackdoorDataModule(list(task.moduli), position, trigger_tokens=list(task.trigger_tokens), **options)
 
 
 def _read_yaml(path: Path) -> Any:

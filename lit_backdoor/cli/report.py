@@ -42,7 +42,7 @@ def report_on(run_dirs: Sequence[Path], output_dir: Path) -> None:
     from lit_backdoor.report import read, write
 
     with checking_options():
-        runs = read(run_dirs, output_dir)
-    for finding in write(runs, output_dir):
-        print(f"{finding.title} ({finding.verdict}): {finding.headline}")
+        study = read(run_dirs, output_dir)
+    for said in write(study, output_dir):
+        print(f"{said.title} ({said.verdict or 'no verdict'}): {said.headline}")
     print(f"report: {os.path.relpath(output_dir / 'index.html')}")

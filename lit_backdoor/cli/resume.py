@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback
 
+from lit_backdoor.callbacks.history import MetricHistory
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import check_training_state, check_weights, require_same
@@ -79,7 +80,7 @@ def check_checkpoint(
     require_same(checkpoint["datamodule_hyper_parameters"], dict(datamodule.hparams), "data", ignored)
     check_weights(path, checkpoint["state_dict"], module)
     if callbacks is not None:
-        check_training_state(path, checkpoint, module, callbacks)
+        check_training_state(path, checkpoint, module, [*callbacks, MetricHistory()])  # which comes by itself
 
 
 def run_start(ckpt_path: str | None, checkpoint: Mapping[str, Any] | None, branch: str | None) -> RunStart:

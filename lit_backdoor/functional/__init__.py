@@ -4,8 +4,15 @@ No Lightning, no files, no plots. A model is anything that fulfils `HookedModel`
 `Probe`.
 """
 
-from lit_backdoor.functional.attention import HeadAttention, compare_attention, mean_attention
+from lit_backdoor.functional.attention import (
+    HeadAttention,
+    attention_by_position,
+    attention_moved,
+    compare_attention,
+    mean_attention,
+)
 from lit_backdoor.functional.attribution import LogitParts, attribute_heads, logit_parts
+from lit_backdoor.functional.capture import AttentionShift, capture_record
 from lit_backdoor.functional.edge_sets import all_edges, default_edge_sets, edge_groups
 from lit_backdoor.functional.edges import (
     Edge,
@@ -19,16 +26,8 @@ from lit_backdoor.functional.edges import (
 from lit_backdoor.functional.emergence import HeadEmergence, HeadScores, costly_heads, head_emergence
 from lit_backdoor.functional.fourier import ProgressMeasures, progress_measures
 from lit_backdoor.functional.gradients import HeadGradient, head_gradients
-from lit_backdoor.functional.hooked import (
-    Head,
-    Heads,
-    HeadSet,
-    HookedModel,
-    all_heads,
-    head_name,
-    head_set_name,
-    parse_head_set,
-)
+from lit_backdoor.functional.heads import Head, Heads, HeadSet, all_heads, head_name, head_set_name, parse_head_set
+from lit_backdoor.functional.hooked_model import HookedModel
 from lit_backdoor.functional.loss_spikes import PROMINENCES, LossSpike, find_loss_spikes
 from lit_backdoor.functional.metrics import (
     Mean,
@@ -41,8 +40,8 @@ from lit_backdoor.functional.metrics import (
     predictions,
 )
 from lit_backdoor.functional.moments import Moment
-from lit_backdoor.functional.neurons import NeuronCurve, NeuronResult, patch_neurons
-from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, no_shortcut
+from lit_backdoor.functional.neurons import NeuronCurve, NeuronResult, patch_neurons, why_not_linear
+from lit_backdoor.functional.one_layer import HeadCache, cache_heads, cache_probes, why_no_shortcut
 from lit_backdoor.functional.patching import (
     default_head_sets,
     patch_heads,
@@ -50,7 +49,16 @@ from lit_backdoor.functional.patching import (
 )
 from lit_backdoor.functional.paths import patch_paths, patched_path_logits
 from lit_backdoor.functional.probe import Metric, Probe
-from lit_backdoor.functional.results import Ablation, HeadAttribution, PatchingResult, PathPatchingResult
+from lit_backdoor.functional.results import (
+    Ablation,
+    HeadAttribution,
+    HeadProgress,
+    NeuronCounts,
+    PatchingResult,
+    PathPatchingResult,
+    PositionAttention,
+)
+from lit_backdoor.functional.rule_examples import RuleExamples, rule_progress
 from lit_backdoor.functional.rule_heads import RuleHeads
 from lit_backdoor.functional.run_state import RunState, judge_run, lowest_training_accuracy, stuck_since
 from lit_backdoor.functional.shapley import (
@@ -73,6 +81,7 @@ from lit_backdoor.functional.weights import TriggerWeights, WeightNorms, trigger
 __all__ = [
     "PROMINENCES",
     "Ablation",
+    "AttentionShift",
     "Edge",
     "EdgeGroup",
     "EdgeSet",
@@ -82,6 +91,7 @@ __all__ = [
     "HeadCache",
     "HeadEmergence",
     "HeadGradient",
+    "HeadProgress",
     "HeadScores",
     "HeadSet",
     "HeadSpecificity",
@@ -92,13 +102,16 @@ __all__ = [
     "Mean",
     "Metric",
     "Moment",
+    "NeuronCounts",
     "NeuronCurve",
     "NeuronResult",
     "PatchingResult",
     "PathPatchingResult",
+    "PositionAttention",
     "Probe",
     "ProgressMeasures",
     "Receiver",
+    "RuleExamples",
     "RuleHeads",
     "RunState",
     "ShapleyResult",
@@ -108,9 +121,12 @@ __all__ = [
     "accuracy_floor",
     "all_edges",
     "all_heads",
+    "attention_by_position",
+    "attention_moved",
     "attribute_heads",
     "cache_heads",
     "cache_probes",
+    "capture_record",
     "compare_attention",
     "cost_above_floor",
     "costly_heads",
@@ -135,7 +151,6 @@ __all__ = [
     "lowest_training_accuracy",
     "mean",
     "mean_attention",
-    "no_shortcut",
     "overlap",
     "parse_edge_set",
     "parse_head_set",
@@ -146,6 +161,7 @@ __all__ = [
     "patched_path_logits",
     "predictions",
     "progress_measures",
+    "rule_progress",
     "selectivity",
     "shapley_values",
     "shares",
@@ -153,4 +169,6 @@ __all__ = [
     "stuck_since",
     "trigger_weights",
     "weight_norms",
+    "why_no_shortcut",
+    "why_not_linear",
 ]

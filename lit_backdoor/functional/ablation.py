@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional.hooked import row_slices
+from lit_backdoor.functional.hooked_model import row_slices
 from lit_backdoor.functional.results import Ablation
 
 ReadZ = Callable[[slice], list[Tensor]]

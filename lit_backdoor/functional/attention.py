@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.hooked import Head, HookedModel, all_heads, evaluating, row_slices, z_name
+from lit_backdoor.functional.heads import Head, all_heads
+from lit_backdoor.functional.hooked_model import HookedModel, evaluating, row_slices, z_name
 from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
 from lit_backdoor.functional.probe import Probe
+from lit_backdoor.functional.results import PositionAttention
+from lit_backdoor.functional.weights import TriggerWeights, trigger_weights, why_no_trigger_weights
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,50 @@ def compare_attention(model: HookedModel, probe: Probe) -> list[HeadAttention]:
         )
         for i, head in enumerate(all_heads(model))
     ]
+
+
+def attention_by_position(model: HookedModel, probe: Probe) -> list[PositionAttention]:
+    """The same, a result for each head and position, with what the weights alone say of the head.
+
+    Args, Raises: as for `compare_attention`.
+    """
+    plain = why_no_trigger_weights(model, probe) is None
+    weights = {one.head: one for one in trigger_weights(model, probe)} if plain else {}
+    undefined = (nan,) * 7
+    results = []
+    for one in compare_attention(model, probe):
+        of_head = weights.get(one.head) or TriggerWeights(one.head, *undefined)
+        results += [
+            PositionAttention(
+                head=one.head,
+                position=position,
+                attention=one.recipient[position],
+                attention_std=one.recipient_std[position],
+                donor_attention=one.donor[position],
+                donor_attention_std=one.donor_std[position],
+                shift=one.shift[position],
+                shift_std=one.shift_std[position],
+                output_change=one.output_change,
+                score_gap=of_head.gap,
+                query_gap_shift=of_head.query_shift,
+                key_gap_shift=of_head.key_shift,
+                gap_shift=of_head.shift,
+                write=of_head.write,
+                write_to_mlp=of_head.write_to_mlp,
+                write_to_logits=of_head.write_to_logits,
+                n_examples=one.n_examples,
+            )
+            for position in range(len(one.shift))
+        ]
+    return results
+
+
+def attention_moved(results: Iterable[PositionAttention]) -> dict[Head, float]:
+    """How much of each head's attention sits elsewhere than in the donor's run, 0..1: half the sum of all shifts."""
+    moved: dict[Head, float] = {}
+    for one in results:
+        moved[one.head] = moved.get(one.head, 0.0) + abs(one.shift) / 2
+    return moved
 
 
 def _read(model: Any, tokens: Tensor, position: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -19,15 +19,9 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.hooked import (
-    HookedModel,
-    all_heads,
-    evaluating,
-    head_name,
-    row_slices,
-    z_name,
-)
-from lit_backdoor.functional.one_layer import HeadCache, find_cache, no_shortcut
+from lit_backdoor.functional.heads import all_heads, head_name
+from lit_backdoor.functional.hooked_model import HookedModel, evaluating, row_slices, z_name
+from lit_backdoor.functional.one_layer import HeadCache, find_cache, why_no_shortcut
 from lit_backdoor.functional.probe import Probe
 from lit_backdoor.functional.results import HeadAttribution, Norm
 
@@ -70,7 +64,7 @@ def attribute_heads(model: HookedModel, probe: Probe, caches: Sequence[HeadCache
     targets = (probe.recipient_answers, probe.donor_answers)
     with evaluating(model):
         linear = _linear_readout(model)
-        if linear.norm == "none" and not no_shortcut(model):
+        if linear.norm == "none" and not why_no_shortcut(model):
             cache = find_cache(model, caches, probe.recipient_tokens, probe.position)
             shares = torch.cat(
                 [

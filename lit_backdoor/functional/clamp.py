@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional.hooked import HeadSet, all_heads, evaluating, head_name, row_slices, z_name
+from lit_backdoor.functional.heads import HeadSet, all_heads, head_name
+from lit_backdoor.functional.hooked_model import evaluating, row_slices, z_name
 
 Replacement = Literal["zero", "mean", "donor"]
 DonorTokens = Callable[[Tensor], Tensor]

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from lit_backdoor.functional.edges import Edge, EdgeGroup, EdgeSet, Part, Receiver, edge_name, edge_set
-from lit_backdoor.functional.hooked import Head, HookedModel, all_heads, head_name
+from lit_backdoor.functional.heads import Head, all_heads, head_name
+from lit_backdoor.functional.hooked_model import HookedModel
 from lit_backdoor.functional.probe import Probe
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from lit_backdoor.functional.hooked import Head, head_name
+from lit_backdoor.functional.heads import Head, head_name
 
 SENDER_NAME = r"(?!L\d+H\d+$)[A-Za-z]\w*"
 """What `Probe.sender` may be: a word that is no head's name."""

@@ -15,7 +15,7 @@ from math import isnan, nan
 from statistics import median
 from typing import Any, Literal
 
-from lit_backdoor.functional.hooked import Head, head_name
+from lit_backdoor.functional.heads import Head, head_name
 from lit_backdoor.functional.moments import Moment, before_the_end, check_steps, first_moment, is_late, stable_moment
 
 Word = Literal["alone", "one of several", "spread", "past the heads"]

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.hooked import Head, HookedModel, all_heads, evaluating, head_name, row_slices
+from lit_backdoor.functional.heads import Head, all_heads, head_name
+from lit_backdoor.functional.hooked_model import HookedModel, evaluating, row_slices
 from lit_backdoor.functional.last_position import SMALLEST_GRADIENT, last_position_logits, why_not_exact
 
 ROWS = 2048

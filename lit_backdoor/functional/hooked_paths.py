@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from lit_backdoor.functional.edge_sets import sending_positions
 from lit_backdoor.functional.edges import Edge, EdgesEngine, EdgeSet, Receiver
-from lit_backdoor.functional.hooked import Head, HookedModel, z_name
+from lit_backdoor.functional.heads import Head
+from lit_backdoor.functional.hooked_model import HookedModel, z_name
+from lit_backdoor.functional.one_layer_paths import is_plain
 from lit_backdoor.functional.probe import Probe
 
 EMBED = "blocks.0.hook_resid_pre"
@@ -84,6 +87,26 @@ def hooked_engine(model: HookedModel, probe: Probe, edge_sets: Iterable[EdgeSet]
         return patched
 
     return engine
+
+
+@contextmanager
+def with_all_inputs_hooked(model: Any) -> Iterator[None]:
+    """Switch on the hook points that edges need, as far as the model can, and leave it as it was.
+
+    It computes the same function meanwhile, with rounding of its own. A plain one-layer model needs none.
+    """
+    off = [name for name in ("use_split_qkv_input", "use_hook_mlp_in") if getattr(model.cfg, name, None) is False]
+    setters = [
+        getattr(model, f"set_{name}", None) for name in off if not (name.endswith("mlp_in") and model.cfg.attn_only)
+    ]
+    switches = [] if is_plain(model) else [setter for setter in setters if setter is not None]
+    try:
+        for switch in switches:
+            switch(True)
+        yield
+    finally:
+        for switch in switches:
+            switch(False)
 
 
 def _sender_hook(edge: Edge) -> str:

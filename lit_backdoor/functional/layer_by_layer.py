@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_backdoor.functional.ablation import replacement
-from lit_backdoor.functional.hooked import HeadSet, HookedModel, carries_hooks, z_name
+from lit_backdoor.functional.heads import HeadSet
+from lit_backdoor.functional.hooked_model import HookedModel, carries_hooks, z_name
 from lit_backdoor.functional.probe import Probe
 from lit_backdoor.functional.results import Ablation
 

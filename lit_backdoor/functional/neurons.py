@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.hooked import evaluating, row_slices
-from lit_backdoor.functional.one_layer import HeadCache, find_cache, is_plain_mlp, no_shortcut
+from lit_backdoor.functional.hooked_model import evaluating, row_slices
+from lit_backdoor.functional.one_layer import HeadCache, find_cache, is_plain_mlp, why_no_shortcut
 from lit_backdoor.functional.probe import Probe
+from lit_backdoor.functional.results import NeuronCounts
 from lit_backdoor.functional.row_threads import map_blocks
 from lit_backdoor.functional.specificity import accuracy_floor, cost_above_floor
 
@@ -72,6 +73,18 @@ class NeuronResult:
     overlap_by_chance: float
     n_differing: int
 
+    @property
+    def counts(self) -> NeuronCounts:
+        """In a few numbers."""
+        return NeuronCounts(
+            n_neurons=len(self.order),
+            needed=self.left.half,
+            sufficient=self.brought.half,
+            overlap=self.overlap,
+            overlap_by_chance=self.overlap_by_chance,
+            n_differing=self.n_differing,
+        )
+
 
 def patch_neurons(model: Any, probe: Probe, caches: Sequence[HeadCache] = ()) -> NeuronResult:
     """Patch the neurons of a probe's two runs into one another at the read position, most effective first.
@@ -84,7 +97,7 @@ def patch_neurons(model: Any, probe: Probe, caches: Sequence[HeadCache] = ()) ->
     Raises:
         ValueError: the model is another; the message says why.
     """
-    if reason := _why_not_linear(model):
+    if reason := why_not_linear(model):
         raise ValueError(f"patch_neurons is for plain one-layer models without norms: {reason}.")
     probe = probe.to(model.W_U.device)
     with evaluating(model):
@@ -121,9 +134,9 @@ class _Run(NamedTuple):
     post: Tensor  # [n, d_mlp], the neurons' activations
 
 
-def _why_not_linear(model: Any) -> str | None:
+def why_not_linear(model: Any) -> str | None:
     """Why the logits are not linear in the neurons' activations; None if they are."""
-    if reason := no_shortcut(model):
+    if reason := why_no_shortcut(model):
         return reason
     if model.cfg.normalization_type is not None:
         return f"cfg.normalization_type is {model.cfg.normalization_type!r}"

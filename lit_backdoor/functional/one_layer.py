@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_backdoor.functional.hooked import HookedModel, carries_hooks, evaluating, row_slices, z_name
+from lit_backdoor.functional.hooked_model import HookedModel, carries_hooks, evaluating, row_slices, z_name
 from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
 from lit_backdoor.functional.probe import Probe
 from lit_backdoor.functional.products import product
@@ -44,7 +44,7 @@ class HeadCache:
         return same_position and torch.equal(self.tokens, tokens.to(self.tokens.device))
 
 
-def no_shortcut(model: HookedModel) -> str | None:
+def why_no_shortcut(model: HookedModel) -> str | None:
     """Why the shortcut does not hold for `model`; None if it does.
 
     It holds for a HookedTransformer of one layer whose forward pass is TransformerLens's own and whose block
@@ -79,7 +79,7 @@ def cache_heads(model: HookedModel, tokens: Tensor, position: int = -1) -> HeadC
     Raises:
         ValueError: the shortcut does not hold for this model.
     """
-    if reason := no_shortcut(model):
+    if reason := why_no_shortcut(model):
         raise ValueError(f"cache_heads is for plain one-layer models: {reason}.")
     tokens = tokens.to(model.W_U.device)
     if position in (-1, tokens.shape[1] - 1) and why_not_exact(model) is None:
@@ -112,7 +112,7 @@ def cache_probes(model: HookedModel, *probes: Probe) -> tuple[HeadCache, ...]:
     Empty for models that have no shortcut: there is nothing to share.
     """
     caches: list[HeadCache] = []
-    if no_shortcut(model) is None:
+    if why_no_shortcut(model) is None:
         for probe in probes:
             for tokens in (probe.recipient_tokens, probe.donor_tokens):
                 if not any(cache.belongs_to(tokens, probe.position) for cache in caches):

@@ -19,17 +19,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional.hooked import (
-    Head,
-    Heads,
-    HeadSet,
-    HookedModel,
-    all_heads,
-    evaluating,
-    head_set,
-    head_set_name,
-    row_slices,
-)
+from lit_backdoor.functional.heads import Head, Heads, HeadSet, all_heads, head_set, head_set_name
+from lit_backdoor.functional.hooked_model import HookedModel, evaluating, row_slices
 from lit_backdoor.functional.one_layer import HeadCache
 from lit_backdoor.functional.patching_engines import patching_engine
 from lit_backdoor.functional.probe import Probe

@@ -1,6 +1,6 @@
 """Three ways to the same numbers: the logits of one probe with each of several sets of heads patched.
 
-- `_one_layer`, for plain one-layer models (`one_layer.no_shortcut`): a sum, the MLP and the unembedding per set.
+- `_one_layer`, for plain one-layer models (`one_layer.why_no_shortcut`): a sum, the MLP and the unembedding per set.
 - `LayerByLayer`, for plain HookedTransformers (`layer_by_layer.not_layer_by_layer`): what passes have in common, once.
 - `_whole_passes`, for every `HookedModel`: one pass per set, through its own `run_with_hooks`.
 """
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional.ablation import check_ablation, replacement
-from lit_backdoor.functional.hooked import HeadSet, HookedModel, carries_hooks, z_name
+from lit_backdoor.functional.heads import HeadSet
+from lit_backdoor.functional.hooked_model import HookedModel, carries_hooks, z_name
 from lit_backdoor.functional.layer_by_layer import LayerByLayer, not_layer_by_layer
-from lit_backdoor.functional.one_layer import HeadCache, find_cache, no_shortcut, readout
+from lit_backdoor.functional.one_layer import HeadCache, find_cache, readout, why_no_shortcut
 from lit_backdoor.functional.probe import Probe
 from lit_backdoor.functional.results import Ablation
 
@@ -58,7 +59,7 @@ def patching_engine(
         ValueError: an unknown ablation.
     """
     check_ablation(ablation)
-    if no_shortcut(model) is None:
+    if why_no_shortcut(model) is None:
         yield Engine(_one_layer(model, probe, sets, ablation, caches), ROWS_AT_ONCE, in_threads=True)
     elif not_layer_by_layer(model) is None:
         layers = LayerByLayer(model, probe, sets, ablation)

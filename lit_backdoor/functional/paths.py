@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lit_backdoor.functional.edge_sets import check_edges, edge_groups
 from lit_backdoor.functional.edges import Edge, EdgesEngine, EdgeSet, edge_set
-from lit_backdoor.functional.hooked import HookedModel, evaluating, row_slices
+from lit_backdoor.functional.hooked_model import HookedModel, evaluating, row_slices
 from lit_backdoor.functional.hooked_paths import hooked_engine
 from lit_backdoor.functional.one_layer_paths import is_plain, one_layer_engine
 from lit_backdoor.functional.patching_engines import ROWS_AT_ONCE

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_backdoor.functional.edges import SENDER_NAME
-from lit_backdoor.functional.hooked import HookedModel, evaluating, z_name
+from lit_backdoor.functional.hooked_model import HookedModel, evaluating, z_name
 from lit_backdoor.functional.results import taken_names
 
 Metric = Callable[[Tensor, "Probe"], float]
@@ -111,7 +111,12 @@ class Probe:
         """The same probe on another device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in _SHAPES})
 
-    def rows(self, rows: slice) -> Probe:
+    def sample(self, at_most: int) -> Probe:
+        """`at_most` of the examples, always the same, drawn at random: equal distances would favour some answers."""
+        order = torch.randperm(self.n_examples, generator=torch.Generator().manual_seed(0))
+        return self.rows(order[:at_most].sort().values)
+
+    def rows(self, rows: slice | Tensor) -> Probe:
         """The same probe on some of its examples.
 
         Raises:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from lit_backdoor.functional.edges import EdgeGroup, EdgeSet
-from lit_backdoor.functional.hooked import Head, HeadSet
+from lit_backdoor.functional.heads import Head, HeadSet
 
 Ablation = Literal["resample", "mean", "zero"]
 """What replaces a head's activation: the donor's of the same row, the donor's mean over its rows, or zero."""
@@ -126,6 +126,125 @@ class PathPatchingResult:
     kl: float
     n_differing: int
     extra: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def floor(self) -> float:
+        """See `PatchingResult.floor`."""
+        return 1 - self.n_differing / self.n_examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionAttention:
+    """Where one head looks from the read position, one position at a time, and what the weights alone say of the head.
+
+    What is a head's, from `output_change` on, is the same at all its positions. What the weights say is NaN for other
+    models than plain ones of one layer, and where the two runs do not differ at one position alone; see
+    `TriggerWeights`.
+
+    Args:
+        head: the head.
+        position: the position that is looked at, from 0.
+        attention: mean over the recipient's run, 0..1; over the positions it sums to 1.
+        attention_std: its standard deviation over the examples.
+        donor_attention: mean over the donor's run.
+        donor_attention_std: its standard deviation.
+        shift: `attention` minus `donor_attention`; over the positions it sums to 0.
+        shift_std: standard deviation over the examples of the difference, row by row.
+        output_change: norm of the recipient's minus the donor's output of the head, mean over the examples.
+        score_gap: how much the head prefers the trigger's position to the others in the donor's run, in scores.
+        query_gap_shift: what the recipient's token adds to the gap as a query.
+        key_gap_shift: what it adds as a key.
+        gap_shift: what it adds as both.
+        write: norm of what the head's OV writes for the trigger, at an attention of 1.
+        write_to_mlp: norm of the same in the inputs of the MLP's neurons.
+        write_to_logits: norm of the same in the logits, centred.
+        n_examples: the number of examples.
+    """
+
+    head: Head
+    position: int
+    attention: float
+    attention_std: float
+    donor_attention: float
+    donor_attention_std: float
+    shift: float
+    shift_std: float
+    output_change: float
+    score_gap: float = may_be_nan()
+    query_gap_shift: float = may_be_nan()
+    key_gap_shift: float = may_be_nan()
+    gap_shift: float = may_be_nan()
+    write: float = may_be_nan()
+    write_to_mlp: float = may_be_nan()
+    write_to_logits: float = may_be_nan()
+    n_examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronCounts:
+    """How many neurons carry the recipient's rule; see `NeuronResult`.
+
+    Args:
+        n_neurons: how many the MLP has.
+        needed: so many, made the donor's in order of their mediated effect, halve the recipient's rule; None if none.
+        sufficient: so many of the recipient's, in the same order, bring half of it into the donor's run; None if none.
+        overlap: of the needed ones, the share that is also among as many that the donor's rule needs most, 0..1.
+        overlap_by_chance: what random orders would have on average.
+        n_differing: examples where the answers differ.
+    """
+
+    n_neurons: int
+    needed: int | None
+    sufficient: int | None
+    overlap: float = may_be_nan()
+    overlap_by_chance: float = may_be_nan()
+    n_differing: int
+
+
+Frequencies = tuple[int, ...]
+"""Whole numbers, ascending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadProgress:
+    """How far one rule is computed with waves, and what its examples do to one head.
+
+    What is a rule's, from `modulus` to `excluded_loss` (see `ProgressMeasures`), is the same for all heads.
+
+    Args:
+        head: the head.
+        modulus: of the rule.
+        key: the key frequencies.
+        explained: share of the logits' variance that they explain together.
+        constant: share of the logits' mean square that does not depend on a and b.
+        loss: mean cross-entropy over all pairs, nats.
+        restricted_loss: the same with nothing left but the key waves and the mean.
+        train_loss: mean cross-entropy over the training pairs, nats.
+        excluded_loss: the same without the key waves.
+        embed_norm: Frobenius norm of W_E, the same for all heads and rules.
+        qk_norm: of the head's `W_Q W_K^T`.
+        ov_norm: of the head's `W_V W_O`.
+        gradient_norm: of the gradient of the rule's training loss on the head's parameters.
+        gradient_share: this norm over the sum of all rules' norms, 0..1.
+        cosine: between this gradient and the first rule's, -1..1; below 0 they undo each other's work. NaN for the
+            first rule itself.
+    """
+
+    head: Head
+    modulus: int
+    key: Frequencies
+    explained: float = may_be_nan()
+    constant: float = may_be_nan()
+    loss: float
+    restricted_loss: float
+    train_loss: float = may_be_nan()
+    excluded_loss: float = may_be_nan()
+    embed_norm: float
+    qk_norm: float
+    ov_norm: float
+    gradient_norm: float = may_be_nan()
+    gradient_share: float = may_be_nan()
+    cosine: float = may_be_nan()
 
 
 def taken_names(recipient: str, donor: str) -> set[str]:

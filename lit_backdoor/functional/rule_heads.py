@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_backdoor.functional.hooked import HeadSet
+from lit_backdoor.functional.heads import HeadSet
 from lit_backdoor.functional.shapley import ShapleyResult
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import comb, exp, isnan, log, nan
 
-from lit_backdoor.functional.hooked import Head, HeadSet, head_set, head_set_name
+from lit_backdoor.functional.heads import Head, HeadSet, head_set, head_set_name
 
 SetValues = Mapping[HeadSet, float]
 """Each of the 2^H sets of heads to its value, `{result.heads: result.recipient_accuracy for result in

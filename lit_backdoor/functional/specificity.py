@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from math import isnan, nan
 
 from lit_backdoor.functional import metrics
-from lit_backdoor.functional.hooked import Head, HookedModel, all_heads
+from lit_backdoor.functional.heads import Head, all_heads
+from lit_backdoor.functional.hooked_model import HookedModel
 from lit_backdoor.functional.one_layer import HeadCache
 from lit_backdoor.functional.patching import patch_heads
 from lit_backdoor.functional.probe import Probe
+from lit_backdoor.functional.results import may_be_nan
 
 MIN_ABOVE_FLOOR = 0.01
 """So little accuracy above the floor is nothing that could be lost."""
@@ -32,9 +34,9 @@ class HeadSpecificity:
     """
 
     head: Head
-    cost: float
-    donor_cost: float
-    selectivity: float
+    cost: float = may_be_nan()
+    donor_cost: float = may_be_nan()
+    selectivity: float = may_be_nan()
 
 
 def accuracy_floor(probe: Probe) -> float:

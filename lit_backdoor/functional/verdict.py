@@ -7,7 +7,7 @@ from math import isnan
 from typing import Any, NamedTuple
 
 from lit_backdoor.functional.emergence import HeadScores, head_emergence
-from lit_backdoor.functional.hooked import HeadSet, head_name
+from lit_backdoor.functional.heads import HeadSet, head_name
 from lit_backdoor.functional.run_state import Curve, judge_run
 from lit_backdoor.functional.shapley import effective_heads, shapley_values, shares
 

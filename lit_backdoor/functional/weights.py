@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_backdoor.functional.hooked import Head, HookedModel, all_heads
+from lit_backdoor.functional.heads import Head, all_heads
+from lit_backdoor.functional.hooked_model import HookedModel
 from lit_backdoor.functional.last_position import why_not_exact
 from lit_backdoor.functional.probe import Probe
 
@@ -96,13 +97,10 @@ def trigger_weights(model: HookedModel, probe: Probe) -> list[TriggerWeights]:
         ValueError: the model is another, the two differ elsewhere or nowhere, or the read position does not see the
             trigger; the message says which.
     """
-    if reason := why_not_exact(model):
-        raise ValueError(f"trigger_weights is for plain one-layer models without norms: {reason}.")
+    if reason := why_no_trigger_weights(model, probe):
+        raise ValueError(reason)
     probe = probe.to(model.W_U.device)
-    n_pos = probe.recipient_tokens.shape[1]
-    read, trigger = probe.position % n_pos, _trigger_position(probe)
-    if trigger > read:
-        raise ValueError(f"the trigger is at position {trigger}, which position {read}, that is read, does not see.")
+    read, (trigger,) = probe.read_position, probe.differing_positions
     with torch.no_grad():
         runs = (probe.donor_tokens, probe.recipient_tokens)
         gaps = torch.stack([_gap(model, query, key, read, trigger) for query in runs for key in runs])
@@ -114,12 +112,17 @@ def trigger_weights(model: HookedModel, probe: Probe) -> list[TriggerWeights]:
     ]
 
 
-def _trigger_position(probe: Probe) -> int:
-    """The one position where the probe's runs differ; ValueError if it is not one."""
-    differing = (probe.recipient_tokens != probe.donor_tokens).any(dim=0).nonzero().flatten().tolist()
-    if len(differing) != 1:
-        raise ValueError(f"recipient and donor differ at positions {differing}: give a probe that differs at one.")
-    return int(differing[0])
+def why_no_trigger_weights(model: HookedModel, probe: Probe) -> str | None:
+    """Why `trigger_weights` can say nothing; None if it can."""
+    if reason := why_not_exact(model):
+        return f"trigger_weights is for plain one-layer models without norms: {reason}."
+    if len(probe.differing_positions) != 1:
+        differing = list(probe.differing_positions)
+        return f"recipient and donor differ at positions {differing}: give a probe that differs at one."
+    if (trigger := probe.differing_positions[0]) > probe.read_position:
+        read = probe.read_position
+        return f"the trigger is at position {trigger}, which position {read}, that is read, does not see."
+    return None
 
 
 def _gap(model: Any, query_tokens: Tensor, key_tokens: Tensor, read: int, trigger: int) -> Tensor:

@@ -38,7 +38,7 @@ def check(output_dir: Path, run_dirs: Sequence[Path]) -> None:
                 f"output_dir: {path} was changed after a report wrote it; nothing of yours is overwritten, "
                 "move it away or choose another folder"
             )
-    expected = {output_dir / one for one in (*own, *([MANIFEST] if own else []))}
+    expected = {output_dir / name for name in (*own, *([MANIFEST] if own else []))}
     folders = {parent for path in expected for parent in path.parents} - {output_dir, *output_dir.parents}
     staging = output_dir / STAGING
     staged = {str(path.relative_to(staging)) for path in staging.rglob("*") if not path.is_dir() or path.is_symlink()}

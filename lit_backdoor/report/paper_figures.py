@@ -1,14 +1,13 @@
 """The paper's Figures 2 to 8, in its form."""
 
-import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from lit_backdoor.functional import HeadAttribution
-from lit_backdoor.report.measures import triggered
 from lit_backdoor.report.runs import Run
-from lit_backdoor.show.figures import column, draw_attribution
+from lit_backdoor.show.heads import draw_attribution
 
 EXPERIMENTS = {5: (0, 1), 6: (1, 4), 7: (4, 7), 8: (7, 10)}
 """Which of ten experiments each figure shows, from and to (excluded)."""
@@ -18,24 +17,19 @@ STAGES = {"train": ("training", "#0072b2"), "val": ("validation", "#d55e00")}
 
 def first_seeds(runs: Sequence[Run]) -> list[Run]:
     """The run with the lowest seed of each model, the clean one first."""
-    found: dict[int | None, Run] = {}
+    first: dict[int | None, Run] = {}
     for run in runs:
-        found.setdefault(run.p1, run)
-    return list(found.values())
+        first.setdefault(run.p1, run)
+    return list(first.values())
 
 
-def figure_2(runs: Sequence[Run]) -> Figure:
-    """Contributions of the heads to the backdoor logits, a column per model."""
-    return _attributions([{run.name: run.attribution["backdoor"] for run in first_seeds(triggered(runs))}])
-
-
-def figure_4(runs: Sequence[Run]) -> Figure:
-    """Contributions of the heads to the benign logits, a column per model."""
-    return _attributions([{run.name: run.attribution["benign"] for run in first_seeds(runs)}])
+def attribution_figure(runs: Sequence[Run], probe: str) -> Figure:
+    """Figures 2 and 4: contributions of the heads to one rule's logits, a column per model."""
+    return _attributions([{run.name: run.attribution[probe] for run in first_seeds(runs)}])
 
 
 def figures_5_to_8(group: Sequence[Run]) -> dict[int, Figure]:
-    """The same for the first ten seeds of one model: two rows for each experiment, spread over the paper's figures."""
+    """The same for the first ten runs of one model: two rows for each experiment, spread over the paper's figures."""
     figures = {}
     for number, (start, end) in EXPERIMENTS.items():
         experiments = [
@@ -63,25 +57,30 @@ def _attributions(experiments: Sequence[Mapping[str, Sequence[HeadAttribution]]]
     return figure
 
 
-def figure_3(runs: Sequence[Run]) -> Figure:
-    """Log loss, benign and backdoor accuracy against the step, a column per model."""
-    shown = first_seeds(runs)
-    figure = Figure(figsize=(3.1 * len(shown) + 0.5, 6.6), layout="constrained")
-    axes = figure.subplots(3, len(shown), squeeze=False, sharex="col", sharey="row")
-    for position, run in enumerate(shown):
+def training_figure(runs: Sequence[Run]) -> Figure:
+    """Figure 3: log loss and the accuracy of each rule against the step, a column per run."""
+    accuracies = list(
+        dict.fromkeys(name.partition("/")[2] for run in runs for name in run.metrics if name.endswith("_accuracy"))
+    )
+    figure = Figure(figsize=(3.1 * len(runs) + 0.9, 2.2 * (1 + len(accuracies))), layout="constrained")
+    axes = figure.subplots(1 + len(accuracies), len(runs), squeeze=False, sharex="col", sharey="row")
+    for position, run in enumerate(runs):
         for stage, (label, colour) in STAGES.items():
-            steps, losses = column(run.metrics, f"{stage}/loss")
-            logs = [math.log(loss) if loss > 0 else math.nan for loss in losses]
-            axes[0, position].plot(steps, logs, color=colour, linewidth=1, label=label)
-            for row, rule in enumerate(run.task.rule_names, start=1):
-                steps, values = column(run.metrics, f"{stage}/{rule}_accuracy")
-                axes[row, position].plot(steps, values, color=colour, linewidth=1.2)
+            for row, name in enumerate(("loss", *accuracies)):
+                if (column := f"{stage}/{name}") not in run.metrics:
+                    continue
+                points = run.metrics[["step", column]].dropna()
+                values = points[column]
+                if row == 0:
+                    values = np.log(values.where(values > 0))
+                axes[row, position].plot(points["step"], values, color=colour, linewidth=1, label=label)
         axes[0, position].set_title(run.name, fontsize=11)
-        if run.p1 is None:
-            axes[2, position].text(0.5, 0.5, "no backdoor", ha="center", transform=axes[2, position].transAxes)
-        axes[2, position].set_xlabel("optimizer step")
-    for row, name in enumerate(("log loss", "benign accuracy", "backdoor accuracy")):
-        axes[row, 0].set_ylabel(name)
+        axes[-1, position].set_xlabel("optimizer step")
+        for row, name in enumerate(accuracies, start=1):
+            if not any(column.endswith(f"/{name}") for column in run.metrics):
+                axes[row, position].text(0.5, 0.5, "no such rule", ha="center", transform=axes[row, position].transAxes)
+    for row, name in enumerate(("log loss", *accuracies)):
+        axes[row, 0].set_ylabel(name.replace("_", " "))
         if row > 0:
             axes[row, 0].set_ylim(-0.03, 1.05)
     for axis in axes.flat:

@@ -1,70 +1,79 @@
-"""What the paper lacks: figures over seeds, with the heads ordered by role."""
+"""What the paper lacks: figures over seeds, with the heads ordered by rank."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lit_backdoor.functional import shapley_values
-from lit_backdoor.report.measures import accuracies, largest_share, leaders, order_of, triggered
-from lit_backdoor.report.published import paper_by_role, published_table
-from lit_backdoor.report.roles import RoleSet, by_role, head_order, role_set_name, roles_of, shown_sets
+from lit_backdoor.functional import parse_head_set
+from lit_backdoor.report.declared import declared
+from lit_backdoor.report.measures import ALL, by_state, order_of, shapley, specificity
+from lit_backdoor.report.published import paper_table, single_costs
+from lit_backdoor.report.ranks import NONE, n_heads_of, rank_key, rank_set_name, table_1_sets
 from lit_backdoor.report.runs import Run
-from lit_backdoor.report.seed_statistics import summarise
-from lit_backdoor.report.slip import Slip
-from lit_backdoor.report.wording import plural, whole_percent
-from lit_backdoor.show.figures import emergence_figure
+from lit_backdoor.report.seed_statistics import exactly_one_curve
+from lit_backdoor.report.wording import percent, plural
+from lit_backdoor.show.training import emergence_figure
 
-ROLE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#7f7f7f")
-OURS, PAPER, SLIP = "#0072b2", "#d55e00", "#cc79a7"
+RANK_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#7f7f7f")
+OURS, PAPER, FOREIGN = "#0072b2", "#d55e00", "#cc79a7"
+STATE_STYLES = {ALL: "-", "generalised": "--", "fitted": "-.", "not fitted": ":"}
 
 Points = Mapping[str, Sequence[float]]
-"""Of each place on an axis, the numbers of all seeds."""
+"""Of each place on an axis, the numbers of all runs."""
 
 
-def emergence_of(run: Run) -> Figure:
-    """One run: its backdoor accuracy against the step with each head patched alone."""
-    marks = {"benign rule generalised": run.emergence["benign_generalised_step"]}
-    if (head := run.emergence["head"]) is not None:
-        marks[f"{head} alone"] = run.emergence["stable_exclusive_step"]
-    figure = emergence_figure(run.history["backdoor"], "backdoor accuracy", marks)
-    figure.suptitle(run.name, x=0.01, ha="left", fontsize=11)
+def colour_of(rank: int) -> str:
+    """The colour of a rank, counted from 1."""
+    return RANK_COLOURS[(rank - 1) % len(RANK_COLOURS)]
+
+
+def emergence_of(run: Run, probe: str = "backdoor") -> Figure:
+    """One run: its accuracy against the step with each head patched alone."""
+    marks = {}
+    if probe == run.emergence.get("probe"):
+        marks = {"generalised": run.emergence["generalised_step"]}
+        if (head := run.emergence["head"]) is not None:
+            marks[f"{head} alone"] = run.emergence["stable_exclusive_step"]
+    figure = emergence_figure(run.history[probe], f"{run.patching[probe][0].recipient} accuracy", marks)
+    figure.suptitle(run.name if probe == "backdoor" else f"{run.name}: {probe}", x=0.01, ha="left", fontsize=11)
     return figure
 
 
-def seeds_figure(runs: Sequence[Run]) -> Figure:
-    """Every run as a strip of time: which head costs most, when one was alone, when the benign rule generalised.
+def strips_figure(runs: Sequence[Run]) -> Figure:
+    """Every run as a strip of time: which head costs most, when one was alone, when the run generalised.
 
     Beside it stands the largest Shapley share.
     """
-    shown = triggered(runs)
-    n_roles = max(len(order_of(run)) for run in shown)
-    figure = Figure(figsize=(10, 1.5 + 0.36 * len(shown)), layout="constrained")
+    n_ranks = max(len(order_of(run)) for run in runs)
+    figure = Figure(figsize=(10, 1.5 + 0.36 * len(runs)), layout="constrained")
     time, share = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
-    for y, run in enumerate(shown):
-        order, changes = order_of(run), leaders(run)
+    for y, run in enumerate(runs):
+        order = order_of(run)
+        changes = [(change["step"], parse_head_set(change["head"])[0]) for change in run.emergence["leader_changes"]]
         ends = [*(step for step, _ in changes), run.history["backdoor"][-1].step][1:]
         for (step, head), end in zip(changes, ends, strict=True):
-            time.barh(y, end - step, left=step, height=0.62, color=ROLE_COLOURS[order.index(head) % len(ROLE_COLOURS)])
-        for key, marker in (("benign_generalised_step", "v"), ("stable_exclusive_step", "*")):
+            time.barh(y, end - step, left=step, height=0.62, color=colour_of(order.index(head) + 1))
+        for key, marker, size in (("generalised_step", "v", 8), ("stable_exclusive_step", "*", 13)):
             if (step := run.emergence[key]) is not None:
-                size, edge = (13, "white") if marker == "*" else (8, "white")
-                time.plot(step, y, marker, color="black", markersize=size, markeredgecolor=edge, markeredgewidth=0.9)
-        value = largest_share(run.patching["backdoor"])
-        bars = share.barh(y, value, height=0.62, color="#7f7f7f")
-        share.bar_label(bars, [whole_percent(value)], padding=3, fontsize=8)
+                time.plot(step, y, marker, color="black", markersize=size, markeredgecolor="white", markeredgewidth=0.9)
+        if (result := shapley(run)) is not None and result.total:
+            value = max(result.values.values(), key=lambda value: value / result.total) / result.total
+            share.bar_label(
+                share.barh(y, value, height=0.62, color="#7f7f7f"), [percent(value, 0)], padding=3, fontsize=8
+            )
     handles: list[Artist] = [
-        Patch(color=ROLE_COLOURS[role % len(ROLE_COLOURS)], label=f"role {role + 1} costs most")
-        for role in range(n_roles)
+        Patch(color=colour_of(rank), label=f"rank {rank} costs most") for rank in range(1, n_ranks + 1)
     ]
-    handles += time.plot([], [], "kv", linestyle="none", label="benign rule generalised")
-    handles += time.plot([], [], "k*", linestyle="none", markersize=11, label="a head is alone for good")
-    time.set(xlabel="optimizer step", xlim=(0, None), yticks=range(len(shown)), yticklabels=[run.name for run in shown])
+    handles += time.plot([], [], "kv", linestyle="none", label="generalised")
+    handles += time.plot([], [], "k*", linestyle="none", markersize=11, label="one head alone for good")
+    names = [f"{run.name}{f' ({run.state})' if run.state else ''}" for run in runs]
+    time.set(xlabel="optimizer step", xlim=(0, None), yticks=range(len(runs)), yticklabels=names)
     time.invert_yaxis()
-    share.axvline(1 / n_roles, color="black", linewidth=0.8, linestyle=":")
+    share.axvline(1 / n_ranks, color="black", linewidth=0.8, linestyle=":")
     share.set(xlabel="largest Shapley share", xlim=(0, 1.18), xticks=[0, 0.5, 1])
     for axis in (time, share):
         axis.spines[["top", "right"]].set_visible(False)
@@ -72,114 +81,158 @@ def seeds_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def roles_figure(group: Sequence[Run]) -> Figure:
-    """The runs of one P1: what is left after patching, by role."""
-    n_heads = len(order_of(group[0]))
-    tables = [by_role(run.patching["backdoor"], order_of(run)) for run in group]
-    ours = {
-        role_set_name(roles, n_heads): [table[roles].recipient_accuracy for table in tables if roles in table]
-        for roles in shown_sets(n_heads)
-    }
-    series: dict[str, tuple[Points, str]] = {f"ours, {plural(len(group))}": (ours, OURS)}
-    if group[0].p1 == 1 and n_heads == 4:
-        theirs = {role_set_name(roles, n_heads): values for roles, values in paper_by_role().items()}
-        series[f"the paper, {len(published_table('Table 2'))} experiments"] = (theirs, PAPER)
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
+def curve_rows(ours: pd.DataFrame) -> pd.DataFrame:
+    """exactly_one.csv: in which share of the runs exactly one head is costly, by threshold, ours by state, the paper's.
+
+    Args:
+        ours: what patching leaves in the runs of mod 1; see `by_ranks`.
+    """
+    series = [(f"ours, {state}", single_costs(some)) for state, some in by_state(ours)]
+    series.append(("the paper", single_costs(paper_table("Table 2"))))
+    return pd.DataFrame(
+        {"whose": name, "threshold": threshold, "n_runs": len(values), "rate": rate.value,
+         "wilson95_low": rate.low, "wilson95_high": rate.high}
+        for name, values in series
+        for threshold, rate in exactly_one_curve(values, declared().thresholds).items()
+    )  # fmt: skip
+
+
+def curve_figure(curve: pd.DataFrame) -> Figure:
+    """`curve_rows` as lines, with Wilson's bands for all of ours and for the paper's."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
     axis = figure.subplots()
-    _dots(axis, list(ours), series)
-    axis.set(ylabel="backdoor accuracy left", ylim=(-0.04, 1.06), title=f"mod {group[0].p1}: patched heads, by role")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    for name, rows in curve.groupby("whose", sort=False):
+        state = str(name).removeprefix("ours, ")
+        colour = PAPER if name == "the paper" else OURS
+        label = f"{name} ({rows['n_runs'].iloc[0]})"
+        axis.plot(
+            rows["threshold"], rows["rate"], STATE_STYLES.get(state, "-"), color=colour, label=label, linewidth=1.6
+        )
+        if state in (ALL, "the paper"):
+            axis.fill_between(rows["threshold"], rows["wilson95_low"], rows["wilson95_high"], color=colour, alpha=0.15)
+    axis.axvline(declared().threshold, color="black", linewidth=0.8, linestyle=":")
+    axis.set(xlabel="cost from which a head counts as costly", ylabel="share of runs with exactly one", ylim=(0, 1))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def shapley_figure(group: Sequence[Run]) -> Figure:
-    """The runs of one P1 with all sets of heads: Shapley values of the backdoor accuracy, by role, both directions."""
-    n_heads = len(order_of(group[0]))
+def ranks_figure(name: str, sets: pd.DataFrame) -> Figure:
+    """The runs of one model: what is left after patching, by rank.
+
+    Args:
+        name: of the model; with mod 1 stand the paper's experiments.
+        sets: of `head_sets`, or of `foreign_rows`, then with the notebook's bug beside.
+    """
+    n_heads, n_runs = n_heads_of(sets["ranks"]), int((sets["ranks"] == NONE).sum())
+    foreign = "foreign_backdoor_accuracy" in sets
+    ours = _by_rank(sets, "backdoor_accuracy", n_heads)
+    series: dict[str, tuple[Points, str]] = {"patched properly" if foreign else f"ours, {plural(n_runs)}": (ours, OURS)}
+    if foreign:
+        series["with the notebook's bug"] = (_by_rank(sets, "foreign_backdoor_accuracy", n_heads), FOREIGN)
+    elif name == "mod 1" and n_heads == 4:
+        table = paper_table("Table 2")
+        theirs = {rank_set_name(ranks, 4): table[ranks].tolist() for ranks in table}
+        series[f"the paper, {len(table)} experiments"] = (theirs, PAPER)
+    return _dots_figure(f"{name}, {plural(n_runs)}", "backdoor accuracy left", series, (-0.04, 1.06))
+
+
+def shapley_figure(name: str, rows: pd.DataFrame) -> Figure:
+    """The runs of one model: Shapley values of the backdoor accuracy, by rank, both directions."""
+    values = rows[rows["kind"] == "value"]
     names = {"needed": ("benign heads into the triggered run", OURS), "sufficient": ("the other way round", PAPER)}
     series: dict[str, tuple[Points, str]] = {}
     for direction, (label, colour) in names.items():
-        values = [shapley_values(accuracies(run)[direction]).values for run in group]
-        points = {
-            f"Role {role + 1}": [one[order_of(run)[role]] for run, one in zip(group, values, strict=True)]
-            for role in range(n_heads)
-        }
-        series[label] = (points, colour)
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axis = figure.subplots()
-    _dots(axis, [f"Role {role + 1}" for role in range(n_heads)], series)
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(ylabel="change of the backdoor accuracy", title=f"mod {group[0].p1}: Shapley values, {plural(len(group))}")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return figure
+        some = values[values["direction"] == direction].sort_values("ranks")
+        series[label] = ({f"Rank {ranks}": column.tolist() for ranks, column in some.groupby("ranks")["value"]}, colour)
+    return _dots_figure(f"{name}: Shapley values", "change of the backdoor accuracy", series, None)
 
 
-def all_sets_figure(group: Sequence[Run]) -> Figure:
-    """The runs of one P1: all sets of heads by role, in both directions."""
-    n_heads = len(order_of(group[0]))
-    figure = Figure(figsize=(9, 1.3 + 0.3 * 2**n_heads), layout="constrained")
+def all_sets_figure(name: str, sets: pd.DataFrame) -> Figure:
+    """The runs of one model: all sets of heads by rank, in both directions; bars are medians, dots runs."""
+    places = sorted(sets["ranks"].unique(), key=rank_key)
+    n_heads = rank_key(places[-1])[0]
+    figure = Figure(figsize=(9, 1.3 + 0.3 * len(places)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    titles = {
-        "needed": "benign heads into the triggered run:\nwhat is left",
-        "sufficient": "triggered heads into the benign run:\nwhat is brought",
-    }
-    for axis, (direction, title) in zip(axes, titles.items(), strict=True):
-        tables = [
-            {roles_of(heads, order_of(run)): value for heads, value in accuracies(run)[direction].items()}
-            for run in group
-        ]
-        sets: list[RoleSet] = sorted(tables[0], key=lambda roles: (len(roles), roles))
-        for y, roles in enumerate(sets):
-            values = [table[roles] for table in tables]
-            ours = summarise(values)
-            axis.barh(y, ours.mean, height=0.7, color=OURS if direction == "needed" else PAPER, alpha=0.35)
+    panels = (
+        ("benign heads into the triggered run:\nwhat is left", "backdoor_accuracy", OURS),
+        ("triggered heads into the benign run:\nwhat they bring", "backdoor_accuracy_of_benign_run", PAPER),
+    )
+    for axis, (title, column, colour) in zip(axes, panels, strict=True):
+        for y, ranks in enumerate(places):
+            values = sets.loc[sets["ranks"] == ranks, column]
+            axis.barh(y, values.median(), height=0.7, color=colour, alpha=0.35)
             axis.plot(values, [y] * len(values), "o", color="black", markersize=2.5, alpha=0.6)
-            if ours.n > 1:
-                axis.plot([ours.low, ours.high], [y, y], color="black", linewidth=1.4)
-        axis.set(title=title, xlabel="backdoor accuracy", xlim=(0, 1.02), yticks=range(len(sets)))
-        axis.title.set_fontsize(10)
-        axis.set_yticklabels([role_set_name(roles, n_heads) for roles in sets])
+        axis.set_title(title, fontsize=10)
+        axis.set(xlabel="backdoor accuracy", xlim=(0, 1.02), yticks=range(len(places)))
+        axis.set_yticklabels([rank_set_name(ranks, n_heads) for ranks in places])
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
-    axes[0].set_ylabel(f"mod {group[0].p1}: patched heads, by role")
+    axes[0].set_ylabel(f"{name}: patched heads, by rank")
     return figure
 
 
-def slip_figure(found: Sequence[Slip]) -> Figure:
-    """One P1: Table 1 by role, patched properly and with another model's embeddings."""
-    n_heads = len(head_order(found[0].proper))
-    names = {roles: role_set_name(roles, n_heads) for roles in shown_sets(n_heads)}
-    series: dict[str, tuple[Points, str]] = {}
-    for label, colour in (("patched properly", OURS), ("the notebook's way", SLIP)):
-        tables = [by_role(one.proper if colour == OURS else one.slipped, head_order(one.proper)) for one in found]
-        series[label] = (
-            {name: [table[roles].recipient_accuracy for table in tables] for roles, name in names.items()},
-            colour,
-        )
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+def specificity_figure(name: str, group: Sequence[Run]) -> Figure:
+    """The runs of one model: what each head costs the backdoor against what it costs the benign rule.
+
+    One dot per head at the end, the costliest of its run ringed; a trail over training where the run has a table.
+    """
+    limits = declared()
+    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
     axis = figure.subplots()
-    _dots(axis, list(names.values()), series)
-    axis.set(ylabel="backdoor accuracy", ylim=(-0.04, 1.06), title=f"mod {found[0].run.p1}, {plural(len(found))}")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    axis.axvspan(limits.necessary, 1.05, ymax=(limits.specific + 0.05) / 1.1, color="#009e73", alpha=0.15, linewidth=0)
+    axis.annotate("necessary and specific", (1.03, 0.0), ha="right", va="center", fontsize=8, color="#00664b")
+    for run in group:
+        for rank, head in enumerate(order_of(run), start=1):
+            both = specificity(run).get(head)
+            if both is None:
+                continue
+            if "head_specificity" in run.tables:
+                trail = run.tables["head_specificity"].query(f"layer == {head.layer} and head == {head.head}")
+                axis.plot(trail["cost"], trail["donor_cost"], color=colour_of(rank), linewidth=0.7, alpha=0.4)
+            edge = {"markeredgecolor": "black", "markersize": 8} if rank == 1 else {"markersize": 6}
+            axis.plot(both.cost, both.donor_cost, "o", color=colour_of(rank), alpha=0.8, **edge)
+    for rank in range(1, len(order_of(group[0])) + 1):
+        axis.plot([], [], "o", color=colour_of(rank), label=f"rank {rank}")
+    axis.set(xlabel="cost to the backdoor", ylabel="cost to the benign rule", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+    axis.set_title(f"{name}, {plural(len(group))}", fontsize=11)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
-def _dots(axis: Axes, places: Sequence[str], series: Mapping[str, tuple[Points, str]]) -> None:
-    """Every seed's number as a dot, the mean with its 95% interval beside; series side by side."""
+def _by_rank(frame: pd.DataFrame, column: str, n_heads: int) -> Points:
+    return {
+        rank_set_name(ranks, n_heads): frame.loc[frame["ranks"] == ranks, column].tolist()
+        for ranks in table_1_sets(n_heads)
+    }
+
+
+def _dots_figure(
+    title: str, ylabel: str, series: Mapping[str, tuple[Points, str]], limits: tuple[float, float] | None
+) -> Figure:
+    """Every run's number as a dot, a bar at the median; series side by side."""
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axis = figure.subplots()
+    places = list(next(iter(series.values()))[0])
     width = 0.7 / len(series)
     for index, (label, (points, colour)) in enumerate(series.items()):
         for x, place in enumerate(places):
-            values = points.get(place, ())
+            values = sorted(points.get(place, ()))
             if not values:
                 continue
             centre = x + (index - (len(series) - 1) / 2) * width
-            spread = np.linspace(-0.22, 0.1, len(values)) * width if len(values) > 1 else [0.0]
-            size = 3.5 if len(values) > 1 else 6
-            axis.plot(centre + np.asarray(spread), sorted(values), "o", color=colour, markersize=size, alpha=0.55)
-            ours = summarise(values)
-            if ours.n > 1:
-                ends = [[ours.mean - ours.low], [ours.high - ours.mean]]
-                axis.errorbar(centre + 0.3 * width, ours.mean, ends, fmt="D", color=colour, markersize=4.5, capsize=2.5)
-        axis.plot([], [], "o", color=colour, markersize=4, label=label)
-    axis.set(xticks=range(len(places)), xticklabels=[place.replace(" ", "\n", 1) for place in places])
+            spread = np.linspace(-0.3, 0.3, len(values)) * width if len(values) > 1 else [0.0]
+            axis.plot(centre + np.asarray(spread), values, "o", color=colour, markersize=3.5, alpha=0.6)
+            axis.hlines(np.median(values), centre - 0.42 * width, centre + 0.42 * width, color=colour, linewidth=2)
+        axis.plot([], [], "o-", color=colour, markersize=4, label=label)
+    axis.set(xticks=range(len(places)), xticklabels=[place.replace(" ", "\n", 1) for place in places], ylabel=ylabel)
+    if limits is None:
+        axis.axhline(0, color="black", linewidth=0.8)
+    else:
+        axis.set_ylim(*limits)
+    axis.set_title(title, fontsize=11)
     axis.tick_params("x", labelsize=8.5)
     axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure

@@ -18,9 +18,6 @@ from scipy import stats
 
 Verdict = Literal["agrees", "differs", "inconclusive"]
 
-THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(18))
-"""0.1 to 0.95: the costs from which on a head may be called costly."""
-
 ROUNDS = 10_000
 """Regroupings and resamples, where all would be too many."""
 
@@ -170,29 +167,17 @@ def westfall_young(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[fl
     return [float(p_values[list(order).index(measure)]) for measure in range(n_measures)]
 
 
-def exactly_one_curve(
-    costs: Sequence[Sequence[float]], thresholds: Sequence[float] = THRESHOLDS
-) -> dict[float, Interval]:
+def exactly_one_curve(costs: Sequence[Sequence[float]], thresholds: Sequence[float]) -> dict[float, Interval]:
     """In which share of the runs exactly one head is costly, at each threshold, with Wilson's interval.
 
     Args:
         costs: above the floor, [run, head].
+        thresholds: costs from which on a head may be called costly.
     """
     return {
         threshold: wilson(sum(sum(cost >= threshold for cost in run) == 1 for run in costs), len(costs))
         for threshold in thresholds
     }
-
-
-def permutation_test(one: Sequence[float], other: Sequence[float]) -> float:
-    """Two-sided P value for "both have the same mean", of a single measure; see `westfall_young`."""
-    return westfall_young([[value] for value in one], [[value] for value in other])[0] if one or other else math.nan
-
-
-def fisher_exact(successes: int, n: int, other_successes: int, other_n: int) -> float:
-    """Two-sided P value for "both have the same rate" (Fisher's exact test)."""
-    table = [[successes, n - successes], [other_successes, other_n - other_successes]]
-    return float(stats.fisher_exact(table).pvalue)
 
 
 @lru_cache(maxsize=4096)
@@ -210,8 +195,8 @@ def _bca(*samples: tuple[float, ...]) -> Interval:
         return Interval(value, math.nan, math.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the interval is NaN then, which we pass on
-        found = stats.bootstrap(samples, statistic, n_resamples=ROUNDS, method="BCa", rng=np.random.default_rng(0))
-    return Interval(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
+        result = stats.bootstrap(samples, statistic, n_resamples=ROUNDS, method="BCa", rng=np.random.default_rng(0))
+    return Interval(value, *map(float, result.confidence_interval))
 
 
 def _regroupings(n: int, n_all: int) -> np.ndarray:

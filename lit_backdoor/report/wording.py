@@ -2,63 +2,61 @@
 
 import math
 from collections.abc import Sequence
+from statistics import median
+from typing import Any
 
-from lit_backdoor.report.seed_statistics import summarise
+import pandas as pd
+
+from lit_backdoor.report.seed_statistics import Interval
 
 NOTHING = "\N{EN DASH}"
 """What stands where there is no number."""
 
 
-class Highlighted(str):
-    """A table cell to point out."""
+def percent(share: float | None, digits: int = 2) -> str:
+    """`2.75%`, or `NOTHING`."""
+    return NOTHING if share is None or pd.isna(share) else f"{share:.{digits}%}"
 
 
-def percent(share: float) -> str:
-    """``2.75%``, or ``NOTHING``."""
-    return NOTHING if math.isnan(share) else f"{share:.2%}"
-
-
-def whole_percent(share: float) -> str:
-    """``44%``, or ``NOTHING``."""
-    return NOTHING if math.isnan(share) else f"{share:.0%}"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """``1.15``, ``20,000`` without digits, or ``NOTHING``."""
-    if value is None or math.isnan(value):
+def number(value: Any, digits: int = 2) -> str:
+    """`1.15`, `20,000` without digits, or `NOTHING`."""
+    if value is None or pd.isna(value):
         return NOTHING
-    return f"{value:,.0f}" if digits == 0 else f"{value:.{digits}f}"
+    return f"{value:,.0f}" if digits == 0 else f"{value:,.{digits}f}"
 
 
-def mean_percent(values: Sequence[float]) -> str:
-    """Mean and 95% interval of shares: ``20.4% [9.2, 31.6]``."""
-    ours = summarise(values)
-    if math.isnan(ours.low):
-        return percent(ours.mean)
-    return f"{ours.mean:.1%} [{100 * ours.low:.1f}, {100 * ours.high:.1f}]"
+def percent_span(values: Sequence[float], digits: int = 1) -> str:
+    """Median, and from smallest to largest: `13.8% [1.3 to 20.6]`."""
+    known = [value for value in values if not math.isnan(value)]
+    if len(set(known)) < 2:
+        return percent(known[0] if known else None, digits)
+    return f"{median(known):.{digits}%} [{100 * min(known):.{digits}f} to {100 * max(known):.{digits}f}]"
 
 
-def range_of(values: Sequence[float], digits: int = 2) -> str:
-    """Smallest to largest."""
-    ends = dict.fromkeys(number(end, digits) for end in (min(values), max(values))) if values else [NOTHING]
+def span(values: Sequence[float], digits: int = 0, unit: float = 1) -> str:
+    """From smallest to largest; with `unit` 100, in percent."""
+    known = [unit * value for value in values if not pd.isna(value)]
+    ends = dict.fromkeys(number(end, digits) for end in (min(known), max(known))) if known else [NOTHING]
     return " to ".join(ends)
 
 
-def percent_span(values: Sequence[float]) -> str:
-    """Smallest to largest, as percentages."""
-    return " to ".join(dict.fromkeys(percent(end) for end in (min(values), max(values)))) if values else NOTHING
+def interval(value: Interval, digits: int = 2, unit: float = 1) -> str:
+    """`1.62 [0.49, 2.42]`; with `unit` 100, in percentage points."""
+    if math.isnan(value.low):
+        return number(unit * value.value, digits)
+    return f"{unit * value.value:.{digits}f} [{unit * value.low:.{digits}f}, {unit * value.high:.{digits}f}]"
 
 
-def plural(n: int, noun: str = "seed") -> str:
-    """``10 seeds``."""
+def plural(n: int, noun: str = "run") -> str:
+    """`10 runs`."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def count(k: int, n: int, noun: str = "seed") -> str:
-    """``3 of 10 seeds``."""
+def count(k: int, n: int, noun: str = "run") -> str:
+    """`3 of 10 runs`."""
     return f"{k} of {plural(n, noun)}"
 
 
 def enumerate_words(words: Sequence[str]) -> str:
-    """``a, b and c``."""
+    """`a, b and c`."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 
+from lit_backdoor.datamodule import SPLIT_OPTIONS
 from lit_backdoor.model import build_model
 from lit_backdoor.runs.file_names import LAST, PREVIOUS, STEP_CHECKPOINTS
 from lit_backdoor.task import Task
@@ -29,6 +31,26 @@ MODEL_OPTIONS = (
 SCHEDULED = {"lr", "momentum", "betas"}
 """Options of an optimizer that a schedule changes while it trains."""
 REQUIRED = ("state_dict", "global_step", "hyper_parameters", "datamodule_hyper_parameters")
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model and where it comes from.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        task: what it was trained on; None for a task that is not ours.
+        step: optimizer steps that made the weights.
+        seed: of the weights; None if it is not known.
+        split: arguments of :func:`lit_backdoor.task.split_examples` that say which examples trained; empty for the
+            default, as that of the models that ship.
+    """
+
+    model: "HookedTransformer"
+    task: Task | None
+    step: int
+    seed: int | None
+    split: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -80,8 +102,8 @@ def _earlier(path: Path) -> list[Path]:
     return [candidate for candidate in candidates if candidate.is_file()]
 
 
-def load_model(path: Path) -> "tuple[HookedTransformer, Task, int]":
-    """The model of a checkpoint, the task it was trained on, and the optimizer steps that made it.
+def load_model(path: Path) -> StoredModel:
+    """The model of a checkpoint.
 
     Raises:
         ValueError: in one line, if the file is not such a checkpoint, or its weights are missing, of another shape,
@@ -100,7 +122,9 @@ def load_model(path: Path) -> "tuple[HookedTransformer, Task, int]":
     weights = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
     check_weights(path, weights, model)
     model.load_state_dict(weights)
-    return model.eval(), task, checkpoint["global_step"]
+    data = checkpoint["datamodule_hyper_parameters"]
+    split = {argument: data[option] for option, argument in SPLIT_OPTIONS.items() if option in data}
+    return StoredModel(model.eval(), task, checkpoint["global_step"], hyper_parameters.get("seed_everything"), split)
 
 
 def require_memory_for(d_vocab: int, sizes: Mapping[str, Any], weights: Mapping[str, Any]) -> None:

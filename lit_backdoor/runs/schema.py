@@ -3,7 +3,7 @@
 Most fields are a column of their own name. The others:
 
 - a `Head` is two columns, `layer` and `head`;
-- a set of heads or edges is text, `L0H0+L0H2`, `trigger>L0H2.Q+L0H2>mlp`;
+- a set of heads, edges or frequencies is text, `L0H0+L0H2`, `trigger>L0H2.Q+L0H2>mlp`, `3+14`;
 - `recipient_accuracy` and `donor_accuracy` bear the names of recipient and donor: `backdoor_accuracy`;
 - `extra` is a column for each of the probe's own metrics.
 """
@@ -19,23 +19,50 @@ from lit_backdoor.functional import (
     EdgeSet,
     Head,
     HeadAttribution,
+    HeadProgress,
     HeadSet,
+    HeadSpecificity,
+    NeuronCounts,
     PatchingResult,
     PathPatchingResult,
+    PositionAttention,
     edge_set_name,
     head_set_name,
     parse_edge_set,
     parse_head_set,
 )
-from lit_backdoor.runs.file_names import HEAD_ATTRIBUTION, HEAD_PATCHING, LOSS_SPIKES, METRICS, PATH_PATCHING
+from lit_backdoor.functional.results import Frequencies
+from lit_backdoor.runs.file_names import (
+    ATTENTION,
+    HEAD_ATTRIBUTION,
+    HEAD_PATCHING,
+    HEAD_SPECIFICITY,
+    LOSS_SPIKES,
+    METRICS,
+    NEURONS,
+    PATH_PATCHING,
+    PROGRESS_MEASURES,
+)
 
 Value = str | int | float
 Row = Mapping[str, str]
 Result = TypeVar("Result")
 
+
+def frequencies_name(frequencies: Frequencies) -> str:
+    """Whole numbers to `"none"` or `"3+14"`, ascending."""
+    return "+".join(map(str, sorted(set(frequencies)))) or "none"
+
+
+def parse_frequencies(name: str) -> Frequencies:
+    """The way back; ValueError if `name` is none."""
+    return () if name == "none" else tuple(sorted({int(number) for number in name.split("+")}))
+
+
 SETS: Mapping[Any, tuple[Callable[[Any], str], Callable[[str], Any], str]] = {
     HeadSet: (head_set_name, parse_head_set, "heads, such as L0H0+L0H2, or none"),
     EdgeSet: (edge_set_name, parse_edge_set, "edges, such as trigger>L0H2.Q+L0H2>mlp, or none"),
+    Frequencies: (frequencies_name, parse_frequencies, "whole numbers, such as 3+14, or none"),
 }
 """How a set is written and read, and what may be written."""
 
@@ -48,7 +75,7 @@ class Column:
 
     Attributes:
         name: as in the file's first line; for `recipient_accuracy` and `donor_accuracy` the field's name.
-        kind: `int`, `float`, `str`, `HeadSet` or `EdgeSet`.
+        kind: `int`, `float`, `str`, or one of `SETS`.
         share: whether its numbers lie in 0..1.
         nan: whether a number may be NaN.
         blank: whether a cell may be empty.
@@ -166,6 +193,10 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     HEAD_ATTRIBUTION: columns(HeadAttribution),
     HEAD_PATCHING: columns(PatchingResult),
     PATH_PATCHING: columns(PathPatchingResult),
+    ATTENTION: columns(PositionAttention),
+    HEAD_SPECIFICITY: columns(HeadSpecificity),
+    NEURONS: columns(NeuronCounts),
+    PROGRESS_MEASURES: columns(HeadProgress),
     LOSS_SPIKES: (
         Column("step", int),
         Column("peak_step", int),

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_backdoor.functional import PatchingResult
+from lit_backdoor.functional import AttentionShift, PatchingResult, PositionAttention, attention_moved, capture_record
 from lit_backdoor.functional.verdict import AllSets, verdict_record
-from lit_backdoor.runs.file_names import EMERGENCE, HEAD_PATCHING, METRICS
-from lit_backdoor.runs.schema import read_results
+from lit_backdoor.runs.file_names import ATTENTION, EMERGENCE, HEAD_PATCHING, METRICS
+from lit_backdoor.runs.schema import Row, read_results
 from lit_backdoor.runs.tables import curves, history, read_table, rows_by_step
 
 OLDER_KEY = "backdoor_head"
@@ -32,7 +32,7 @@ def read_verdict(run_dir: Path) -> Any:
         return verdict
     probe, metrics = verdict["probe"], curves(read_table(run_dir / METRICS))
     if probe is None:
-        return verdict_record(None, [], None, metrics, threshold=verdict["threshold"])
+        return verdict_record(None, [], None, metrics, threshold=verdict["threshold"]) | capture_record([], None)
     rows = read_table(run_dir / HEAD_PATCHING)
     scores = history(rows, probe)
     if not scores:
@@ -43,4 +43,14 @@ def read_verdict(run_dir: Path) -> Any:
     if complete:
         all_sets = AllSets(complete[-1], {one.heads: one.recipient_accuracy for one in by_step[complete[-1]]})
     floor = by_step[scores[0].step][0].floor
-    return verdict_record(probe, scores, all_sets, metrics, floor, verdict["threshold"])
+    anew = verdict_record(probe, scores, all_sets, metrics, floor, verdict["threshold"])
+    return anew | capture_record(_attention_shifts(run_dir / ATTENTION, probe), anew["first_cost_step"])
+
+
+def _attention_shifts(path: Path, probe: str) -> list[AttentionShift]:
+    """From attention.csv; none where it is not there."""
+    by_step: dict[int, list[Row]] = {}
+    for row in read_table(path) if path.exists() else ():
+        if row["probe"] == probe:
+            by_step.setdefault(int(row["step"]), []).append(row)
+    return [AttentionShift(step, attention_moved(read_results(PositionAttention, by_step[step]))) for step in by_step]

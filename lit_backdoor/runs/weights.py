@@ -6,37 +6,19 @@ A file holds the parameters of a hooked model that are not all zero, and as JSON
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lit_backdoor.model import build_model
-from lit_backdoor.runs.checkpoints import MODEL_OPTIONS, require_memory_for
+from lit_backdoor.runs.checkpoints import MODEL_OPTIONS, StoredModel, require_memory_for
 from lit_backdoor.runs.file_names import STEP_WEIGHTS, WEIGHTS_DIR
 from lit_backdoor.runs.tables import replace_file
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """A model and where it comes from.
-
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        task: what it was trained on; None for a task that is not ours.
-        step: optimizer steps that made the weights.
-        seed: of the weights; None if it is not known.
-    """
-
-    model: "HookedTransformer"
-    task: Task | None
-    step: int
-    seed: int | None
 
 
 def describe_model(

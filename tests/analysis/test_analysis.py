@@ -6,33 +6,50 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformer_lens import HookedTransformer
 
-from lit_backdoor.analysis.measure import analyze, rule_heads
-from lit_backdoor.analysis.output import analysis_markdown, analysis_summary
-from lit_backdoor.functional import Head
+from lit_backdoor.analysis.document import analysis_markdown
+from lit_backdoor.analysis.measure import Analysis, rule_heads
+from lit_backdoor.analysis.measure import analyze as analyze_with
+from lit_backdoor.analysis.terminal import analysis_summary
+from lit_backdoor.functional import Head, edge_set_name
+from lit_backdoor.task import Task, split_examples
 from tests.helpers import QUIET
 from tests.helpers.known_head import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
 from tests.helpers.runs import Cli, contents, read_rows
 
 
+def analyze(model: HookedTransformer, task: Task, step: int) -> Analysis:
+    return analyze_with(model, task, step, split_examples(task)[0])
+
+
 def test_every_method_finds_the_known_head() -> None:
     analysis = analyze(hand_built(), TASK, step=0)
-    found = {one.heads: one for one in analysis.patching["backdoor"]["resample"]}
+    backdoor = analysis.probes["backdoor"]
+    found = {one.heads: one for one in backdoor.patching["resample"]}
     known = Head(0, KNOWN_HEAD)
     # the trigger is told apart by the known head alone: with it patched, the answer is 3 everywhere
     for heads, result in found.items():
         assert result.recipient_accuracy == (0.0 if known in heads else 1.0), heads
-    assert analysis.smallest["backdoor"] == (known,)
-    shapley = analysis.shapley["backdoor"]["backdoor_accuracy"]
+    assert backdoor.smallest == (known,)
+    shapley = backdoor.shapley["backdoor_accuracy"]
     assert {head for head, value in shapley.values.items() if abs(value) > 1e-12} == {known}
-    attribution = max(analysis.attribution["backdoor"], key=lambda one: one.mean_logit)
+    attribution = max(backdoor.attribution, key=lambda one: one.mean_logit)
     assert attribution.head == known and attribution.top_count == attribution.n_examples
-    parts = dict(analysis.parts["backdoor"])
+    parts = dict(backdoor.parts)
     assert parts.pop("sum = mean logit") == pytest.approx(math.fsum(parts.values()))
-    assert analysis.chance["backdoor"] == pytest.approx(1 / 7)
-    assert analysis.attention["backdoor"][0, KNOWN_HEAD, 2] == pytest.approx(1.0, abs=1e-6)
+    assert backdoor.chance == pytest.approx(1 / 7)
+    (own,) = [one for one in backdoor.attention if one.head == known and one.position == 2]
+    assert own.attention == pytest.approx(1.0, abs=1e-6)
+    # the trigger is a value of the known head alone, and the logits read what it writes
+    costly = {one.group or edge_set_name(one.edges) for one in backdoor.paths if one.recipient_accuracy < 1}
+    assert costly == {"V", "QKV", "A_logits", "trigger>L0H2.V", "L0H2>logits"}
+    costs = {one.head: one.cost for one in backdoor.specificity}
+    assert costs == pytest.approx(
+        {head: 7 / 6 * (head == known) for head in costs}
+    )  # even what both runs share is lost
     # what suffices: the known head alone brings the trigger's answer into the benign run
-    (moved,) = [one for one in analysis.patching["benign"]["resample"] if one.heads == (known,)]
+    (moved,) = [one for one in analysis.probes["benign"].patching["resample"] if one.heads == (known,)]
     assert moved.donor_accuracy == 1.0
     assert "L0H2" in analysis_summary(analysis, None)
     assert "| Head 3 |" in analysis_markdown(analysis)
@@ -40,7 +57,7 @@ def test_every_method_finds_the_known_head() -> None:
 
 def test_two_triggers_are_told_apart() -> None:
     analysis = analyze(two_triggers(), TWO_TRIGGERS, step=0)
-    assert list(analysis.attribution) == ["benign", "backdoor", "rule2"]
+    assert list(analysis.of_rules) == ["benign", "backdoor", "rule2"]
     rules = rule_heads(analysis)
     for rule, head in (("backdoor", KNOWN_HEAD), ("rule2", SECOND_HEAD)):
         assert rules[rule].smallest == (Head(0, head),)
@@ -62,12 +79,13 @@ def test_the_command_writes_everything_and_overwrites_nothing(
     capsys.readouterr()
     assert cli("analyze", "--ckpt_path", last, "--output_dir", "out") == 0
     printed = capsys.readouterr().out
-    assert len(printed.strip().splitlines()) < 25 and "smallest set" in printed
+    assert len(printed.strip().splitlines()) < 30 and "smallest set" in printed
     out = Path("out")
     files = set(contents(out))
     figures = ("figure_2_attribution_backdoor", "figure_4_attribution_benign", "all_sets_of_heads")
-    figures += ("attention_from_last_position",)
+    figures += ("attention_from_last_position", "attention_shift", "circuit_backdoor", "neurons", "specificity")
     tables = {"head_attribution.csv", "head_patching.csv", "head_shapley.csv", "tables.md"}
+    tables |= {"path_patching.csv", "attention.csv", "head_specificity.csv", "neurons.csv", "progress_measures.csv"}
     assert files == tables | {f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")}
     rows = read_rows(out / "head_patching.csv")
     assert len(rows) == 2 * 3 * 16 and {row["step"] for row in rows} == {"120"}

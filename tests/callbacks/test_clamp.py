@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_backdoor.callbacks import ContractError, HeadClamp, HeadPatchingMonitor
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.functional.clamp import head_parameters
-from lit_backdoor.functional.hooked import Head
+from lit_backdoor.functional.heads import Head
 from lit_backdoor.module import BackdoorModule
 from tests.helpers.both_kinds import KINDS
 from tests.helpers.copy_task import CopyData, CopyModule, copy_probes, train

@@ -27,8 +27,9 @@ from tests.helpers.runs import Cli, read_events, read_rows
 def test_the_tables_of_a_run_agree_with_the_functions_on_its_checkpoint(cli: Cli, debug_config: Path) -> None:
     assert cli("fit", "--config", debug_config, "--trainer.max_steps", 250, *QUIET) == 0
     run = Path("lightning_logs/version_0")
-    model, task, step = load_model(run / "checkpoints" / "last.ckpt")
-    assert step == 250
+    stored = load_model(run / "checkpoints" / "last.ckpt")
+    model, task = stored.model, stored.task
+    assert stored.step == 250 and task is not None
 
     attribution = read_rows(run / "head_attribution.csv")
     columns = ["step", "probe", "layer", "head", "mean_logit", "mean_logit_centered", "top_count", "n_examples"]

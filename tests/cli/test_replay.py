@@ -15,7 +15,11 @@ from tests.helpers import CONFIGS
 from tests.helpers.refusals import assert_refused
 from tests.helpers.runs import Cli, contents, read_events, read_rows, scalars, train_run
 
-TABLES = ("head_attribution.csv", "head_patching.csv", "emergence.json")
+TABLES = ("head_attribution.csv", "head_patching.csv", "path_patching.csv", "attention.csv", "head_specificity.csv")
+TABLES += ("neurons.csv", "progress_measures.csv", "emergence.json")
+TAGS = ("patching", "attribution", "paths", "attention", "specificity", "neurons", "progress")
+SPLIT = ["--data.split_seed=3", "--data.split=pairs"]
+"""Other than the default: progress measures know which pairs train."""
 DENSE = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 25, 28, 32, 40, 48, 50, 75, 100, 110]
 
 
@@ -24,15 +28,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """110 steps of debug.yaml, with a dense beginning."""
     folder = tmp_path_factory.mktemp("replay") / "runs" / "live"
     options = ["--trainer.max_steps=110", "--trainer.val_check_interval=25"]
-    for name in ("monitors.attribution", "monitors.patching", "weights"):
+    options += SPLIT
+    for name in ("monitors.attribution", "monitors.patching", "monitors.attention", "weights"):
         options += [f"--{name}.every_n_steps=25", f"--{name}.dense_until=50"]
+    for name in ("paths", "specificity", "neurons", "progress"):
+        options.append(f"--monitors.{name}.every_n_steps=50")
+    options += ["--monitors.paths.max_examples=100", "--monitors.paths.full_every_n_steps=100"]
     return train_run(folder, *options)
 
 
 def assert_same_as_live(live: Path, replayed: Path) -> None:
     for name in TABLES:
         assert (replayed / name).read_bytes() == (live / name).read_bytes(), name
-    points = {tag: values for tag, values in scalars(live).items() if tag.startswith(("patching", "attribution"))}
+    points = {tag: values for tag, values in scalars(live).items() if tag.startswith(TAGS)}
     assert scalars(replayed) == points
     ours, theirs = read_events(live).Tags(), read_events(replayed).Tags()
     assert ours["images"] == theirs["images"]
@@ -165,7 +173,7 @@ def too_many_tokens() -> object:
 
 
 def test_a_continued_run_keeps_the_weights_of_an_undisturbed_one(cli: Cli, run: Path, tmp_path: Path) -> None:
-    options = ["--trainer.val_check_interval=25", "--weights.every_n_steps=25", "--weights.dense_until=50"]
+    options = [*SPLIT, "--trainer.val_check_interval=25", "--weights.every_n_steps=25", "--weights.dense_until=50"]
     live = train_run(tmp_path / "runs" / "two", "--trainer.max_steps=60", *options)
     last = live / "checkpoints" / "last.ckpt"
     assert list(kept_weights(live)) == [step for step in DENSE if step < 60] + [60]

@@ -20,11 +20,11 @@ from lit_backdoor.functional import (
     head_gradients,
     logit_parts,
     mean_attention,
-    no_shortcut,
     patch_heads,
     patch_paths,
     patched_path_logits,
     weight_norms,
+    why_no_shortcut,
 )
 from lit_backdoor.functional.last_position import why_not_exact
 from tests.helpers import by_hand
@@ -158,7 +158,7 @@ def test_paths_of_both_kinds_are_the_same(shape: dict[str, Any]) -> None:
 
 def test_the_shortcut_is_for_hooked_transformers_alone() -> None:
     bridge = make_model("TransformerBridge", n_layers=1)
-    assert no_shortcut(bridge) == "TransformerBridge has a forward pass of its own"
+    assert why_no_shortcut(bridge) == "TransformerBridge has a forward pass of its own"
     assert why_not_exact(bridge) == "not a HookedTransformer"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_backdoor.callbacks import EmergenceMonitor, HeadAttributionMonitor, HeadPatchingMonitor
-from lit_backdoor.functional import HookedModel, Probe, attribute_heads, logit_parts, no_shortcut, patch_heads
+from lit_backdoor.functional import HookedModel, Probe, attribute_heads, logit_parts, patch_heads, why_no_shortcut
 from tests.helpers.both_kinds import VOCAB
 from tests.helpers.copy_task import copy_probes
 
@@ -77,7 +77,7 @@ def test_the_functions_need_nothing_else(n_layers: int, wrap: Callable[[OwnModel
     hooked = wrap(model)
     assert isinstance(hooked, HookedModel)
     probe.check(hooked)
-    assert no_shortcut(hooked) is not None
+    assert why_no_shortcut(hooked) is not None
     parts = logit_parts(hooked, probe)
     with torch.no_grad():
         logits = model(probe.recipient_tokens)[:, -1]

@@ -285,9 +285,9 @@ def test_torchs_threads_are_left_as_they_are(tmp_path: Path, kind: str, n_layers
             return super().training_step(batch, batch_idx)
 
     class Monitor(HeadPatchingMonitor):
-        def probe(self, *args: Any, **kwargs: Any) -> Any:
+        def measure(self, *args: Any, **kwargs: Any) -> Any:
             in_probes.add(torch.get_num_threads())
-            return super().probe(*args, **kwargs)
+            return super().measure(*args, **kwargs)
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)

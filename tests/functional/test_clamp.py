@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_backdoor.functional.clamp import Clamp, clamped, head_parameters
-from lit_backdoor.functional.hooked import Head, head_set
+from lit_backdoor.functional.heads import Head, head_set
 from lit_backdoor.functional.last_position import last_position_logits, why_not_exact
 from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.token_layout import TokenLayout

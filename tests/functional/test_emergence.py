@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from lit_backdoor.functional import (
     patch_heads,
 )
 from lit_backdoor.functional.moments import first_moment, stable_moment
+from tests.helpers.runs import read_rows
 from tests.helpers.tiny_models import make_backdoor
 
 RUNS = Path(__file__).parents[2] / "results" / "runs"
@@ -277,11 +277,10 @@ def committed(seed: int) -> tuple[list[HeadScores], float]:
     """The history of a committed mod 1 run, read with nothing of this package's, and its floor."""
     by_step: dict[int, dict[str, float]] = {}
     floor = math.nan
-    with (RUNS / "mod1" / f"seed_{seed}" / "head_patching.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["probe"] == "backdoor":
-                by_step.setdefault(int(row["step"]), {})[row["heads"]] = float(row["backdoor_accuracy"])
-                floor = 1 - int(row["n_differing"]) / int(row["n_examples"])
+    for row in read_rows(RUNS / "mod1" / f"seed_{seed}" / "head_patching.csv"):
+        if row["probe"] == "backdoor":
+            by_step.setdefault(int(row["step"]), {})[row["heads"]] = float(row["backdoor_accuracy"])
+            floor = 1 - int(row["n_differing"]) / int(row["n_examples"])
     everything = "L0H0+L0H1+L0H2+L0H3"
     return [
         HeadScores(step, values["none"], {Head(0, i): values[f"L0H{i}"] for i in range(4)}, values[everything])

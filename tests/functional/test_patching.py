@@ -17,9 +17,9 @@ from lit_backdoor.functional import (
     cache_probes,
     default_head_sets,
     head_set_name,
-    no_shortcut,
     patch_heads,
     patched_logits,
+    why_no_shortcut,
 )
 from tests.helpers.tiny_models import VOCAB, make_backdoor, make_model, make_probe
 
@@ -66,7 +66,7 @@ def test_patching_agrees_with_transformer_lens(
     shape: dict[str, Any], seed: int, position: int, ablation: Any, data: Any
 ) -> None:
     model, probe = make_model(seed, **shape), make_probe(seed, position=position)
-    assert (no_shortcut(model) is None) == (shape["n_layers"] == 1)
+    assert (why_no_shortcut(model) is None) == (shape["n_layers"] == 1)
     heads = tuple(data.draw(st.sets(st.sampled_from(all_heads(model)))))
     ours = patched_logits(model, probe, heads, ablation)
     torch.testing.assert_close(ours, patched_by_hand(model, probe, heads, ablation), rtol=1e-4, atol=1e-4)
@@ -212,7 +212,7 @@ def test_hooks_on_the_model_stay_in_force() -> None:
     model, probe = make_model(), make_probe()
     plain = patched_logits(model, probe, [(0, 1)])
     model.blocks[0].hook_resid_mid.add_hook(lambda resid, hook: 2 * resid)
-    assert no_shortcut(model) == "it carries hooks"
+    assert why_no_shortcut(model) == "it carries hooks"
     hooked = patched_logits(model, probe, [(0, 1)])
     assert not torch.allclose(plain, hooked)
     torch.testing.assert_close(hooked, patched_by_hand(model, probe, (Head(0, 1),), "resample"))
@@ -229,7 +229,7 @@ def test_hooks_on_the_model_stay_in_force() -> None:
 )
 def test_unusual_models_go_through_hooks(changes: dict[str, Any], reason: str) -> None:
     model, probe = make_model(**changes), make_probe()
-    assert reason in str(no_shortcut(model))
+    assert reason in str(why_no_shortcut(model))
     assert cache_probes(model, probe) == ()
     with pytest.raises(ValueError, match=reason):
         cache_heads(model, probe.recipient_tokens)
@@ -245,7 +245,7 @@ def test_a_subclass_with_its_own_forward_has_no_shortcut() -> None:
             return 2 * super().forward(*args, **kwargs)
 
     model.__class__ = Louder
-    assert "forward pass of its own" in str(no_shortcut(model))
+    assert "forward pass of its own" in str(why_no_shortcut(model))
 
 
 def test_caches_serve_both_directions() -> None:

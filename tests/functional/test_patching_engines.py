@@ -19,14 +19,16 @@ from lit_backdoor.functional import (
     all_heads,
     attribute_heads,
     default_head_sets,
-    no_shortcut,
     patch_heads,
     patched_logits,
+    why_no_shortcut,
 )
 from lit_backdoor.functional import layer_by_layer as layers
-from lit_backdoor.functional.hooked import evaluating
+from lit_backdoor.functional.hooked_model import evaluating
 from lit_backdoor.functional.layer_by_layer import LayerByLayer, not_layer_by_layer
 from lit_backdoor.functional.patching_engines import _whole_passes, patching_engine
+from lit_backdoor.functional.row_threads import set_row_threads
+from lit_backdoor.model import build_model
 from tests.helpers.tiny_models import make_model, make_probe
 
 from .test_patching import patched_by_hand
@@ -110,6 +112,19 @@ def test_equal_tokens_are_shared_only_where_nothing_differs_before(
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_the_models_that_we_train_go_the_fast_way(n_layers: int) -> None:
+    """Their embedding carries a hook that changes nothing; one that does stays in force."""
+    model = build_model(7, n_layers=n_layers, dtype=torch.float64)
+    assert not_layer_by_layer(model) is None
+    assert (why_no_shortcut(model) is None) == (n_layers == 1)
+    model.embed.register_forward_hook(lambda module, args, embed: 2 * embed)
+    assert not_layer_by_layer(model) == "it carries hooks"
+    probe, heads = make_probe(), [(0, 1)]
+    ours, theirs = patched_logits(model, probe, heads), patched_by_hand(model, probe, heads, "resample")
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_all_engines_agree(ablation: Any) -> None:
     """A plain one-layer model can be patched in each of the three ways."""
@@ -117,7 +132,7 @@ def test_all_engines_agree(ablation: Any) -> None:
     sets = default_head_sets(1, 2)
     with evaluating(model), patching_engine(model, probe, sets, ablation) as shortcut:
         rows, by_layers = slice(2, 6), LayerByLayer(model, probe, sets, ablation)
-        assert no_shortcut(model) is None
+        assert why_no_shortcut(model) is None
         with by_layers.hooked():
             torch.testing.assert_close(by_layers.logits(rows), shortcut.logits(rows), rtol=1e-9, atol=1e-9)
         whole = _whole_passes(model, probe, sets, ablation)(rows)
@@ -146,13 +161,12 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "TOKENS_AT_ONCE", 60)
     model, probe = deep_model(), deep_probe(n=40, same=[0])
     results = []
-    threads = torch.get_num_threads()
     try:
-        for n in (1, 4):
-            torch.set_num_threads(n)
+        for threads in (1, 4):
+            set_row_threads(threads)
             results.append(patch_heads(model, probe, default_head_sets(3, 2)))
     finally:
-        torch.set_num_threads(threads)
+        set_row_threads(None)
     assert results[0] == results[1]
 
 
@@ -244,7 +258,7 @@ def test_a_hook_on_a_module_of_a_one_layer_model_stays_in_force() -> None:
     model.blocks[0].attn.register_forward_pre_hook(
         lambda module, args, kwargs: (args, {**kwargs, "value_input": 2 * kwargs["value_input"]}), with_kwargs=True
     )
-    assert no_shortcut(model) == "it carries hooks"
+    assert why_no_shortcut(model) == "it carries hooks"
     hooked = patched_logits(model, probe, [(0, 1)])
     assert not torch.allclose(plain[0], hooked)
     torch.testing.assert_close(hooked, patched_by_hand(model, probe, [(0, 1)], "resample"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from lit_backdoor.functional import judge_run, lowest_training_accuracy, stuck_since
 from lit_backdoor.functional.run_state import Curve, RuleMoments
+from tests.helpers.runs import read_rows
 
 RUNS = Path(__file__).parents[2] / "results" / "runs"
 
@@ -112,8 +112,7 @@ def test_stuck_is_what_its_rule_says(accuracies: list[float], interval: int) -> 
 
 
 def committed(run: Path) -> dict[str, dict[int, float]]:
-    with (run / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(run / "metrics.csv")
     return {name: {int(row["step"]): float(row[name]) for row in rows if row[name]} for name in rows[0]}
 
 

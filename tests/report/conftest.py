@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lit_backdoor.report.runs import Run, read_runs
+from lit_backdoor.report.reading import read_runs
+from lit_backdoor.report.runs import Run
 from tests.helpers.configs import callback_options, load_config, save_config
 from tests.helpers.runs import train_run
 

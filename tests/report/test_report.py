@@ -14,7 +14,10 @@ from lit_backdoor.runs.tables import read_table
 from tests.helpers.runs import Cli, contents, read_rows
 from tests.report.conftest import STEPS
 
-TABLES = ("table1", "table2", "roles", "seeds", "attribution", "shapley", "slip", "comparison")
+TABLES = (
+    "table1", "table2", "ranks", "seeds", "heads", "times", "spikes", "exactly_one", "attribution", "shapley",
+    "foreign_embeddings", "comparison",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -27,17 +30,15 @@ def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_is_there(written: Path) -> None:
     names = set(contents(written))
     assert {f"{name}.csv" for name in TABLES} | {"index.html", "report.md", "report.json"} <= names
-    figures = ["figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "seeds"]
-    figures += [f"{kind}_mod{p1}" for kind in ("roles", "all_sets", "shapley", "slip") for p1 in (1, 5)]
+    figures = ["figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "strips", "exactly_one", "ranks_mod1"]
+    figures += [f"{kind}_mod{p1}" for kind in ("specificity", "all_sets", "shapley", "foreign") for p1 in (1, 5)]
     figures += [f"emergence_{run}" for run in ("mod1_seed0", "mod1_seed1", "mod5_seed0")]
-    assert {name for name in names if name.startswith("figures/")} == {
-        f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")
-    }
+    assert {name for name in names if name.startswith("figures/")} == {f"figures/{name}.svg" for name in figures}
 
 
 def test_the_tables_say_what_the_runs_recorded(written: Path, made: Path) -> None:
     table = read_rows(written / "table2.csv")
-    assert list(table[0])[:4] == ["p1", "seed", "heads", "backdoor_accuracy"]
+    assert list(table[0])[:7] == ["run", "p1", "seed", "split", "state", "heads", "ranks"]
     assert len(table) == 3 * 16 and {row["step"] for row in table} == {str(STEPS)}
     for row in table:
         recorded = {
@@ -50,7 +51,7 @@ def test_the_tables_say_what_the_runs_recorded(written: Path, made: Path) -> Non
         assert row["backdoor_accuracy_of_benign_run"] == recorded["benign"]["backdoor_accuracy"]
     assert read_rows(written / "table1.csv") == [row for row in table if row["seed"] == "0"]
     for p1, seed in (("1", "0"), ("1", "1"), ("5", "0")):
-        own = {row["roles"]: float(row["backdoor_accuracy"]) for row in table if (row["p1"], row["seed"]) == (p1, seed)}
+        own = {row["ranks"]: float(row["backdoor_accuracy"]) for row in table if (row["p1"], row["seed"]) == (p1, seed)}
         assert own["1"] <= own["2"] <= own["3"] <= own["4"]
     seeds = {(row["p1"], row["seed"]): row for row in read_rows(written / "seeds.csv")}
     assert set(seeds) == {("clean", "0"), ("1", "0"), ("1", "1"), ("5", "0")}
@@ -60,21 +61,22 @@ def test_the_tables_say_what_the_runs_recorded(written: Path, made: Path) -> Non
     # Shapley values of a run add up to what patching all heads changes
     values = [float(row["value"]) for row in read_rows(written / "shapley.csv")
               if (row["p1"], row["direction"], row["kind"]) == ("5", "needed", "value")]  # fmt: skip
-    left = {row["roles"]: float(row["backdoor_accuracy"]) for row in table if row["p1"] == "5"}
+    left = {row["ranks"]: float(row["backdoor_accuracy"]) for row in table if row["p1"] == "5"}
     assert sum(values) == pytest.approx(left["1+2+3+4"] - left["none"])
 
 
 def test_the_page_loads_nothing_and_shows_every_figure(written: Path) -> None:
-    page = (written / "index.html").read_text()
+    page, text = (written / "index.html").read_text(), (written / "report.md").read_text()
     loaded = re.findall(r"""(?:src|href|srcset|data|action)\s*=\s*["']([^"']*)""", page)
-    assert loaded and all(one.startswith(("data:image/svg+xml;base64,", "#")) for one in loaded)
+    assert loaded and all(place.startswith(("data:image/svg+xml;base64,", "#")) for place in loaded)
     assert not re.search(r"<script|<link|<iframe|@import|url\(|https?://", page)
-    assert page.count("<img ") == page.count("<figcaption>") == len(list((written / "figures").glob("*.png")))
     assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
-    anchors = set(re.findall(r'href="#(\w+)"', page))
-    assert anchors == set(re.findall(r'<h2 id="(\w+)"', page))
-    for picture in re.findall(r"\]\((figures/\w+\.png)\)", (written / "report.md").read_text()):
-        assert (written / picture).is_file()
+    assert set(re.findall(r'href="#([\w-]+)"', page)) == set(re.findall(r'<h2 id="([\w-]+)"', page))
+    figures = {f"figures/{path.name}" for path in (written / "figures").iterdir()}
+    assert set(re.findall(r"\]\((figures/\w+\.svg)\)", text)) == figures
+    assert page.count("<img ") == len(figures) and page.count("<table") == text.count("| :--- |")
+    for word in ("threshold: 0.5", "margin_logits: 1.5", "generalised: fitted, and"):  # declared.yaml is shown
+        assert word in page and word in text
 
 
 def test_text_from_files_is_escaped(runs_dir: Path, tmp_path: Path) -> None:
@@ -84,7 +86,11 @@ def test_text_from_files_is_escaped(runs_dir: Path, tmp_path: Path) -> None:
         )
     write_report([runs_dir / "clean"], tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    assert (
+        "<script" not in page
+        and "&lt;script&gt;alert(1)" in page
+        and "javascript:z" not in re.findall(r'href="([^"]*)"', page)
+    )
     text = (tmp_path / "report" / "report.md").read_text()
     assert "&lt;script>alert(1)&lt;/script>" in text and "<script" not in text and "](java" not in text
     assert "\n# [y" not in text
@@ -97,15 +103,15 @@ def test_the_command_and_a_report_in_place_of_an_earlier_one(
     assert cli("report", clean, "--output_dir", "out") == 0
     out = Path("out")
     alone = contents(out)
-    assert "slip.csv" not in alone and "table1.csv" not in alone  # there is no trigger
+    assert "foreign_embeddings.csv" not in alone and "table1.csv" not in alone  # there is no trigger
     # the same runs give the same bytes, other runs replace them
     assert cli("report", clean, "--output_dir", "out") == 0
     assert contents(out) == alone
     capsys.readouterr()
     assert cli("report", one_run, clean, "--output_dir", "out") == 0
     printed = capsys.readouterr().out
-    assert "Exactly one head carries the backdoor in" in printed and "report: out/index.html" in printed
-    assert {row["other_p1"] for row in read_rows(out / "slip.csv")} == {"clean"}
+    assert "One head carries the backdoor in" in printed and "report: out/index.html" in printed
+    assert {row["other_run"] for row in read_rows(out / "foreign_embeddings.csv")} == {"clean, seed 0"}
     assert cli("report", clean, "--output_dir", "out") == 0
     assert contents(out) == alone
     assert not (out / ".report.tmp").exists()
@@ -119,7 +125,7 @@ def test_the_command_and_a_report_in_place_of_an_earlier_one(
         ("report.json", "["),
         ("report.json", '{"": ""}'),
         ("report.json", '{"figures": ""}'),
-        ("figures/emergence_mod1_seed1.png", "mine"),
+        ("figures/emergence_mod1_seed1.svg", "mine"),
         (".report.tmp/mine.txt", "mine"),
     ],
 )
@@ -142,8 +148,8 @@ def test_what_a_killed_report_left_behind_is_replaced(cli: Cli, made: Path) -> N
     assert cli("report", run, "--output_dir", out) == 0
     whole = contents(out)
     (out / ".report.tmp" / "figures").mkdir(parents=True)
-    shutil.copy(out / "figures" / "figure_3.png", out / ".report.tmp" / "figures")  # killed while it moved the files
-    (out / "figures" / "figure_3.png").unlink()
+    shutil.copy(out / "figures" / "figure_3.svg", out / ".report.tmp" / "figures")  # killed while it moved the files
+    (out / "figures" / "figure_3.svg").unlink()
     assert cli("report", run, "--output_dir", out) == 0
     assert contents(out) == whole
 
@@ -172,7 +178,8 @@ def test_weights_alone_stand_in_for_checkpoints(runs_dir: Path, tmp_path: Path) 
         save_pretrained(read_checkpoint(last), 0, last.parent.parent / "weights.safetensors")
         shutil.rmtree(last.parent)
     write_report([runs_dir], tmp_path / "after")
-    assert (tmp_path / "before" / "slip.csv").read_text() == (tmp_path / "after" / "slip.csv").read_text()
+    before, after = (tmp_path / name / "foreign_embeddings.csv" for name in ("before", "after"))
+    assert before.read_text() == after.read_text()
     next(runs_dir.rglob("weights.safetensors")).write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"run_dirs: .*weights\.safetensors holds no model"):
         write_report([runs_dir], tmp_path / "third")

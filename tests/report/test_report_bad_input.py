@@ -59,10 +59,10 @@ def name_shipped_weights(run: Path, name: object) -> None:
 
 
 SPOILS: dict[str, tuple[Spoil, str]] = {
-    "no metrics": (lambda run: (run / "metrics.csv").unlink(), "no run of fit"),
+    "no metrics": (lambda run: (run / "metrics.csv").unlink(), "lacks metrics.csv"),
     "no verdict": (lambda run: (run / "emergence.json").unlink(), "lacks emergence.json"),
     "broken verdict": (lambda run: (run / "emergence.json").write_text("{"), "emergence.json is damaged"),
-    "foreign metrics": (lambda run: (run / "metrics.csv").write_text("a,b\n1,2\n"), "spoilt"),
+    "foreign metrics": (lambda run: (run / "metrics.csv").write_text("a,b\n1,2\n"), "no column step"),
     "foreign options": (lambda run: (run / "hparams.yaml").write_text("- 1\n"), "spoilt"),
     "broken options": (lambda run: (run / "hparams.yaml").write_text("a: [\n"), "hparams.yaml is damaged"),
     "no probe yet": (lambda run: cut(run / "head_patching.csv", 1), "no probe of its heads yet"),
@@ -107,7 +107,6 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
     "shipped weights that are none": (lambda run: name_shipped_weights(run, "mod2"), "'mod2' is none of the models"),
     "shipped weights of another model": (lambda run: name_shipped_weights(run, "mod1"), "is of moduli [113, 1]"),
     "shipped weights by no name": (lambda run: name_shipped_weights(run, ["mod1"]), "is none of the models"),
-    "several triggers": (lambda run: set_option(run / "hparams.yaml", moduli=[11, 1, 5]), "several triggers"),
     "no seed": (lambda run: set_option(run / "hparams.yaml", seed_everything=True), "without a seed"),
     "a cut checkpoint": (lambda run: (run / "checkpoints" / "last.ckpt").write_bytes(b"PK"), "last.ckpt"),
 }
@@ -152,14 +151,9 @@ def test_places_that_are_none(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFi
         assert_refused(cli, capsys, ("report", *args), words)
 
 
-def test_runs_that_do_not_belong_together(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_of_one_name(cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(runs_dir / "mod1" / "seed_0", runs_dir / "again")
     assert_refused(cli, capsys, ("report", runs_dir, "--output_dir", "out"), "both mod 1, seed 0")
-    shutil.rmtree(runs_dir / "again" / "checkpoints")
-    for option, value in (("lr", 0.1), ("split_seed", 3), ("moduli", [13, 1])):
-        set_option(runs_dir / "again" / "hparams.yaml", seed_everything=7, **{option: value})
-        assert_refused(cli, capsys, ("report", runs_dir, "--output_dir", "out"), f"{option}:")
-        shutil.copy(runs_dir / "mod1" / "seed_0" / "hparams.yaml", runs_dir / "again")
 
 
 def test_a_run_named_twice_is_one_run(cli: Cli, runs_dir: Path) -> None:

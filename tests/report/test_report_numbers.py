@@ -2,11 +2,9 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import combinations
-from math import isnan
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,14 +12,14 @@ from hypothesis import strategies as st
 
 from lit_backdoor.datamodule import task_probes
 from lit_backdoor.functional import Head, HeadAttribution, PatchingResult, parse_head_set
-from lit_backdoor.report import rows
-from lit_backdoor.report.findings import findings
-from lit_backdoor.report.head_findings import emergence, patching, single_head
-from lit_backdoor.report.measures import carriers, largest_share, spread
-from lit_backdoor.report.published import compare, paper_by_role, published, published_order, published_table
-from lit_backdoor.report.roles import by_role, head_order
-from lit_backdoor.report.runs import Run, read_runs
-from lit_backdoor.report.slip import other_run, patch_both_ways, slips
+from lit_backdoor.report import measures
+from lit_backdoor.report.comparison import comparison_rows
+from lit_backdoor.report.foreign_embeddings import other_run, patch_both_ways, patched_both_ways
+from lit_backdoor.report.published import n_with_one_costly_head, paper_table, published
+from lit_backdoor.report.ranks import head_order, ranks_of
+from lit_backdoor.report.reading import read_runs
+from lit_backdoor.report.runs import Run
+from lit_backdoor.report.statements import statements
 from lit_backdoor.runs.schema import read_results, result_rows
 from lit_backdoor.runs.tables import CsvTable, read_table
 
@@ -55,42 +53,37 @@ def permute_heads(run: Path, order: Sequence[int]) -> None:
         CsvTable(run / name).rewrite(table)
 
 
-def test_numbers_by_role_do_not_depend_on_how_heads_are_numbered(runs_dir: Path, runs: Sequence[Run]) -> None:
+def test_numbers_by_rank_do_not_depend_on_how_heads_are_numbered(runs_dir: Path, runs: Sequence[Run]) -> None:
     permute_heads(runs_dir / "mod1" / "seed_0", (2, 0, 3, 1))
     permute_heads(runs_dir / "mod5" / "seed_0", (3, 2, 1, 0))
     permuted = read_runs([runs_dir])
     assert [run.name for run in permuted] == [run.name for run in runs]
 
-    def by_roles(table: rows.Rows) -> list[dict[str, object]]:
-        named = ("heads", "paper_name", "head", "heads_by_role")
-        kept = [{key: value for key, value in row.items() if key not in named} for row in table]
-        return sorted(kept, key=repr)
+    def by_rank(frame: pd.DataFrame) -> pd.DataFrame:
+        kept = frame.drop(columns=["heads", "paper_name"], errors="ignore").round(9)
+        keys = [name for name in ("run", "direction", "kind", "ranks") if name in kept]
+        return kept.sort_values(keys, ignore_index=True)
 
-    def rounded(table: rows.Rows) -> rows.Rows:
-        return [{k: round(v, 9) if isinstance(v, float) else v for k, v in row.items()} for row in table]
-
-    assert repr(rows.role_rows(permuted)) == repr(rows.role_rows(runs))  # repr: NaN is not equal to itself
-    triggered = [[run for run in some if run.p1 is not None] for some in (permuted, list(runs))]
-    assert rows.table_rows(triggered[0]) != rows.table_rows(triggered[1])
-    assert by_roles(rows.table_rows(triggered[0])) == by_roles(rows.table_rows(triggered[1]))
-    assert by_roles(rounded(rows.shapley_rows(permuted))) == by_roles(rounded(rows.shapley_rows(runs)))
-    assert [one.text for one in findings(permuted, [], compare(permuted))] == [
-        one.text for one in findings(runs, [], compare(runs))
-    ]
+    for rows in (measures.head_sets, measures.shapley_rows):
+        pd.testing.assert_frame_equal(by_rank(rows(permuted)), by_rank(rows(runs)))
+    assert not measures.head_sets(permuted)["heads"].equals(measures.head_sets(runs)["heads"])
+    pd.testing.assert_frame_equal(
+        *(measures.over_seeds(measures.head_sets(some)) for some in (permuted, runs)), check_exact=False
+    )
 
 
-def test_the_slip_to_oneself_is_no_slip(runs: Sequence[Run]) -> None:
+def test_ones_own_embeddings_are_no_bug(runs: Sequence[Run]) -> None:
     run = runs[-1]
-    proper, slipped = patch_both_ways(run.model, run.model, task_probes(run.task)["backdoor"])
-    assert slipped == proper
+    proper, foreign = patch_both_ways(run.model, run.model, task_probes(run.task)["backdoor"])
+    assert foreign == proper
     assert [one.recipient_accuracy for one in proper] == [one.recipient_accuracy for one in run.patching["backdoor"]]
 
 
-def test_the_slip_is_what_hooks_say(runs: Sequence[Run]) -> None:
+def test_the_bug_is_what_hooks_say(runs: Sequence[Run]) -> None:
     """Oracle: TransformerLens's own forward pass, with hooks that patch `z` and swap the embeddings."""
-    (slip, *_) = slips(runs)
-    assert (slip.run.name, slip.other.name) == ("mod 1, seed 0", "mod 5, seed 0")
-    model, other, probe = slip.run.model, slip.other.model, task_probes(slip.run.task)["backdoor"]
+    (ways, *_) = patched_both_ways(runs)
+    assert (ways.run.name, ways.other.name) == ("mod 1, seed 0", "mod 5, seed 0")
+    model, other, probe = ways.run.model, ways.other.model, task_probes(ways.run.task)["backdoor"]
     assert model is not None and other is not None
     _, donor = model.run_with_cache(probe.donor_tokens)
     _, foreign = other.run_with_cache(probe.recipient_tokens)
@@ -108,15 +101,15 @@ def test_the_slip_is_what_hooks_say(runs: Sequence[Run]) -> None:
         hooks = [("blocks.0.attn.hook_z", patch), ("blocks.0.hook_attn_out", swap)]
         logits = model.run_with_hooks(probe.recipient_tokens, fwd_hooks=hooks)[:, -1]
         expected = (logits.argmax(-1) == probe.recipient_answers).double().mean().item()
-        (found,) = [one for one in slip.slipped if one.heads == heads]
-        assert found.recipient_accuracy == pytest.approx(expected, abs=1.5 / probe.n_examples)
-        assert found.logit_diff == pytest.approx(
+        (result,) = [some for some in ways.foreign if some.heads == heads]
+        assert result.recipient_accuracy == pytest.approx(expected, abs=1.5 / probe.n_examples)
+        assert result.logit_diff == pytest.approx(
             (logits.gather(1, probe.recipient_answers[:, None]) - logits.gather(1, probe.donor_answers[:, None]))[:, 0][
                 probe.answers_differ
             ].mean().item(),
             rel=1e-4, abs=1e-4,
         )  # fmt: skip
-    assert any(a.logit_diff != b.logit_diff for a, b in zip(slip.proper, slip.slipped, strict=True))
+    assert any(a.logit_diff != b.logit_diff for a, b in zip(ways.proper, ways.foreign, strict=True))
 
 
 def test_the_other_model_is_the_last_one(runs: Sequence[Run]) -> None:
@@ -125,97 +118,57 @@ def test_the_other_model_is_the_last_one(runs: Sequence[Run]) -> None:
     assert other_run(runs[0], runs[:1]) is None
 
 
-def results(accuracies: dict[tuple[Head, ...], float]) -> list[PatchingResult]:
-    return [
-        PatchingResult(
-            recipient="backdoor",
-            donor="benign",
-            ablation="resample",
-            heads=heads,
-            n_examples=1000,
-            recipient_accuracy=value,
-            donor_accuracy=1 - value,
-            other_rate=0.0,
-            logit_diff=value,
-            log_prob=0.0,
-            kl=0.0,
-            n_differing=1000,
-        )
-        for heads, value in accuracies.items()
-    ]
-
-
-def test_the_paper_s_numbers_are_all_there() -> None:
-    accuracies = [one for one in published() if one.quantity == "backdoor_accuracy"]
-    assert len(accuracies) == 7 + 10 * 6 and all(one.how == "printed" for one in accuracies)
-    assert all(one.how == "read off the plot" for one in published() if one not in accuracies)
-    (table_1,) = published_table("Table 1").values()
-    assert published_order(table_1)[0] == Head(0, 1) and table_1[(Head(0, 1),)] == 0.0275
-    # By the report's rule seven of the ten experiments have one head that carries the backdoor alone.
-    several = [key for key, one in published_table("Table 2").items() if len(carriers(results(one))) != 1]
-    assert several == ["6", "9", "10"]
-    assert sorted(paper_by_role()[(1,)])[:3] == [0.0043, 0.0063, 0.0076]
-
-
-def as_in_the_paper(run: Run, at_least: float) -> list[Run]:
-    """Ten runs with the accuracies of the paper's Table 2, raised to ``at_least``."""
-    return [
-        replace(
-            run,
-            seed=int(key),
-            patching=dict(run.patching)
-            | {"backdoor": results({heads: max(value, at_least) for heads, value in accuracies.items()})},
-        )
-        for key, accuracies in published_table("Table 2").items()
-    ]
-
-
-def test_verdicts_follow_the_data(runs: Sequence[Run]) -> None:
-    (run, *_) = [run for run in runs if run.p1 == 1]
-    same, weaker = as_in_the_paper(run, 0.0), as_in_the_paper(run, 0.7)
-    assert single_head(same).verdict == patching(same, compare(same)).verdict == "agrees"
-    states = [
-        replace(one, emergence={**one.emergence, "state": "generalised" if index < 4 else "fitted"})
-        for index, one in enumerate(same)
-    ]
-    text = emergence(states).text
-    assert "half in 4 of the 4 generalised runs" in text and "half in 3 of the 6 fitted runs" in text
-    assert "7 of 10 seeds" in single_head(same).headline and "P = 1.00" in single_head(same).text
-    assert patching(same, compare(same)).headline.startswith("66 of the paper's 67 accuracies")  # Roles 2,3,4
-    assert single_head(weaker).verdict == patching(weaker, compare(weaker)).verdict == "differs"
-    assert "The means differ for Role 1" in patching(weaker, compare(weaker)).headline
-    assert single_head(weaker[:2]).verdict == "open"
-    # another task is never judged
-    assert {one.verdict for one in findings(runs, [], compare(runs))} <= {"open", "new"}
-    assert {one.verdict for one in compare(runs)} <= {"other task", "no run"}
+def test_the_paper_s_numbers_are_all_there(runs: Sequence[Run]) -> None:
+    how = published().groupby("quantity")["how"].agg(["size", "unique"])
+    assert how.loc["backdoor_accuracy", "size"] == 7 + 10 * 6
+    assert list(how.loc["backdoor_accuracy", "unique"]) == ["printed"]
+    table_1, table_2 = paper_table("Table 1"), paper_table("Table 2")
+    assert table_1["1"].tolist() == [0.0275] and table_1["2+3+4"].tolist() == [0.965]
+    assert sorted(table_2["1"])[:3] == [0.0043, 0.0063, 0.0076]
+    # by the report's rule seven of the ten experiments have exactly one costly head, all but 6, 9 and 10
+    assert n_with_one_costly_head(table_2) == 7 and n_with_one_costly_head(table_2.loc[["6", "9", "10"]]) == 0
+    comparison = comparison_rows(runs)
+    assert len(comparison) == (published()["quantity"] != "training_steps").sum()
+    assert not any("verdict" in name for name in comparison)
+    mod_1 = comparison[comparison["quantity"] == "benign accuracy on all pairs, training ones included"]
+    assert mod_1[mod_1["p1"] == "1"]["low"].tolist() == [0.99992]
+    ours = [measures.unpatched(run)["benign"] for run in runs if run.p1 == 1]
+    assert mod_1[mod_1["p1"] == "1"]["ours_median"].tolist() == [pytest.approx(sum(ours) / 2)]
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 20), min_size=4, max_size=4), st.permutations(range(4)))
-def test_roles_are_a_property_of_the_costs(costs: list[int], order: list[int]) -> None:
-    """Without ties; costs that coincide are told apart by the logit difference."""
-    costs = [4 * cost + index for index, cost in enumerate(costs)]
+@given(st.lists(st.integers(0, 100), min_size=4, max_size=4, unique=True), st.permutations(range(4)))
+def test_ranks_are_a_property_of_the_costs(costs: list[int], order: list[int]) -> None:
     singles = {(Head(0, head),): 1 - cost / 100 for head, cost in enumerate(costs)}
     renumbered = {(Head(0, order[heads[0].head]),): value for heads, value in singles.items()}
-    one, other = (results({(): 1.0, **values}) for values in (singles, renumbered))
-    left = [[r.recipient_accuracy for r in by_role(some, head_order(some)).values()] for some in (one, other)]
-    assert left[0] == left[1] == [1.0, *sorted(singles.values())]
-    assert isnan(largest_share(one)) and isnan(spread(one))  # not of all sets
+    pair = (singles, renumbered)
+    left = [{ranks_of(heads, head_order(some)): value for heads, value in some.items()} for some in pair]
+    assert left[0] == left[1] == {str(rank): value for rank, value in enumerate(sorted(singles.values()), start=1)}
 
 
-def test_concentration_of_a_known_head(runs: Sequence[Run]) -> None:
-    heads = [Head(0, head) for head in range(3)]
-    sets = [subset for size in range(4) for subset in combinations(heads, size)]
-    alone = results({subset: 0.2 if heads[1] in subset else 1.0 for subset in sets})
-    assert (largest_share(alone), spread(alone)) == (1, 1)
-    equal = results({subset: 1.0 - 0.3 * len(subset) for subset in sets})
-    assert (largest_share(equal), spread(equal)) == (pytest.approx(1 / 3), pytest.approx(3))
+def test_specificity_and_sufficiency_of_a_head_by_hand(runs: Sequence[Run]) -> None:
+    """From the weights with TransformerLens's hooks, and from the table's own rows."""
+    (run, *_) = [run for run in runs if run.p1 == 5]
+    (first, *_) = measures.head_claims([run]).to_dict("records")
+    head, probe = parse_head_set(first["head"])[0], task_probes(run.task)["backdoor"]  # type: ignore[arg-type]
+    assert run.model is not None
+    benign, answers = probe.donor_tokens, probe.donor_answers
+
+    def ablate(z: torch.Tensor, hook: object) -> torch.Tensor:
+        z[:, :, head.head] = z[:, :, head.head].mean(0)
+        return z
+
+    hooked = run.model.run_with_hooks(benign, fwd_hooks=[("blocks.0.attn.hook_z", ablate)])[:, -1]
+    before, after = ((logits.argmax(-1) == answers).double().mean() for logits in (run.model(benign)[:, -1], hooked))
+    floor = 1 - float(probe.answers_differ.double().mean())
+    assert first["benign_cost"] == pytest.approx(float((before - after) / (before - floor)), abs=0.02)
+    brought = {result.heads: result.donor_accuracy for result in run.patching["benign"]}[(head,)]
+    whole = measures.left(run)[()]
+    assert first["backdoor_sufficiency"] == pytest.approx((brought - floor) / (whole - floor))
 
 
-def test_no_head_carries_a_backdoor_that_is_not_there() -> None:
-    one, other = Head(0, 0), Head(0, 1)
-    assert carriers(results({(): 0.9, (one,): 0.45, (other,): 0.5})) == [one]
-    assert carriers(results({(): 0.4, (one,): 0.0, (other,): 0.4})) == []
+def test_nothing_is_judged_on_another_task(runs: Sequence[Run]) -> None:
+    assert {said.verdict for said in statements(runs, judged=False)} <= {"inconclusive", None}
 
 
 def test_a_run_that_is_still_going_on(runs_dir: Path) -> None:

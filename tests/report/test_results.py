@@ -1,11 +1,15 @@
 """The committed results can be read, and say what their runs say."""
 
+import re
+
 import pytest
 import torch
 
 from lit_backdoor.pretrained import FOLDER
-from lit_backdoor.report import csv_text, rows
-from lit_backdoor.report.runs import Run, read_runs
+from lit_backdoor.report import measures
+from lit_backdoor.report.reading import read_runs
+from lit_backdoor.report.runs import Run
+from lit_backdoor.report.statements import statements
 from lit_backdoor.runs.file_names import HEAD_PATCHING, SHIPPED_WEIGHTS
 from tests.helpers import ROOT
 from tests.helpers.runs import read_rows
@@ -20,8 +24,25 @@ def runs() -> list[Run]:
 
 def test_the_committed_report_is_that_of_the_committed_runs(runs: list[Run]) -> None:
     assert len(runs) == 14 and all(run.model is not None and run.checkpoint_step == run.step for run in runs)
-    for name, table in (("seeds", rows.seed_rows(runs)), ("roles", rows.role_rows(runs))):
-        assert csv_text(table) == (RESULTS / "report" / f"{name}.csv").read_text(), name
+    for name, table in (("seeds", measures.seeds(runs)), ("ranks", measures.over_seeds(measures.head_sets(runs)))):
+        written = (RESULTS / "report" / f"{name}.csv").read_text()
+        assert table.to_csv(index=False, lineterminator="\n") == written, name
+    assert {run.state for run in runs} == {"not fitted", "fitted", "generalised"}
+
+
+def test_the_words_in_the_readme_say_what_the_report_says(runs: list[Run]) -> None:
+    text = " ".join((RESULTS / "README.md").read_text().split())
+    primary, one_head, by_rank, *_ = statements(runs)
+    assert f"**Primary endpoint: {primary.verdict}.**" in text
+    assert f"**Exactly one costly head: {one_head.verdict}.**" in text
+    assert f"**Tables 1 and 2 by rank: {by_rank.verdict}.**" in text
+    numbers = re.findall(r"\d+\.\d+", primary.headline)
+    assert numbers and all(number in text for number in numbers)
+    claims = measures.head_claims(runs).query("rank == 1")
+    assert claims["necessary"].all() and len(claims) == 13 and "in all thirteen models" in text
+    assert f"sufficient in {claims['sufficient'].sum()}, specific in none" in text and not claims["specific"].any()
+    costs = claims["benign_cost"]
+    assert f"it costs {100 * costs.min():.0f} to {costs.max():.0%} of the benign rule" in text
 
 
 def test_the_shipped_weights_that_a_run_names_have_the_accuracies_of_its_tables(runs: list[Run]) -> None:

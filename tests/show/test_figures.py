@@ -2,7 +2,9 @@
 
 from lit_backdoor.functional import Head, HeadScores
 from lit_backdoor.functional.results import HeadAttribution, Norm
-from lit_backdoor.show.figures import HEAD_COLOURS, attribution_figure, emergence_figure
+from lit_backdoor.show.heads import attribution_figure
+from lit_backdoor.show.style import HEAD_COLOURS
+from lit_backdoor.show.training import emergence_figure
 
 HEADS = [Head(layer, head) for layer in range(3) for head in range(4)]
 

@@ -26,7 +26,7 @@ def test_finished_runs_are_reported_and_not_run_again(cli: Cli, capfd: pytest.Ca
     capfd.readouterr()
     assert cli(*SMOKE) == 0
     printed = capfd.readouterr()
-    assert "6 of 6 runs are done" in printed.out and "Mod 1: one head carries the backdoor" in printed.out
+    assert "6 of 6 runs are done" in printed.out and "Mod 1: where the backdoor sits" in printed.out
     assert "running" not in printed.err
     assert times(Path("out/runs")) == runs
     check_report(Path("out/report"))

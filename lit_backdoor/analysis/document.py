@@ -1,0 +1,113 @@
+"""All tables of ``analyze`` as one Markdown document."""
+
+from collections.abc import Iterable
+
+from lit_backdoor.analysis.measure import TOLERANCE, Analysis, ProbeAnalysis, rule_heads
+from lit_backdoor.functional import head_set_name
+from lit_backdoor.show.markdown import (
+    all_sets_markdown,
+    attribution_markdown,
+    markdown_table,
+    overlap_markdown,
+    patching_markdown,
+    rules_markdown,
+    shapley_markdown,
+)
+from lit_backdoor.show.markdown_mechanism import (
+    attention_markdown,
+    neurons_markdown,
+    paths_markdown,
+    progress_markdown,
+    specificity_markdown,
+)
+
+
+def analysis_markdown(analysis: Analysis) -> str:
+    """All tables as one Markdown document."""
+    moduli = ", ".join(map(str, analysis.task.moduli))
+    lines = [f"# Heads of a model of a + b mod {moduli} at step {analysis.step}", ""]
+    for one in analysis.probes.values():
+        lines += _patching(one)
+    if len(rules := rule_heads(analysis)) > 1:
+        lines += [
+            "# Which head serves which rule",
+            "",
+            "Shapley values of each rule's accuracy, in percentage points: *needs*, what patching benign activations "
+            "into the rule's run costs; *suffices*, what patching the rule's activations into the benign run brings.",
+            "",
+            rules_markdown(rules),
+            "",
+            "How far two rules rest on the same heads: the sum over the heads of the smaller of their two shares (0: "
+            "no head serves both; 1: all serve both in equal parts), and the smallest sets that take each to chance.",
+            "",
+            overlap_markdown(rules),
+            "",
+        ]
+    lines += _mechanism(analysis)
+    lines += ["# Direct logit attribution (Figures 2 and 4)", ""]
+    for name, one in analysis.of_rules.items():
+        lines += [f"## {name.capitalize()} answers", "", attribution_markdown(one.attribution), ""]
+        parts = [[label, f"{value:.4f}"] for label, value in one.parts.items()]
+        lines += [
+            "All parts of the model, mean direct contribution:",
+            "",
+            markdown_table(["part", "logit"], parts),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _patching(one: ProbeAnalysis) -> Iterable[str]:
+    """What patching heads does to one probe."""
+    asks = "what its answers need" if one.recipient != "benign" else f"what suffices for the {one.donor} answers"
+    resample = one.patching["resample"]
+    lines = [
+        f"## {one.recipient.capitalize()} run, patched with {one.donor} activations: {asks}",
+        "",
+        "In the form of the paper's Table 1. Which head is shown to matter most was chosen by this very table.",
+        "",
+        patching_markdown(resample),
+        "",
+        f"The reference for 'it is gone' is not zero: the {one.donor} answers are also {one.recipient} answers in "
+        f"{one.chance:.2%} of the examples.",
+    ]
+    if one.shapley:
+        smallest = "no set of heads" if one.smallest is None else head_set_name(one.smallest)
+        lines += [f"The smallest set whose patching leaves no more than that (within {TOLERANCE:.0%}): {smallest}.", ""]
+    lines += ["### All sets of heads", "", all_sets_markdown(resample), ""]
+    for ablation in ("mean", "zero"):
+        what = "the donor's mean over its examples" if ablation == "mean" else "zero"
+        lines += [f"### With {what} instead", "", patching_markdown(one.patching[ablation]), ""]
+    if one.shapley:
+        lines += ["### Shapley values of patching", "", shapley_markdown(dict(one.shapley)), ""]
+    return lines
+
+
+def _mechanism(analysis: Analysis) -> Iterable[str]:
+    """Paths, attention, specificity, neurons and waves."""
+    lines = [
+        "# Paths",
+        "",
+        "Edges in the first column see the donor's run, everything else the recipient's. Edges are not additive: a set "
+        "is another question than its members.",
+        "",
+    ]
+    for one in analysis.probes.values():
+        lines += [f"## {one.recipient.capitalize()} run, edges see the {one.donor} run", "", paths_markdown(one.paths)]
+        lines += [""]
+    lines += ["# Attention from the position that is read", ""]
+    for one in (analysis.of_backdoors or analysis.of_rules).values():
+        lines += [f"## {one.recipient.capitalize()} run, and the shift from the {one.donor} run", ""]
+        lines += [attention_markdown(one.attention), ""]
+    lines += [
+        "# Specificity",
+        "",
+        "What each head costs the rule when it gets the donor's activation, and the donor's rule when it is ablated to "
+        "its mean in the donor's run: shares of the accuracy above the floor.",
+        "",
+    ]
+    for name, one in analysis.probes.items():
+        lines += [f"## {name}", "", specificity_markdown(one.specificity), ""]
+    if neurons := {name: one.neurons for name, one in analysis.probes.items() if one.neurons is not None}:
+        lines += ["# Neurons", "", neurons_markdown({name: one.counts for name, one in neurons.items()}), ""]
+    return [*lines, "# Waves and gradients of each rule", "", progress_markdown(analysis.progress), ""]

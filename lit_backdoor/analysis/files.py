@@ -1,0 +1,126 @@
+"""The tables and figures that ``analyze`` writes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_backdoor.analysis.document import analysis_markdown
+from lit_backdoor.analysis.measure import Analysis, rule_heads
+from lit_backdoor.functional import head_name, head_set_name
+from lit_backdoor.runs.directory import require_new_or_empty
+from lit_backdoor.runs.file_names import (
+    ATTENTION,
+    HEAD_ATTRIBUTION,
+    HEAD_PATCHING,
+    HEAD_SPECIFICITY,
+    NEURONS,
+    PATH_PATCHING,
+    PROGRESS_MEASURES,
+)
+from lit_backdoor.runs.schema import Value, result_rows
+from lit_backdoor.runs.tables import CsvTable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_analysis(analysis: Analysis, output_dir: Path) -> None:
+    """Write the tables and figures into an empty or new directory; ``ValueError`` if something is in it already."""
+    require_new_or_empty(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables(analysis).items():
+        CsvTable(output_dir / name).append(rows)
+    (output_dir / "tables.md").write_text(analysis_markdown(analysis), encoding="utf-8")
+    (output_dir / "figures").mkdir()
+    for name, figure in figures(analysis).items():
+        save_figure(figure, output_dir / "figures" / name)
+
+
+def tables(analysis: Analysis) -> dict[str, list[dict[str, Value]]]:
+    """The rows of every table, by file name; those of monitors have the columns that the monitors write."""
+    step, probes = analysis.step, analysis.probes
+    patching = {name: [row for some in one.patching.values() for row in some] for name, one in probes.items()}
+    by_file: dict[str, Mapping[str, Sequence[Any]]] = {
+        HEAD_ATTRIBUTION: {name: one.attribution for name, one in analysis.of_rules.items()},
+        HEAD_PATCHING: patching,
+        PATH_PATCHING: {name: one.paths for name, one in probes.items()},
+        ATTENTION: {name: one.attention for name, one in probes.items()},
+        HEAD_SPECIFICITY: {name: one.specificity for name, one in probes.items()},
+        NEURONS: {name: [one.neurons.counts] for name, one in probes.items() if one.neurons is not None},
+        PROGRESS_MEASURES: analysis.progress,
+    }
+    rows = {
+        file: [row for name, results in by_name.items() for row in result_rows(step, name, results)]
+        for file, by_name in by_file.items()
+    }
+    return rows | {"head_shapley.csv": shapley_rows(analysis)}
+
+
+def figures(analysis: Analysis) -> "dict[str, Figure]":
+    """Every figure, by file name."""
+    from lit_backdoor.show.circuit import circuit_figure  # imports matplotlib, which takes a second
+    from lit_backdoor.show.heads import (
+        attention_figure,
+        attention_shift_figure,
+        attribution_figure,
+        head_sets_figure,
+        rules_figure,
+        specificity_figure,
+    )
+    from lit_backdoor.show.neurons import neurons_figure
+
+    backdoors, rules = analysis.of_backdoors, rule_heads(analysis)
+    asked = backdoors or analysis.of_rules  # a clean model has the benign rule alone
+    positions = ["a", "b"]
+    positions.insert(analysis.task.trigger_position, "trigger")
+    sets = {
+        f"{one.donor} heads into the {one.recipient} run": one.patching["resample"] for one in analysis.probes.values()
+    }
+    drawn = {
+        "figure_4_attribution_benign": attribution_figure({"benign": analysis.probes["benign"].attribution}),
+        "all_sets_of_heads": head_sets_figure(sets),
+        "attention_from_last_position": attention_figure(
+            {one.recipient: one.attention for one in analysis.of_rules.values()}, positions
+        ),
+        "attention_shift": attention_shift_figure(
+            {f"{one.recipient} minus {one.donor}": one.attention for one in asked.values()}, positions
+        ),
+        "specificity": specificity_figure({name: {0: one.specificity} for name, one in asked.items()}),
+    }
+    if backdoors:
+        drawn["figure_2_attribution_backdoor"] = attribution_figure(
+            {name: one.attribution for name, one in backdoors.items()}
+        )
+    if len(rules) > 1:
+        drawn["which_head_serves_which_rule"] = rules_figure(rules)
+    for name, one in asked.items():
+        if any(len(result.edges) == 1 for result in one.paths):
+            drawn[f"circuit_{name}"] = circuit_figure(one.paths, "a, b" if backdoors else None)
+    if neurons := {name: one.neurons for name, one in asked.items() if one.neurons is not None}:
+        drawn["neurons"] = neurons_figure(neurons)
+    return drawn
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write ``path`` with .png and .svg."""
+    from lit_backdoor.show.style import figure_bytes
+
+    for kind, content in figure_bytes(figure).items():
+        path.with_suffix(f".{kind}").write_bytes(content)
+
+
+def shapley_rows(analysis: Analysis) -> list[dict[str, Value]]:
+    """The rows of head_shapley.csv: a value per head, and an interaction per pair of heads."""
+    rows: list[dict[str, Value]] = []
+    for probe, one in analysis.probes.items():
+        for metric, result in one.shapley.items():
+            common: dict[str, Value] = {"step": analysis.step, "probe": probe, "metric": metric}
+            rows += [
+                {**common, "kind": "value", "heads": head_name(*head), "value": value}
+                for head, value in result.values.items()
+            ]
+            rows += [
+                {**common, "kind": "interaction", "heads": head_set_name(pair), "value": value}
+                for pair, value in result.interactions.items()
+            ]
+    return rows

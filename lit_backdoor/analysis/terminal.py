@@ -1,0 +1,90 @@
+"""What ``analyze`` prints."""
+
+import os
+from collections.abc import Iterable
+from math import isnan
+from pathlib import Path
+
+from lit_backdoor.analysis.measure import Analysis, ProbeAnalysis, rule_heads
+from lit_backdoor.functional import HeadProgress, attention_moved, head_name, head_set_name
+from lit_backdoor.runs.schema import frequencies_name
+from lit_backdoor.show.markdown import overlap_markdown, rules_markdown
+
+
+def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
+    """What matters, for the terminal."""
+    lines = [f"model of a + b mod {', '.join(map(str, analysis.task.moduli))}, step {analysis.step}"]
+    for one in analysis.probes.values():
+        lines += ["", *_patched_heads(one)]
+    lines.append("")
+    for name, one in analysis.of_backdoors.items():
+        if one.shapley:
+            smallest = "no set of heads" if one.smallest is None else head_set_name(one.smallest)
+            lines.append(f"smallest set that takes {name} down to chance: {smallest}")
+        lines += [*_patched_groups(one), *_mechanism(one)]
+    lines += [_waves(name, results[0]) for name, results in analysis.progress.items()]
+    if len(rules := rule_heads(analysis)) > 1:
+        lines += ["", rules_markdown(rules), "", overlap_markdown(rules)]
+    if output_dir is not None:
+        lines.append(f"tables and figures: {os.path.relpath(output_dir)}")
+    return "\n".join(lines)
+
+
+def _patched_heads(one: ProbeAnalysis) -> Iterable[str]:
+    """Who answers what with nothing patched, each head, and all."""
+    results = one.patching["resample"]
+    everything = max(results, key=lambda result: len(result.heads))
+    columns = [result for result in results if len(result.heads) <= 1] + [everything]
+    names = ["all" if result is everything else head_set_name(result.heads) for result in columns]
+    return [
+        _row(f"{one.donor} heads patched into the {one.recipient} run", names),
+        _row(f"  {one.recipient} accuracy in %", (f"{100 * result.recipient_accuracy:.2f}" for result in columns)),
+        _row(f"  {one.donor} accuracy in %", (f"{100 * result.donor_accuracy:.2f}" for result in columns)),
+    ]
+
+
+def _patched_groups(one: ProbeAnalysis) -> Iterable[str]:
+    """What is left when groups of edges see the donor."""
+    groups = [result for result in one.paths if result.group]
+    return [
+        _row(f"edges of all heads that see the {one.donor} run", (str(result.group) for result in groups), 9),
+        _row(f"  {one.recipient} accuracy in %", (f"{100 * result.recipient_accuracy:.2f}" for result in groups), 9),
+    ]
+
+
+def _mechanism(one: ProbeAnalysis) -> Iterable[str]:
+    """Attention, specificity and neurons, a line each."""
+    moved = attention_moved(one.attention)
+    captured = max(moved, key=lambda head: moved[head])
+    to = max((place for place in one.attention if place.head == captured), key=lambda place: place.shift)
+    lines = [f"attention moves most in {head_name(*captured)}, by {moved[captured]:.2f}, to position {to.position}"]
+    costs = [result for result in one.specificity if not isnan(result.cost)]
+    if costs:
+        costliest = max(costs, key=lambda result: result.cost)
+        lines.append(
+            f"{head_name(*costliest.head)} costs {one.recipient} most, {_percent(costliest.cost)}; ablated, it costs "
+            f"{one.donor} {_percent(costliest.donor_cost)}"
+        )
+    if one.neurons is not None:
+        counts = one.neurons.counts
+        needed, sufficient = ("no number" if n is None else str(n) for n in (counts.needed, counts.sufficient))
+        lines.append(
+            f"neurons, of {counts.n_neurons}: {needed} made {one.donor} halve {one.recipient}, {sufficient} suffice "
+            f"for half; {_percent(counts.overlap)} of them among those {one.donor} needs most"
+        )
+    return lines
+
+
+def _waves(rule: str, one: HeadProgress) -> str:
+    return (
+        f"{rule}, mod {one.modulus}: key frequencies {frequencies_name(one.key)} explain {_percent(one.explained)}, "
+        f"restricted loss {one.restricted_loss:.2g} of {one.loss:.2g}, excluded {one.excluded_loss:.2g}"
+    )
+
+
+def _row(title: str, cells: Iterable[str], width: int = 7) -> str:
+    return f"{title:<46}" + "".join(f"{cell:>{width}}" for cell in cells)
+
+
+def _percent(value: float) -> str:
+    return "n/a" if isnan(value) else f"{value:.0%}"

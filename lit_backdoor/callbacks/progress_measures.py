@@ -1,0 +1,97 @@
+"""Progress measures of modular addition, during training. This one knows the task: rules that add modulo something."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan
+from typing import Any
+
+from lit_backdoor.callbacks.charts import Charts, curves
+from lit_backdoor.callbacks.probing import Measurement, ProbeCallback
+from lit_backdoor.callbacks.run import ContractError
+from lit_backdoor.functional import HookedModel, RuleExamples, head_name, rule_progress
+from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
+from lit_backdoor.runs.schema import result_rows
+
+Rules = Mapping[str, RuleExamples]
+"""All pairs under the trigger of each rule, by the rule's name; the first is the benign one."""
+
+
+LOSSES = ("restricted_loss", "excluded_loss")
+"""What a chart shows together."""
+
+
+class ProgressMeasureMonitor(ProbeCallback):
+    """How far each rule is computed with waves in a + b, and what its examples do to each head, into
+    ``progress_measures.csv``.
+
+    Key frequencies, restricted and excluded loss (Nanda et al., arXiv 2301.05217), for each rule in the waves of its
+    own modulus; norms of the weights; each rule's share of the gradient on each head, and whether it pulls against the
+    benign rule's. It needs no probes, but the rules: given here, or by ``trainer.datamodule.rules()``. The column
+    ``probe`` has the rule's name.
+
+    Args:
+        every_n_steps: Optimizer steps between two probes, step 0 included. The last step is always probed.
+        rules: All pairs of each rule, by name, or a function that returns them (in YAML its import path); null asks the
+            datamodule.
+        model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
+        name: Tells monitors of one class apart, in file names and in TensorBoard.
+        dense_until: Optimizer step up to which more steps are probed; see :class:`lit_backdoor.callbacks.Schedule`.
+    """
+
+    table_name = "progress_measures"
+
+    @within_limits
+    def __init__(
+        self,
+        every_n_steps: PositiveInt = 1000,
+        rules: Rules | Callable[[], Rules] | None = None,
+        model_attr: str = "model",
+        name: str = "",
+        dense_until: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__(every_n_steps, None, model_attr, name, dense_until)
+        self.rules: Rules = {}
+        """The rules in use, from :meth:`check` on."""
+        self._given_rules = rules
+
+    def check_model(self, model: HookedModel, datamodule: Any, monitors: Sequence[Any]) -> None:
+        """Take the rules, and measure a few rows of them.
+
+        Raises:
+            ContractError: naming what is missing, together with the fix.
+        """
+        self.check_name(monitors)
+        source = self._given_rules if self._given_rules is not None else getattr(datamodule, "rules", None)
+        rules = source() if callable(source) else source
+        if not isinstance(rules, Mapping) or not all(isinstance(rule, RuleExamples) for rule in rules.values()):
+            raise ContractError(
+                f"{type(self).__name__} has no rules: pass rules={{'name': RuleExamples(...)}}, or a function that "
+                "returns them, or give the datamodule a method rules() that does"
+            )
+        self.rules = rules
+        if not any(bool(rule.trained.any()) for rule in rules.values()):
+            raise ContractError(f"{type(self).__name__}.rules: no pair is trained on; mark one or more in `trained`")
+
+    def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
+        """One row per rule and head: see :class:`lit_backdoor.functional.HeadProgress`."""
+        measured = Measurement([])
+        for rule, results in rule_progress(model, self.rules).items():
+            measured.rows += result_rows(step, rule, results)
+            numbers = {name: getattr(results[0], name) for name in ("explained", "constant", *LOSSES)}
+            for one in results:
+                head = head_name(*one.head)
+                numbers |= {f"gradient_share/{head}": one.gradient_share, f"cosine/{head}": one.cosine}
+            measured.numbers |= {f"progress_{rule}/{tag}": value for tag, value in numbers.items() if not isnan(value)}
+        return measured
+
+    def custom_scalars(self) -> Charts:
+        """The rules' losses, and charts of the heads' gradients for each rule."""
+        charts: Charts = {}
+        for rule in self.rules:
+            tags = f"{self.prefix}progress_{rule}"
+            charts[f"{self.prefix}progress {rule}"] = {
+                "losses": [f"{re.escape(tags)}/{loss}" for loss in LOSSES],
+                "gradient_share": curves(tags, "gradient_share"),
+                "cosine": curves(tags, "cosine"),
+            }
+        return charts

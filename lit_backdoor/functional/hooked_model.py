@@ -1,0 +1,80 @@
+"""The contract with a model: what `lit_backdoor.functional` needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """A transformer whose activations can be read and replaced.
+
+    `transformer_lens.HookedTransformer` and `TransformerBridge` are such models; any other class that has
+    these five members is one too, if its hook points bear TransformerLens's names. Patching needs
+    `blocks.{layer}.attn.hook_z`, [n, pos, head, d_head]; what attribution needs too, `attribute_heads` says.
+    """
+
+    @property
+    def cfg(self) -> Any:
+        """Has `n_layers`, `n_heads`, `d_vocab` (tokens in) and `n_ctx`; for attribution `normalization_type` too, and
+        `attn_only` if there are no MLPs."""
+
+    @property
+    def W_O(self) -> Tensor:
+        """The heads' output weights, [layer, head, d_head, d_model]."""
+
+    @property
+    def W_U(self) -> Tensor:
+        """The unembedding, [d_model, vocab]."""
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """`(tokens [n, pos], names_filter=[name, ...])` to `(logits [n, pos, vocab], {name: activation})`."""
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """`(tokens [n, pos], fwd_hooks=[(name, hook), ...])` to logits [n, pos, vocab]; what `hook(activation,
+        hook=...)` returns, unless None, replaces the activation."""
+
+
+def z_name(layer: int) -> str:
+    """The hook on a layer's attention-weighted values, [n, pos, head, d_head]."""
+    return f"blocks.{layer}.attn.hook_z"
+
+
+def changes_nothing(hook: Hook) -> Hook:
+    """Mark a forward hook that returns what the module returns, computed in another way: it is passed over."""
+    hook.changes_nothing = True  # type: ignore[attr-defined]
+    return hook
+
+
+def carries_hooks(model: HookedModel) -> bool:
+    """Whether hooks that somebody added change, or see, what a module of the model returns."""
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    hooks = (hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    return any(not getattr(hook, "changes_nothing", False) for hook in hooks)
+
+
+def row_slices(n: int, rows: int = 512) -> Iterator[slice]:
+    """`n` examples in slices that keep memory small."""
+    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
+
+
+@contextmanager
+def evaluating(model: HookedModel) -> Iterator[None]:
+    """No gradients and no dropout inside; every submodule's mode is afterwards what it was before."""
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode

@@ -1,0 +1,169 @@
+"""Reading run directories, whole or still growing, ours or of other tasks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lit_backdoor.functional import Head
+from lit_backdoor.pretrained import open_pretrained
+from lit_backdoor.report.checks import check_columns, check_heads, check_options, check_patching, check_verdict, load
+from lit_backdoor.report.runs import Run, last_whole_step
+from lit_backdoor.runs.checkpoints import load_model
+from lit_backdoor.runs.file_names import (
+    CHECKPOINT_DIR,
+    CONFIG,
+    EMERGENCE,
+    HEAD_ATTRIBUTION,
+    HEAD_PATCHING,
+    HPARAMS,
+    LAST,
+    METRICS,
+    SHIPPED_WEIGHTS,
+    WEIGHTS,
+)
+from lit_backdoor.runs.frames import read_run
+from lit_backdoor.runs.tables import rows_by_step
+from lit_backdoor.runs.verdict import read_verdict
+from lit_backdoor.runs.weights import read_weights
+from lit_backdoor.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+FILES = (HPARAMS, METRICS, HEAD_ATTRIBUTION, HEAD_PATCHING, EMERGENCE)
+"""What a run of `fit` holds. Configurations, spikes, specificity and weights are read where they are."""
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """All runs at `paths` and in the folders below them, the clean ones first, then by P1, seed and split.
+
+    Raises:
+        ValueError: in one line, if there is none, or one is not whole.
+    """
+    directories = {directory.resolve(): directory for path in paths for directory in _run_dirs(path)}
+    runs = [_read(path) for path in directories.values()]
+    return sorted(runs, key=lambda run: (run.p1 or 0, run.seed or 0, run.split, run.path.name))
+
+
+def _run_dirs(path: Path) -> list[Path]:
+    """The run directories at or below `path`; what lies inside one, such as a replay, is no other run."""
+    if not path.is_dir():
+        raise ValueError(f"run_dirs: {path} is no folder; give run directories of fit, or folders that hold some")
+    candidates = [path, *sorted(folder for folder in path.rglob("*") if folder.is_dir())]
+    runs: list[Path] = []
+    for folder in candidates:
+        if _is_run(folder) and not any(folder.is_relative_to(run) for run in runs):
+            runs.append(folder)
+    if not runs:
+        raise ValueError(f"run_dirs: there is no run of fit in {path}; a run directory holds {', '.join(FILES)}")
+    return runs
+
+
+def _is_run(path: Path) -> bool:
+    return (path / HEAD_PATCHING).is_file() or ((path / METRICS).is_file() and (path / HPARAMS).is_file())
+
+
+def _read(path: Path) -> Run:
+    try:
+        return _read_files(path)
+    except OSError as error:
+        raise ValueError(f"run_dirs: {error.filename or path} can't be read ({error.strerror})") from None
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise ValueError(f"run_dirs: {str(error).removeprefix('run_dirs: ')}") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"run_dirs: {path} is no run of fit, or a spoilt one ({reason})") from None
+
+
+def _read_files(path: Path) -> Run:
+    options = load(path / HPARAMS) if (path / HPARAMS).exists() else {}
+    ours = "moduli" in options
+    for name in FILES if ours else (HEAD_PATCHING,):
+        if not (path / name).is_file():
+            raise ValueError(f"{path} lacks {name}; a report needs what the shipped configurations record")
+    task = check_options(path / HPARAMS, options) if ours else None
+    if task is not None and len(task.moduli) > 2:
+        task = None  # with several triggers there is no table of the paper's: reported as other people's tasks are
+    configs = sorted((file for file in path.glob(CONFIG.replace(".", "*."))), key=_start)
+    first, config = (load(configs[index]) if configs else {} for index in (0, -1))
+    seed = options.get("seed_everything", config.get("seed_everything"))
+    is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    if task is not None and not is_seed:
+        raise ValueError(f"{path} was run without a seed (seed_everything: {seed}), so it can't be named")
+    limit = config.get("trainer", {}).get("max_steps")
+    if limit is not None and not isinstance(limit, int):
+        raise ValueError(f"trainer.max_steps is {limit!r} in its configuration")
+    tables = read_run(path)
+    tables.setdefault("head_attribution", pd.DataFrame({"step": [], "probe": []}))
+    _check_tables(path, task, options, tables)
+    model, step = _weights(path, task, options) if task is not None else (None, None)
+    seed, verdict, parent = seed if is_seed else None, _verdict(path), _parent(path, first)
+    return Run(path, options, config, task, seed, tables, verdict, parent, model, step)
+
+
+def _check_tables(
+    path: Path, task: Task | None, options: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]
+) -> None:
+    patching, attribution = tables["head_patching"], tables["head_attribution"]
+    for name in ("metrics", "head_attribution", "head_patching", "loss_spikes") if task else ("head_patching",):
+        check_columns(path / f"{name}.csv", tables.get(name, pd.DataFrame()))
+    if len(patching):
+        check_patching(path / HEAD_PATCHING, patching)
+    if task is not None and len(patching):
+        heads = [Head(layer, head) for layer in range(options["n_layers"]) for head in range(options["n_heads"])]
+        check_heads(path, task, heads, patching, last_whole_step(attribution))
+    rows, needed = patching.to_dict("records"), [patching, *([attribution, tables["metrics"]] if task else [])]
+    measured = all(map(len, needed)) and all(rows_by_step(rows, probe) for probe in patching["probe"].unique())
+    if not measured:
+        raise ValueError(f"{path} has no probe of its heads yet")
+
+
+def _verdict(path: Path) -> Mapping[str, Any]:
+    if not (path / EMERGENCE).exists():
+        return {}
+    verdict = read_verdict(path)
+    check_verdict(path / EMERGENCE, verdict)
+    return verdict
+
+
+def _parent(path: Path, config: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that the first start of a run began from, if that is another run's."""
+    checkpoint = config.get("ckpt_path")
+    if not isinstance(checkpoint, str):
+        return None
+    own = (path / CHECKPOINT_DIR).resolve() == Path(checkpoint).resolve().parent
+    return None if own else Path(checkpoint)
+
+
+def _start(config: Path) -> int:
+    """The step from which a run began with this configuration; -1 for config.yaml, with which it began afresh."""
+    number = config.stem.rpartition("_")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
+    """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
+    file = path / CHECKPOINT_DIR / LAST
+    try:
+        if file.exists():
+            stored = load_model(file)
+        elif (file := path / WEIGHTS).exists():
+            stored = read_weights(file)
+        elif (file := path / SHIPPED_WEIGHTS).exists():
+            stored = open_pretrained(load(file)["pretrained"])
+        else:
+            return None, None
+        if stored.task is None:
+            raise ValueError(f"weights: {file} does not say what it was trained on")
+    except ValueError as error:  # which names the option of other commands
+        raise ValueError(f"{path}: {str(error).partition(': ')[2]}") from None
+    model, of_file = stored.model, stored.task
+    if of_file != task:
+        theirs, ours = (f"{list(each.moduli)} with the trigger at {each.trigger_position}" for each in (of_file, task))
+        raise ValueError(f"{file} is of moduli {theirs}, the run of {ours}")
+    for name in ("n_layers", "n_heads", "d_model", "d_mlp", "act_fn"):
+        if getattr(model.cfg, name) != options[name]:
+            raise ValueError(f"{file} has {name} {getattr(model.cfg, name)}, the run {options[name]}")
+    return model, stored.step

@@ -1,0 +1,162 @@
+"""Figures of heads at one step: what each contributes, what patching costs, which rule it serves, where it looks."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lit_backdoor.functional import (
+    HeadAttribution,
+    HeadSpecificity,
+    PatchingResult,
+    PositionAttention,
+    RuleHeads,
+    head_name,
+    head_set_name,
+)
+from lit_backdoor.show.style import HEAD_COLOURS, head_colour
+
+
+def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figure:
+    """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2)."""
+    n_heads = max(len(heads) for heads in results.values())
+    figure = Figure(figsize=(max(3.2, 0.5 * n_heads) * len(results) + 0.6, 5), layout="constrained")
+    axes = figure.subplots(2, len(results), squeeze=False)
+    for index, (probe, heads) in enumerate(results.items()):
+        draw_attribution(axes[0, index], axes[1, index], heads)
+        axes[0, index].set_title(f"{probe} answers")
+    if any(one.norm != "none" for heads in results.values() for one in heads):
+        figure.suptitle("the final norm's scale is taken as a constant of each example", fontsize=9)
+    return figure
+
+
+def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribution]) -> None:
+    """One column of the paper's Figure 2: how often each head contributes most, and its mean contribution."""
+    names = [head_name(*one.head) for one in heads]
+    colours = [head_colour(index) for index in range(len(heads))]
+    bars = top.bar(names, [one.top_count for one in heads], color=colours)
+    top.bar_label(bars, [f"{one.top_count / one.n_examples:.0%}" for one in heads], fontsize=8)
+    top.set_ylabel("examples where it\ncontributes most")
+    bars = contribution.bar(names, [one.mean_logit for one in heads], color=colours)
+    contribution.bar_label(bars, [f"{one.mean_logit:.2f}" for one in heads], fontsize=8, padding=2)
+    contribution.axhline(0, color="black", linewidth=0.8)
+    contribution.set_ylabel("mean contribution\nto the logit")
+    for axis in (top, contribution):
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+
+
+def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
+    """All sets of heads: who answers what after patching, one panel per direction."""
+    n_sets = max(len(sets) for sets in results.values())
+    figure = Figure(figsize=(5.2 * len(results), 1.4 + 0.26 * n_sets), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
+    colours: dict[str, str] = {}
+    for axis, (title, sets) in zip(axes[0], results.items(), strict=True):
+        names = [head_set_name(one.heads) for one in sets]
+        parts = (
+            (sets[0].recipient, [one.recipient_accuracy for one in sets]),
+            (sets[0].donor, [one.donor_accuracy for one in sets]),
+        )
+        for offset, (rule, values) in zip((-0.2, 0.2), parts, strict=True):
+            colour = colours.setdefault(rule, HEAD_COLOURS[(1, 0, 2, 3, 4, 5)[len(colours) % 6]])
+            axis.barh(np.arange(len(sets)) + offset, values, height=0.38, color=colour, label=f"{rule} answer")
+        axis.set(title=title, xlabel="share of examples", xlim=(0, 1), yticks=np.arange(len(sets)), yticklabels=names)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False, fontsize=9)
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylabel("patched heads")
+    return figure
+
+
+def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
+    """Which head serves which rule: Shapley values of each rule's accuracy, what it needs and what suffices for it."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    width = 0.8 / len(rules)
+    for axis, title in zip(
+        axes, ("cost of benign heads in the rule's run", "gain by its heads in the benign run"), strict=True
+    ):
+        for index, (rule, one) in enumerate(rules.items()):
+            result, sign = (one.needs, -1) if title.startswith("cost") else (one.suffices, 1)
+            names = [head_name(*head) for head in result.values]
+            offsets = np.arange(len(names)) + (index - (len(rules) - 1) / 2) * width
+            values = [100 * sign * value for value in result.values.values()]
+            bars = axis.bar(offsets, values, width=width, color=HEAD_COLOURS[index], label=rule)
+            axis.bar_label(bars, [f"{value:.0f}" for value in values], fontsize=8, padding=2)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(title=title, xticks=np.arange(len(names)), xticklabels=names)
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("Shapley value, percentage points")
+    axes[1].legend(frameon=False)
+    return figure
+
+
+def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str]) -> Figure:
+    """Mean attention from the last position, [head, pos] per rule, layer 0."""
+    figure = Figure(figsize=(3.4 * len(patterns) + 0.8, 3), layout="constrained")
+    axes = figure.subplots(1, len(patterns), squeeze=False)
+    for axis, (rule, pattern) in zip(axes[0], patterns.items(), strict=True):
+        values = np.array([one.attention for one in pattern if one.head.layer == 0]).reshape(-1, len(positions))
+        image = axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (head, position), value in np.ndenumerate(values):
+            axis.text(
+                position, head, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black"
+            )
+        axis.set(title=f"{rule} run", xticks=range(len(positions)), xticklabels=positions, xlabel="attended position")
+        axis.set(yticks=range(len(values)), yticklabels=[head_name(0, head) for head in range(len(values))])
+    figure.colorbar(image, ax=axes[0].tolist(), label="mean attention from the last position")
+    return figure
+
+
+def attention_shift_figure(
+    results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] | None = None
+) -> Figure:
+    """How the counterfactual moves each head's attention, [head, pos] per panel; one panel for each title.
+
+    Args:
+        results: of all heads and positions, by title.
+        positions: what the positions are called; None for their numbers.
+    """
+    figure = Figure(figsize=(3.4 * len(results) + 0.8, 3), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False)
+    for axis, (title, of_panel) in zip(axes[0], results.items(), strict=True):
+        heads = list(dict.fromkeys(one.head for one in of_panel))
+        shift = np.array([one.shift for one in of_panel]).reshape(len(heads), -1)
+        image = axis.imshow(shift, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        if shift.size <= 64:
+            for (head, position), value in np.ndenumerate(shift):
+                colour = "white" if abs(value) > 0.6 else "black"
+                axis.text(position, head, f"{value:+.2f}", ha="center", va="center", color=colour)
+        names = positions or [str(position) for position in range(shift.shape[1])]
+        axis.set(title=title, xticks=range(len(names)), xticklabels=names, xlabel="attended position")
+        axis.set(yticks=range(len(heads)), yticklabels=[head_name(*head) for head in heads])
+        axis.title.set_fontsize(10)
+    figure.colorbar(image, ax=axes[0].tolist(), label="shift of attention")
+    return figure
+
+
+def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecificity]]]) -> Figure:
+    """What each head costs the recipient's rule and what the donor's: a dot for each head, a trail over training.
+
+    A head that serves the recipient's rule alone is at the lower right.
+
+    Args:
+        results: by probe and step.
+    """
+    figure = Figure(figsize=(4.3 * len(results) + 0.4, 4), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
+    for axis, (probe, by_step) in zip(axes[0], results.items(), strict=True):
+        for index, last in enumerate(by_step[max(by_step)]):
+            trail = [(by_step[step][index].cost, by_step[step][index].donor_cost) for step in sorted(by_step)]
+            colour, name = head_colour(index), head_name(*last.head)
+            axis.plot(*zip(*trail, strict=True), color=colour, linewidth=1, alpha=0.5, marker=".", markersize=3)
+            axis.plot(last.cost, last.donor_cost, "o", color=colour, markersize=8, label=name)
+        axis.plot([0, 1], [0, 1], color="0.8", linewidth=0.8, zorder=0)
+        axis.set(title=probe, xlabel="cost to its rule", xlim=(-0.08, 1.08), ylim=(-0.08, 1.08))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("cost to the donor's rule when ablated")
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    return figure

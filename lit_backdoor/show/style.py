@@ -1,0 +1,44 @@
+"""What all figures share: colours, files, and reading tables."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+HEAD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
+"""Okabe and Ito's colours, told apart by colour-blind readers too."""
+
+
+def head_colour(index: int) -> str:
+    """The same colour for the same head in every figure."""
+    return HEAD_COLOURS[index % len(HEAD_COLOURS)]
+
+
+def figure_bytes(figure: Figure, kinds: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
+    """The figure as files, by kind, ``png`` or ``svg``; the same figure always gives the same bytes."""
+    options: dict[str, dict[str, Any]] = {"png": {"dpi": 130}, "svg": {"metadata": {"Date": None}}}
+    files = {}
+    with mpl.rc_context({"svg.hashsalt": "lit_backdoor"}):
+        for kind in kinds:
+            buffer = BytesIO()
+            figure.savefig(buffer, format=kind, **options[kind])
+            files[kind] = buffer.getvalue()
+    return files
+
+
+def column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
+    """The steps at which ``name`` was measured, and its values."""
+    measured = [row for row in rows if row.get(name)]
+    return [int(row["step"]) for row in measured], [float(row[name]) for row in measured]
+
+
+def cell_edges(steps: Sequence[int]) -> np.ndarray:
+    """Edges of the cells whose centres are ``steps``."""
+    centres = np.asarray(steps, dtype=float)
+    if len(centres) == 1:
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    middles = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([centres[:1], middles, centres[-1:]])

@@ -1,0 +1,109 @@
+"""Which runs stand beside each other: splits, controls, branches, and runs of other people's tasks."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_backdoor.callbacks import EmergenceMonitor, HeadAttributionMonitor, HeadPatchingMonitor
+from lit_backdoor.logger import RunLogger
+from lit_backdoor.report.reading import read_runs
+from lit_backdoor.report.study import arrange
+from tests.helpers.configs import save_config
+from tests.helpers.copy_task import CopyDataWithProbes, train
+from tests.helpers.runs import Cli, read_rows, train_run
+from tests.report.conftest import small_config
+
+
+def copy(runs_dir: Path, name: str, **options: object) -> Path:
+    """A copy of mod 1, seed 0 with other options and no checkpoints."""
+    run = Path(shutil.copytree(runs_dir / "mod1" / "seed_0", runs_dir / name))
+    shutil.rmtree(run / "checkpoints")
+    stored = yaml.safe_load((run / "hparams.yaml").read_text())
+    (run / "hparams.yaml").write_text(yaml.safe_dump(stored | options))
+    return run
+
+
+def test_another_split_is_another_run(runs_dir: Path) -> None:
+    copy(runs_dir, "split_3", split_seed=3)
+    study = arrange(read_runs([runs_dir]))
+    assert [run.name for run in study.runs if run.p1 == 1] == [
+        "mod 1, seed 0", "mod 1, seed 0, split 3", "mod 1, seed 1",
+    ]  # fmt: skip
+    assert not study.controls
+
+
+def test_runs_that_differ_in_an_option_are_controls(cli: Cli, runs_dir: Path) -> None:
+    copy(runs_dir, "other_rate", lr=0.1)
+    copy(runs_dir, "inert", moduli=[11, 11])
+    copy(runs_dir, "permuted", permute_trigger=True)
+    copy(runs_dir, "tokens", trigger_tokens=[11, 12])
+    copy(runs_dir, "number", moduli=[13, 1])
+    study = arrange(read_runs([runs_dir]))
+    assert {run.path.name: difference for run, difference in study.controls} == {
+        "other_rate": "lr: 0.1",
+        "inert": "moduli: [11, 11] (the trigger switches nothing)",
+        "permuted": "permute_trigger: True",
+        "tokens": "trigger_tokens: [11, 12]",
+        "number": "P0: 13",
+    }
+    assert len(study.runs) == 4
+    assert cli("report", runs_dir, "--output_dir", "out") == 0
+    text = Path("out/report.md").read_text()
+    assert "## Controls" in text and "permute trigger: True" in text.replace("_", " ")
+    assert len(read_rows(Path("out/seeds.csv"))) == 4  # no statement counts a control
+
+
+def test_a_branch_stands_beside_its_control(cli: Cli, made: Path, tmp_path: Path) -> None:
+    """Made as the README says: from an older checkpoint, into a new folder."""
+    runs = Path(shutil.copytree(made, tmp_path / "runs"))
+    control = runs / "mod1" / "seed_0"
+    shutil.copy(control / "checkpoints" / "last.ckpt", control / "checkpoints" / "step_000060.ckpt")
+    config = small_config([11, 1])
+    config["trainer"]["max_steps"] = 80
+    checkpoint = control / "checkpoints" / "step_000060.ckpt"
+    longer = save_config(config, tmp_path / "longer.yaml")
+    branch = train_run(runs / "branches" / "clamped", f"--ckpt_path={checkpoint}", config=longer)
+    study = arrange(read_runs([runs]))
+    ((run, parent),) = study.branches
+    assert (run.path.name, run.step) == (branch.name, 80) and parent is not None and parent.path.name == "seed_0"
+    assert len(study.runs) == 4
+    assert cli("report", runs, "--output_dir", "out") == 0
+    text = Path("out/report.md").read_text()
+    assert "clamped: a branch from step" in text and "seed_0: the control" in text.replace("seed 0:", "seed_0:")
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_stranger_s_run_has_tables_and_figures(cli: Cli, tmp_path: Path) -> None:
+    """Somebody else's module, data and names: no rule, no P1, nothing of the paper."""
+    where = {"model_attr": "parts.net", "every_n_steps": 2}
+    monitors = (HeadAttributionMonitor(**where), HeadPatchingMonitor(**where), EmergenceMonitor("copy"))
+    logger = RunLogger(str(tmp_path), name="mine", version="copy")
+    train(tmp_path, *monitors, datamodule=CopyDataWithProbes(), logger=logger, log_every_n_steps=1)
+    assert cli("report", tmp_path / "mine", "--output_dir", "out") == 0
+    text = Path("out/report.md").read_text()
+    assert text.startswith("# Attention heads over training: 1 run") and "mine/copy" in text
+    assert "the paper's" not in text.split("##", 1)[0] and "Verdicts" not in text
+    last = [row for row in read_rows(tmp_path / "mine" / "copy" / "head_patching.csv") if row["step"] == "6"]
+    for row in last:
+        if row["heads"].count("+") == 0:
+            assert re.search(rf"\| {row['heads']} \| +{float(row['recipient_accuracy']):.2%} \|", text), row
+    figures = {path.name for path in Path("out/figures").iterdir()}
+    assert figures >= {"own_mine_copy_attribution.svg", "own_mine_copy_copy.svg"}
+
+
+def test_what_lies_inside_a_run_is_no_other_run(runs_dir: Path) -> None:
+    """A replay writes its tables into a folder of the run."""
+    run = runs_dir / "mod1" / "seed_0"
+    (run / "replay").mkdir()
+    shutil.copy(run / "head_patching.csv", run / "replay")
+    assert len(read_runs([runs_dir])) == 4
+
+
+def test_several_triggers_are_reported_without_the_papers_parts(runs_dir: Path, cli: Cli) -> None:
+    copy(runs_dir, "multi", moduli=[11, 1, 5])
+    assert cli("report", runs_dir / "multi", "--output_dir", "out") == 0
+    assert "## runs/multi" in Path("out/report.md").read_text()
