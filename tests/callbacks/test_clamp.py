@@ -19,7 +19,12 @@ from tests.helpers.both_kinds import KINDS
 from tests.helpers.copy_task import CopyData, CopyModule, copy_probes, train
 from tests.helpers.runs import read_rows
 
-QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+QUIET: dict[str, Any] = {
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "logger": False,
+}
 SGD: dict[str, Any] = {"optimizer": "SGD", "lr": 0.1}
 """Adam makes whole steps of gradients that are nothing but rounding."""
 NET: dict[str, Any] = {"model_attr": "parts.net"}
@@ -81,7 +86,8 @@ def by_hand(folder: Path, steps: int, share: Callable[[int], float]) -> CopyModu
             def scale(z: Any, hook: Any) -> Any:
                 return torch.cat([z[:, :, :1] * (1 - share(self.global_step)), z[:, :, 1:]], dim=2)
 
-            with self.parts["net"].hooks(fwd_hooks=[("blocks.1.attn.hook_z", scale)]):
+            net: Any = self.parts["net"]
+            with net.hooks(fwd_hooks=[("blocks.1.attn.hook_z", scale)]):
                 return super().training_step(batch, batch_idx)
 
     torch.manual_seed(0)
@@ -162,9 +168,9 @@ class ValidationLoss(BackdoorModule):
 def test_validation_has_it_if_asked(validation: bool, tmp_path: Path) -> None:
     module = ValidationLoss(moduli=[7, 1], n_heads=2, d_model=8, d_mlp=8)
     module.clamped = set()
-    options = {"max_steps": 2, "max_epochs": -1, "val_check_interval": 1, "num_sanity_val_steps": 0}
+    options: dict[str, Any] = {"max_steps": 2, "max_epochs": -1, "val_check_interval": 1, "num_sanity_val_steps": 0}
     clamp = HeadClamp("L0H1", "donor", validation=validation)
-    trainer = Trainer(callbacks=[clamp], default_root_dir=tmp_path, accelerator="cpu", **options, **QUIET)  # type: ignore[arg-type]
+    trainer = Trainer(callbacks=[clamp], default_root_dir=tmp_path, accelerator="cpu", **options, **QUIET)
     trainer.fit(module, BackdoorDataModule(moduli=[7, 1]))
     assert module.clamped == {validation}
 
@@ -195,7 +201,8 @@ def test_a_compiled_model_is_refused(what: str, tmp_path: Path) -> None:
     if what == "wrapper":
         module.fast = torch.compile(module.parts["net"], backend="eager")  # type: ignore[assignment]
     else:
-        part: Any = module.parts["net"] if what == "model" else module.parts["net"].blocks[0].attn
+        net: Any = module.parts["net"]
+        part = net if what == "model" else net.blocks[0].attn
         part.compile(backend="eager")
     with pytest.raises(ContractError, match="is compiled, and passes hooks by"):
         train(tmp_path, HeadClamp("L0H1", **NET), module=module)
