@@ -25,7 +25,6 @@ def test_the_task_and_the_functions_need_no_lightning() -> None:
 
 FLOORS = (
     {"limits"},
-    {"limits"},
     {"functional", "task"},
     {"show", "model", "datamodule"},
     {"runs", "module"},
