@@ -20,6 +20,8 @@ from tests.helpers.configs import callback_options, load_config, save_config, wi
 from tests.helpers.runs import Cli, assert_same_files, assert_same_results, contents, metrics, train_run
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+LIKE_MOD7 = ("mod17", "mod37")
+"""Configurations that differ from mod7 in a number alone."""
 
 
 def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +58,10 @@ def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pyt
     assert os.listdir() == ["lightning_logs"]
 
 
-@pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LIKE_MOD7), id=path.stem) for path in SHIPPED],
+)
 def test_every_shipped_config_runs(cli: Cli, config: Path) -> None:
     assert cli("fit", "--config", config, "--trainer.max_steps", 3, *QUIET) == 0
     table = metrics(Path("lightning_logs/version_0"))
@@ -160,7 +165,7 @@ def test_the_last_position_form_trains_like_the_whole_model(cli: Cli, debug_conf
 @pytest.mark.parametrize(
     "options",
     [
-        ("--model.n_layers", 2),
+        ("--model.n_layers", 2, "--model.n_heads", 2),  # 4 heads, so that all sets of them are few
         ("--model.normalization_type", "LN"),
         ("--model.act_fn", "gelu"),
         ("--model.train_biases", "true"),

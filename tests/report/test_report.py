@@ -173,13 +173,16 @@ def test_the_runs_may_lie_in_the_folder(cli: Cli, runs_dir: Path) -> None:
 
 
 def test_weights_alone_stand_in_for_checkpoints(runs_dir: Path, tmp_path: Path) -> None:
-    write_report([runs_dir], tmp_path / "before")
+    runs = [runs_dir / "mod1" / "seed_0", runs_dir / "clean"]
+    shutil.rmtree(runs_dir / "mod1" / "seed_1")
+    shutil.rmtree(runs_dir / "mod5")
+    write_report(runs, tmp_path / "before")
     for last in list(runs_dir.rglob("last.ckpt")):
         save_pretrained(read_checkpoint(last), 0, last.parent.parent / "weights.safetensors")
         shutil.rmtree(last.parent)
-    write_report([runs_dir], tmp_path / "after")
+    write_report(runs, tmp_path / "after")
     before, after = (tmp_path / name / "foreign_embeddings.csv" for name in ("before", "after"))
     assert before.read_text() == after.read_text()
     next(runs_dir.rglob("weights.safetensors")).write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"run_dirs: .*weights\.safetensors holds no model"):
-        write_report([runs_dir], tmp_path / "third")
+        write_report(runs, tmp_path / "third")

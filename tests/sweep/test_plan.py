@@ -151,25 +151,21 @@ def test_the_pace_forgets_what_is_long_past() -> None:
 
 
 def test_splits_are_crossed_with_seeds(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["sweep", "--config", str(debug_config), "--set", "data.moduli=[[5,1]]", "--set", "model.d_model=8"]
-    options += [
-        "--set",
-        "trainer.max_steps=1",
-        "--seeds",
-        "3",
-        "--splits",
-        "0..1",
-        "--output_dir",
-        "out",
-        "--jobs",
-        "1",
-    ]
-    assert cli(*options) == 0
+    texts = ["data.moduli=[[5,1]]", "model.d_model=8", "trainer.max_steps=1"]
+    crossed = parse_settings(texts) | {"data.split_seed": [0, 1]}
+    for run in plan_runs(debug_config, [3], crossed, Path("out"), checked_fit_options):
+        assert cli(*run.arguments()) == 0
+    before = contents(Path("out"))
+    settings = [part for text in texts for part in ("--set", text)]
+    options = ["sweep", "--config", str(debug_config), *settings, "--seeds", "3"]
+    out = ["--splits", "0..1", "--output_dir", "out"]
+    assert cli(*options, *out) == 0
+    assert before.items() <= contents(Path("out")).items()  # the runs that are there are those of the sweep
     for split in (0, 1):
         stored = yaml.safe_load(Path(f"out/debug+data.split_seed={split}/seed_3/hparams.yaml").read_text())
         assert (stored["split_seed"], stored["seed_everything"]) == (split, 3)
     capsys.readouterr()
-    assert cli(*options, "--set", "data.split_seed=[2]") == 2
+    assert cli(*options, *out, "--set", "data.split_seed=[2]") == 2
     assert capsys.readouterr().err == "error: splits: 0..1 and --set data.split_seed say the same; give one of them\n"
-    assert cli(*options[:-8], "--splits", "3..1", "--output_dir", "x") == 2
+    assert cli(*options, "--splits", "3..1", "--output_dir", "x") == 2
     assert "error: splits: '3..1' is empty" in capsys.readouterr().err
