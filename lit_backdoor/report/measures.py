@@ -95,6 +95,7 @@ def specificity(run: Run) -> dict[Head, HeadSpecificity]:
     """What each head costs either rule at the last step, by the run's table or else its weights; empty without both."""
     if "head_specificity" in run.tables:
         table = run.tables["head_specificity"]
+        table = table[table["probe"] == "backdoor"]
         results = read_results(HeadSpecificity, table[table["step"] == table["step"].max()].to_dict("records"))
         return {result.head: result for result in results}
     if run.model is None or run.task is None:
