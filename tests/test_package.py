@@ -83,6 +83,19 @@ def test_no_function_hides_the_module_it_lives_in() -> None:
     assert run(code).strip() == "[]"
 
 
+FACADES = {"load_pretrained", "read_run", "replay", "parser", "run"}
+"""What ``lit_backdoor`` hands on from its rooms, and what every subcommand has."""
+
+
+def test_no_name_is_defined_in_two_rooms() -> None:
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "lit_backdoor").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in places.items() if len(files) > 1 and name not in FACADES} == {}
+
+
 def test_callbacks_know_neither_the_module_nor_the_task() -> None:
     known = {imported for _, room, imported in imports_of_rooms() if room == "callbacks"}
     assert not known & {"module", "datamodule", "task", "model"}

@@ -26,8 +26,8 @@ def analysis_markdown(analysis: Analysis) -> str:
     """All tables as one Markdown document."""
     moduli = ", ".join(map(str, analysis.task.moduli))
     lines = [f"# Heads of a model of a + b mod {moduli} at step {analysis.step}", ""]
-    for one in analysis.probes.values():
-        lines += _patching(one)
+    for of_probe in analysis.probes.values():
+        lines += _patching(of_probe)
     if len(rules := rule_heads(analysis)) > 1:
         lines += [
             "# Which head serves which rule",
@@ -45,9 +45,9 @@ def analysis_markdown(analysis: Analysis) -> str:
         ]
     lines += _mechanism(analysis)
     lines += ["# Direct logit attribution (Figures 2 and 4)", ""]
-    for name, one in analysis.of_rules.items():
-        lines += [f"## {name.capitalize()} answers", "", attribution_markdown(one.attribution), ""]
-        parts = [[label, f"{value:.4f}"] for label, value in one.parts.items()]
+    for name, of_probe in analysis.of_rules.items():
+        lines += [f"## {name.capitalize()} answers", "", attribution_markdown(of_probe.attribution), ""]
+        parts = [[label, f"{value:.4f}"] for label, value in of_probe.parts.items()]
         lines += [
             "All parts of the model, mean direct contribution:",
             "",
@@ -57,29 +57,31 @@ def analysis_markdown(analysis: Analysis) -> str:
     return "\n".join(lines)
 
 
-def _patching(one: ProbeAnalysis) -> Iterable[str]:
+def _patching(of_probe: ProbeAnalysis) -> Iterable[str]:
     """What patching heads does to one probe."""
-    asks = "what its answers need" if one.recipient != "benign" else f"what suffices for the {one.donor} answers"
-    resample = one.patching["resample"]
+    asks = (
+        "what its answers need" if of_probe.recipient != "benign" else f"what suffices for the {of_probe.donor} answers"
+    )
+    resample = of_probe.patching["resample"]
     lines = [
-        f"## {one.recipient.capitalize()} run, patched with {one.donor} activations: {asks}",
+        f"## {of_probe.recipient.capitalize()} run, patched with {of_probe.donor} activations: {asks}",
         "",
         "In the form of the paper's Table 1. Which head is shown to matter most was chosen by this very table.",
         "",
         patching_markdown(resample),
         "",
-        f"The reference for 'it is gone' is not zero: the {one.donor} answers are also {one.recipient} answers in "
-        f"{one.chance:.2%} of the examples.",
+        f"The reference for 'it is gone' is not zero: the {of_probe.donor} answers are also {of_probe.recipient} "
+        f"answers in {of_probe.chance:.2%} of the examples.",
     ]
-    if one.shapley:
-        smallest = "no set of heads" if one.smallest is None else head_set_name(one.smallest)
+    if of_probe.shapley:
+        smallest = "no set of heads" if of_probe.smallest is None else head_set_name(of_probe.smallest)
         lines += [f"The smallest set whose patching leaves no more than that (within {TOLERANCE:.0%}): {smallest}.", ""]
     lines += ["### All sets of heads", "", all_sets_markdown(resample), ""]
     for ablation in ("mean", "zero"):
         what = "the donor's mean over its examples" if ablation == "mean" else "zero"
-        lines += [f"### With {what} instead", "", patching_markdown(one.patching[ablation]), ""]
-    if one.shapley:
-        lines += ["### Shapley values of patching", "", shapley_markdown(dict(one.shapley)), ""]
+        lines += [f"### With {what} instead", "", patching_markdown(of_probe.patching[ablation]), ""]
+    if of_probe.shapley:
+        lines += ["### Shapley values of patching", "", shapley_markdown(dict(of_probe.shapley)), ""]
     return lines
 
 
@@ -92,13 +94,17 @@ def _mechanism(analysis: Analysis) -> Iterable[str]:
         "is another question than its members.",
         "",
     ]
-    for one in analysis.probes.values():
-        lines += [f"## {one.recipient.capitalize()} run, edges see the {one.donor} run", "", paths_markdown(one.paths)]
+    for of_probe in analysis.probes.values():
+        lines += [
+            f"## {of_probe.recipient.capitalize()} run, edges see the {of_probe.donor} run",
+            "",
+            paths_markdown(of_probe.paths),
+        ]
         lines += [""]
     lines += ["# Attention from the position that is read", ""]
-    for one in (analysis.of_backdoors or analysis.of_rules).values():
-        lines += [f"## {one.recipient.capitalize()} run, and the shift from the {one.donor} run", ""]
-        lines += [attention_markdown(one.attention), ""]
+    for of_probe in (analysis.of_backdoors or analysis.of_rules).values():
+        lines += [f"## {of_probe.recipient.capitalize()} run, and the shift from the {of_probe.donor} run", ""]
+        lines += [attention_markdown(of_probe.attention), ""]
     lines += [
         "# Specificity",
         "",
@@ -106,8 +112,10 @@ def _mechanism(analysis: Analysis) -> Iterable[str]:
         "its mean in the donor's run: shares of the accuracy above the floor.",
         "",
     ]
-    for name, one in analysis.probes.items():
-        lines += [f"## {name}", "", specificity_markdown(one.specificity), ""]
-    if neurons := {name: one.neurons for name, one in analysis.probes.items() if one.neurons is not None}:
-        lines += ["# Neurons", "", neurons_markdown({name: one.counts for name, one in neurons.items()}), ""]
+    for name, of_probe in analysis.probes.items():
+        lines += [f"## {name}", "", specificity_markdown(of_probe.specificity), ""]
+    if neurons := {
+        name: of_probe.neurons for name, of_probe in analysis.probes.items() if of_probe.neurons is not None
+    }:
+        lines += ["# Neurons", "", neurons_markdown({name: result.counts for name, result in neurons.items()}), ""]
     return [*lines, "# Waves and gradients of each rule", "", progress_markdown(analysis.progress), ""]

@@ -32,31 +32,31 @@ def write_analysis(analysis: Analysis, output_dir: Path) -> None:
         CsvTable(output_dir / name).append(rows)
     (output_dir / "tables.md").write_text(analysis_markdown(analysis), encoding="utf-8")
     (output_dir / "figures").mkdir()
-    for name, figure in figures(analysis).items():
+    for name, figure in analysis_figures(analysis).items():
         save_figure(figure, output_dir / "figures" / name)
 
 
 def tables(analysis: Analysis) -> dict[str, list[dict[str, Value]]]:
     """The rows of every table, by file name; those of monitors have the columns that the monitors write."""
     step, probes = analysis.step, analysis.probes
-    patching = {name: [row for some in one.patching.values() for row in some] for name, one in probes.items()}
+    patching = {name: [row for some in of_probe.patching.values() for row in some] for name, of_probe in probes.items()}
     by_file: dict[str, Mapping[str, Sequence[Any]]] = {
-        HEAD_ATTRIBUTION: {name: one.attribution for name, one in analysis.of_rules.items()},
+        HEAD_ATTRIBUTION: {name: of_probe.attribution for name, of_probe in analysis.of_rules.items()},
         HEAD_PATCHING: patching,
-        PATH_PATCHING: {name: one.paths for name, one in probes.items()},
-        ATTENTION: {name: one.attention for name, one in probes.items()},
-        HEAD_SPECIFICITY: {name: one.specificity for name, one in probes.items()},
-        NEURONS: {name: [one.neurons.counts] for name, one in probes.items() if one.neurons is not None},
+        PATH_PATCHING: {name: of_probe.paths for name, of_probe in probes.items()},
+        ATTENTION: {name: of_probe.attention for name, of_probe in probes.items()},
+        HEAD_SPECIFICITY: {name: of_probe.specificity for name, of_probe in probes.items()},
+        NEURONS: {name: [of_probe.neurons.counts] for name, of_probe in probes.items() if of_probe.neurons is not None},
         PROGRESS_MEASURES: analysis.progress,
     }
     rows = {
         file: [row for name, results in by_name.items() for row in result_rows(step, name, results)]
         for file, by_name in by_file.items()
     }
-    return rows | {"head_shapley.csv": shapley_rows(analysis)}
+    return rows | {"head_shapley.csv": head_shapley_rows(analysis)}
 
 
-def figures(analysis: Analysis) -> "dict[str, Figure]":
+def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
     """Every figure, by file name."""
     from lit_backdoor.show.circuit import circuit_figure  # imports matplotlib, which takes a second
     from lit_backdoor.show.heads import (
@@ -74,29 +74,31 @@ def figures(analysis: Analysis) -> "dict[str, Figure]":
     positions = ["a", "b"]
     positions.insert(analysis.task.trigger_position, "trigger")
     sets = {
-        f"{one.donor} heads into the {one.recipient} run": one.patching["resample"] for one in analysis.probes.values()
+        f"{of_probe.donor} heads into the {of_probe.recipient} run": of_probe.patching["resample"]
+        for of_probe in analysis.probes.values()
     }
     drawn = {
         "figure_4_attribution_benign": attribution_figure({"benign": analysis.probes["benign"].attribution}),
         "all_sets_of_heads": head_sets_figure(sets),
         "attention_from_last_position": attention_figure(
-            {one.recipient: one.attention for one in analysis.of_rules.values()}, positions
+            {of_probe.recipient: of_probe.attention for of_probe in analysis.of_rules.values()}, positions
         ),
         "attention_shift": attention_shift_figure(
-            {f"{one.recipient} minus {one.donor}": one.attention for one in asked.values()}, positions
+            {f"{of_probe.recipient} minus {of_probe.donor}": of_probe.attention for of_probe in asked.values()},
+            positions,
         ),
-        "specificity": specificity_figure({name: {0: one.specificity} for name, one in asked.items()}),
+        "specificity": specificity_figure({name: {0: of_probe.specificity} for name, of_probe in asked.items()}),
     }
     if backdoors:
         drawn["figure_2_attribution_backdoor"] = attribution_figure(
-            {name: one.attribution for name, one in backdoors.items()}
+            {name: of_probe.attribution for name, of_probe in backdoors.items()}
         )
     if len(rules) > 1:
         drawn["which_head_serves_which_rule"] = rules_figure(rules)
-    for name, one in asked.items():
-        if any(len(result.edges) == 1 for result in one.paths):
-            drawn[f"circuit_{name}"] = circuit_figure(one.paths, "a, b" if backdoors else None)
-    if neurons := {name: one.neurons for name, one in asked.items() if one.neurons is not None}:
+    for name, of_probe in asked.items():
+        if any(len(result.edges) == 1 for result in of_probe.paths):
+            drawn[f"circuit_{name}"] = circuit_figure(of_probe.paths, "a, b" if backdoors else None)
+    if neurons := {name: of_probe.neurons for name, of_probe in asked.items() if of_probe.neurons is not None}:
         drawn["neurons"] = neurons_figure(neurons)
     return drawn
 
@@ -109,11 +111,11 @@ def save_figure(figure: "Figure", path: Path) -> None:
         path.with_suffix(f".{kind}").write_bytes(content)
 
 
-def shapley_rows(analysis: Analysis) -> list[dict[str, Value]]:
+def head_shapley_rows(analysis: Analysis) -> list[dict[str, Value]]:
     """The rows of head_shapley.csv: a value per head, and an interaction per pair of heads."""
     rows: list[dict[str, Value]] = []
-    for probe, one in analysis.probes.items():
-        for metric, result in one.shapley.items():
+    for probe, of_probe in analysis.probes.items():
+        for metric, result in of_probe.shapley.items():
             common: dict[str, Value] = {"step": analysis.step, "probe": probe, "metric": metric}
             rows += [
                 {**common, "kind": "value", "heads": head_name(*head), "value": value}

@@ -149,12 +149,12 @@ def _analyze_probe(model: "HookedTransformer", probe: Probe, caches: Sequence[He
         ablation: patch_heads(model, probe, sets, ablation, caches) for ablation in get_args(Ablation)
     }
     resample, floor = patching["resample"], accuracy_floor(probe)
-    left = {one.heads: one.recipient_accuracy for one in resample}
+    left = {result.heads: result.recipient_accuracy for result in resample}
     complete = len(sets) == 2 ** (model.cfg.n_layers * model.cfg.n_heads)
     shapley = {
         f"{probe.recipient}_accuracy": left,
-        f"{probe.donor}_accuracy": {one.heads: one.donor_accuracy for one in resample},
-        "logit_diff": {one.heads: one.logit_diff for one in resample},
+        f"{probe.donor}_accuracy": {result.heads: result.donor_accuracy for result in resample},
+        "logit_diff": {result.heads: result.logit_diff for result in resample},
     }
     return ProbeAnalysis(
         recipient=probe.recipient,

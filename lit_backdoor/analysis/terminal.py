@@ -14,14 +14,14 @@ from lit_backdoor.show.markdown import overlap_markdown, rules_markdown
 def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
     """What matters, for the terminal."""
     lines = [f"model of a + b mod {', '.join(map(str, analysis.task.moduli))}, step {analysis.step}"]
-    for one in analysis.probes.values():
-        lines += ["", *_patched_heads(one)]
+    for of_probe in analysis.probes.values():
+        lines += ["", *_patched_heads(of_probe)]
     lines.append("")
-    for name, one in analysis.of_backdoors.items():
-        if one.shapley:
-            smallest = "no set of heads" if one.smallest is None else head_set_name(one.smallest)
+    for name, of_probe in analysis.of_backdoors.items():
+        if of_probe.shapley:
+            smallest = "no set of heads" if of_probe.smallest is None else head_set_name(of_probe.smallest)
             lines.append(f"smallest set that takes {name} down to chance: {smallest}")
-        lines += [*_patched_groups(one), *_mechanism(one)]
+        lines += [*_patched_groups(of_probe), *_mechanism(of_probe)]
     lines += [_waves(name, results[0]) for name, results in analysis.progress.items()]
     if len(rules := rule_heads(analysis)) > 1:
         lines += ["", rules_markdown(rules), "", overlap_markdown(rules)]
@@ -30,55 +30,58 @@ def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
     return "\n".join(lines)
 
 
-def _patched_heads(one: ProbeAnalysis) -> Iterable[str]:
+def _patched_heads(of_probe: ProbeAnalysis) -> Iterable[str]:
     """Who answers what with nothing patched, each head, and all."""
-    results = one.patching["resample"]
+    results = of_probe.patching["resample"]
     everything = max(results, key=lambda result: len(result.heads))
     columns = [result for result in results if len(result.heads) <= 1] + [everything]
     names = ["all" if result is everything else head_set_name(result.heads) for result in columns]
     return [
-        _row(f"{one.donor} heads patched into the {one.recipient} run", names),
-        _row(f"  {one.recipient} accuracy in %", (f"{100 * result.recipient_accuracy:.2f}" for result in columns)),
-        _row(f"  {one.donor} accuracy in %", (f"{100 * result.donor_accuracy:.2f}" for result in columns)),
+        _row(f"{of_probe.donor} heads patched into the {of_probe.recipient} run", names),
+        _row(f"  {of_probe.recipient} accuracy in %", (f"{100 * result.recipient_accuracy:.2f}" for result in columns)),
+        _row(f"  {of_probe.donor} accuracy in %", (f"{100 * result.donor_accuracy:.2f}" for result in columns)),
     ]
 
 
-def _patched_groups(one: ProbeAnalysis) -> Iterable[str]:
+def _patched_groups(of_probe: ProbeAnalysis) -> Iterable[str]:
     """What is left when groups of edges see the donor."""
-    groups = [result for result in one.paths if result.group]
+    groups = [result for result in of_probe.paths if result.group]
     return [
-        _row(f"edges of all heads that see the {one.donor} run", (str(result.group) for result in groups), 9),
-        _row(f"  {one.recipient} accuracy in %", (f"{100 * result.recipient_accuracy:.2f}" for result in groups), 9),
+        _row(f"edges of all heads that see the {of_probe.donor} run", (str(result.group) for result in groups), 9),
+        _row(
+            f"  {of_probe.recipient} accuracy in %", (f"{100 * result.recipient_accuracy:.2f}" for result in groups), 9
+        ),
     ]
 
 
-def _mechanism(one: ProbeAnalysis) -> Iterable[str]:
+def _mechanism(of_probe: ProbeAnalysis) -> Iterable[str]:
     """Attention, specificity and neurons, a line each."""
-    moved = attention_moved(one.attention)
+    moved = attention_moved(of_probe.attention)
     captured = max(moved, key=lambda head: moved[head])
-    to = max((place for place in one.attention if place.head == captured), key=lambda place: place.shift)
+    to = max((place for place in of_probe.attention if place.head == captured), key=lambda place: place.shift)
     lines = [f"attention moves most in {head_name(*captured)}, by {moved[captured]:.2f}, to position {to.position}"]
-    costs = [result for result in one.specificity if not isnan(result.cost)]
+    costs = [result for result in of_probe.specificity if not isnan(result.cost)]
     if costs:
         costliest = max(costs, key=lambda result: result.cost)
         lines.append(
-            f"{head_name(*costliest.head)} costs {one.recipient} most, {_percent(costliest.cost)}; ablated, it costs "
-            f"{one.donor} {_percent(costliest.donor_cost)}"
+            f"{head_name(*costliest.head)} costs {of_probe.recipient} most, {_percent(costliest.cost)}; ablated, it "
+            f"costs {of_probe.donor} {_percent(costliest.donor_cost)}"
         )
-    if one.neurons is not None:
-        counts = one.neurons.counts
+    if of_probe.neurons is not None:
+        counts = of_probe.neurons.counts
         needed, sufficient = ("no number" if n is None else str(n) for n in (counts.needed, counts.sufficient))
         lines.append(
-            f"neurons, of {counts.n_neurons}: {needed} made {one.donor} halve {one.recipient}, {sufficient} suffice "
-            f"for half; {_percent(counts.overlap)} of them among those {one.donor} needs most"
+            f"neurons, of {counts.n_neurons}: {needed} made {of_probe.donor} halve {of_probe.recipient}, {sufficient} "
+            f"suffice for half; {_percent(counts.overlap)} of them among those {of_probe.donor} needs most"
         )
     return lines
 
 
-def _waves(rule: str, one: HeadProgress) -> str:
+def _waves(rule: str, progress: HeadProgress) -> str:
     return (
-        f"{rule}, mod {one.modulus}: key frequencies {frequencies_name(one.key)} explain {_percent(one.explained)}, "
-        f"restricted loss {one.restricted_loss:.2g} of {one.loss:.2g}, excluded {one.excluded_loss:.2g}"
+        f"{rule}, mod {progress.modulus}: key frequencies {frequencies_name(progress.key)} explain "
+        f"{_percent(progress.explained)}, restricted loss {progress.restricted_loss:.2g} of {progress.loss:.2g}, "
+        f"excluded {progress.excluded_loss:.2g}"
     )
 
 

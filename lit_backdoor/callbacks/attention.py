@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from lit_backdoor.callbacks.charts import Charts, curves
+from lit_backdoor.callbacks.charts import Charts, curve_patterns
 from lit_backdoor.callbacks.probing import Measurement, ProbeCallback, Probes
 from lit_backdoor.functional import (
     AttentionShift,
@@ -107,7 +107,8 @@ class AttentionMonitor(ProbeCallback):
         """One chart per probe and quantity, with a curve for every head."""
         return {
             f"{self.prefix}attention {name}": {
-                metric: curves(f"{self.prefix}attention_{name}", metric) for metric in ("moved", "output_change")
+                metric: curve_patterns(f"{self.prefix}attention_{name}", metric)
+                for metric in ("moved", "output_change")
             }
             for name in self.probes
         }

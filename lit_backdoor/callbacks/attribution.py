@@ -1,6 +1,6 @@
 """Head attribution during training."""
 
-from lit_backdoor.callbacks.charts import Charts, curves
+from lit_backdoor.callbacks.charts import Charts, curve_patterns
 from lit_backdoor.callbacks.probing import Measurement, ProbeCallback
 from lit_backdoor.functional import HookedModel, Probe, attribute_heads, cache_probes, head_name
 from lit_backdoor.runs.schema import result_rows
@@ -38,7 +38,7 @@ class HeadAttributionMonitor(ProbeCallback):
         """One chart per probe and quantity, with a curve for every head."""
         return {
             f"{self.prefix}attribution {name}": {
-                metric: curves(f"{self.prefix}attribution_{name}", metric)
+                metric: curve_patterns(f"{self.prefix}attribution_{name}", metric)
                 for metric in ("mean_logit", "mean_logit_centered", "top_share")
             }
             for name in self.probes

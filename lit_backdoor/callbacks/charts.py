@@ -16,8 +16,12 @@ class HasCharts(Protocol):
         """The charts, asked for as training starts."""
 
 
-def curves(*parts: str) -> list[str]:
-    """The pattern of every scalar below ``parts``: ``curves("patching_x", "kl")`` matches ``patching_x/kl/L0H0``."""
+def curve_patterns(*parts: str) -> list[str]:
+    """Return the pattern of every scalar below ``parts``.
+
+    >>> curve_patterns("patching_x", "kl")  # matches patching_x/kl/L0H0
+    ['patching_x/kl/']
+    """
     return ["/".join(map(re.escape, parts)) + "/"]
 
 

@@ -11,7 +11,7 @@ from lit_backdoor.callbacks.attention import AttentionMonitor
 from lit_backdoor.callbacks.history import Metrics, accuracies, forget, older_metrics
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
-from lit_backdoor.callbacks.run import ContractError, Run
+from lit_backdoor.callbacks.run import ContractError, RunOutlet
 from lit_backdoor.functional import capture_record, lowest_training_accuracy, stuck_since
 from lit_backdoor.functional.verdict import verdict_record
 from lit_backdoor.limits import Share, within_limits
@@ -97,20 +97,25 @@ class EmergenceMonitor(MonitorCallback):
         Raises:
             ContractError: naming what is missing, together with the fix.
         """
-        if any(isinstance(one, EmergenceMonitor) and one.name == self.name and one is not self for one in monitors):
+        if any(
+            isinstance(monitor, EmergenceMonitor) and monitor.name == self.name and monitor is not self
+            for monitor in monitors
+        ):
             raise ContractError(
                 f"two EmergenceMonitors are both named '{self.name}' and would write into one file; "
                 "give each its own name="
             )
-        patching = [one for one in monitors if isinstance(one, HeadPatchingMonitor)]
-        named = [one for one in patching if one.name == self.patching]
+        patching = [monitor for monitor in monitors if isinstance(monitor, HeadPatchingMonitor)]
+        named = [monitor for monitor in patching if monitor.name == self.patching]
         if not named:
             raise ContractError(
                 f"EmergenceMonitor.patching: no HeadPatchingMonitor is named '{self.patching}'; "
-                f"add one to the Trainer's callbacks (there are: {[one.name for one in patching]})"
+                f"add one to the Trainer's callbacks (there are: {[monitor.name for monitor in patching]})"
             )
         self._monitor = named[0]
-        attention = [one for one in monitors if isinstance(one, AttentionMonitor) and one.name == self.patching]
+        attention = [
+            monitor for monitor in monitors if isinstance(monitor, AttentionMonitor) and monitor.name == self.patching
+        ]
         self._attention = attention[0] if attention else None
         probes = self._monitor.probes_of(datamodule)
         if self.probe is not None and self.probe not in probes:
@@ -121,7 +126,7 @@ class EmergenceMonitor(MonitorCallback):
         if self.probe is not None:
             self._floor = 1 - float(probes[self.probe].answers_differ.double().mean())
 
-    def begin(self, run: Run, step: int) -> None:
+    def begin(self, run: RunOutlet, step: int) -> None:
         """Make sure that nothing is overwritten, and ask to be told of every probe."""
         super().begin(run, step)
         run.refuse_existing(self.file_name)

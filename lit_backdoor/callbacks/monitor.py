@@ -11,13 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_backdoor.callbacks.charts import Charts, HasCharts, all_charts
 from lit_backdoor.callbacks.history import history_of
-from lit_backdoor.callbacks.run import Run, run_of
+from lit_backdoor.callbacks.run import RunOutlet, run_of
 
 
 class Monitor:
     """Is told what the model is after some optimizer steps, and hands results to ``self.run``."""
 
-    run: Run | None = None
+    run: RunOutlet | None = None
     """Where results go; from :meth:`begin` on."""
 
     def check_model(self, model: Any, datamodule: Any, monitors: Sequence[Any]) -> None:
@@ -32,7 +32,7 @@ class Monitor:
             ContractError: naming what is missing, together with the fix.
         """
 
-    def begin(self, run: Run, step: int) -> None:
+    def begin(self, run: RunOutlet, step: int) -> None:
         """Begin at ``step``: what was measured there and later is forgotten.
 
         Raises:
@@ -82,7 +82,7 @@ class MonitorCallback(Monitor, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at step 0, or at that of a checkpoint; the first monitor lays out everybody's charts."""
         self.begin(run := run_of(trainer), trainer.global_step)
-        with_charts = [one for one in trainer.callbacks if isinstance(one, HasCharts)]  # type: ignore[attr-defined]
+        with_charts = [callback for callback in trainer.callbacks if isinstance(callback, HasCharts)]  # type: ignore[attr-defined]
         if self is with_charts[0]:
             run.show_charts(all_charts([pl_module, *with_charts]))
         self.observe(self.model_of(pl_module), trainer.global_step)

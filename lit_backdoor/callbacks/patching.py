@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lit_backdoor.callbacks.charts import Charts, curves
+from lit_backdoor.callbacks.charts import Charts, curve_patterns
 from lit_backdoor.callbacks.probing import Measurement, ProbeCallback, Probes
 from lit_backdoor.functional import (
     Ablation,
@@ -144,7 +144,7 @@ class HeadPatchingMonitor(ProbeCallback):
         """One chart per probe and quantity, with a curve for nothing patched, each head and all heads."""
         return {
             f"{self.prefix}patching {name}: {probe.donor} into {probe.recipient}": {
-                metric: curves(f"{self.prefix}patching_{name}", metric)
+                metric: curve_patterns(f"{self.prefix}patching_{name}", metric)
                 for metric in (
                     f"{probe.recipient}_accuracy", f"{probe.donor}_accuracy", "logit_diff", "log_prob", *probe.metrics
                 )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lit_backdoor.callbacks.charts import Charts, curves
+from lit_backdoor.callbacks.charts import Charts, curve_patterns
 from lit_backdoor.callbacks.probing import Measurement, ProbeCallback, Probes
 from lit_backdoor.functional import (
     EdgeSet,
@@ -99,12 +99,12 @@ class PathPatchingMonitor(ProbeCallback):
                 results[name] = patch_paths(model, sample, _edge_sets(model, sample, full))
         for name, of_probe in results.items():
             measured.rows += result_rows(step, name, of_probe)
-            groups = {one.group or "none": one for one in of_probe if one.group or not one.edges}
+            groups = {result.group or "none": result for result in of_probe if result.group or not result.edges}
             self.history.setdefault(name, {})[step] = {
-                group: (one.recipient_accuracy, one.donor_accuracy) for group, one in groups.items()
+                group: (result.recipient_accuracy, result.donor_accuracy) for group, result in groups.items()
             }
-            for group, one in groups.items():
-                measured.numbers |= {f"paths_{name}/{tag}/{group}": value for tag, value in _scalars(one).items()}
+            for group, result in groups.items():
+                measured.numbers |= {f"paths_{name}/{tag}/{group}": value for tag, value in _scalars(result).items()}
         if last:
             self._draw(measured, results)
         return measured
@@ -113,7 +113,7 @@ class PathPatchingMonitor(ProbeCallback):
         """One chart per probe and quantity, with a curve for nothing patched and for each group of edges."""
         return {
             f"{self.prefix}paths {name}: {probe.donor} into {probe.recipient}": {
-                metric: curves(f"{self.prefix}paths_{name}", metric)
+                metric: curve_patterns(f"{self.prefix}paths_{name}", metric)
                 for metric in (f"{probe.recipient}_accuracy", f"{probe.donor}_accuracy", "logit_diff", "log_prob")
             }
             for name, probe in self.probes.items()
@@ -126,7 +126,7 @@ class PathPatchingMonitor(ProbeCallback):
         for name, probe in self.probes.items():
             figure = edge_groups_figure(self.history[name], probe.recipient, probe.donor)
             measured.figures[f"figures/{self.prefix}paths_{name}"] = figure
-            if any(len(one.edges) == 1 for one in results[name]):
+            if any(len(result.edges) == 1 for result in results[name]):
                 measured.figures[f"figures/{self.prefix}circuit_{name}"] = circuit_figure(results[name])
 
 

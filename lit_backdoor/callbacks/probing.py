@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 
 from lit_backdoor.callbacks.clamp import HeadClamp
 from lit_backdoor.callbacks.monitor import MonitorCallback
-from lit_backdoor.callbacks.run import ContractError, Run, find_model
+from lit_backdoor.callbacks.run import ContractError, RunOutlet, find_model
 from lit_backdoor.callbacks.schedule import Schedule
 from lit_backdoor.functional import HookedModel, Probe, why_no_shortcut
 from lit_backdoor.functional.row_threads import one_torch_thread
@@ -144,7 +144,11 @@ class ProbeCallback(MonitorCallback):
         Raises:
             ContractError: if one does.
         """
-        twins = [one for one in monitors if isinstance(one, ProbeCallback) and one.state_key == self.state_key]
+        twins = [
+            monitor
+            for monitor in monitors
+            if isinstance(monitor, ProbeCallback) and monitor.state_key == self.state_key
+        ]
         if len(twins) > 1:
             raise ContractError(
                 f"two {type(self).__name__} are both named '{self.name}' and would write into one table; "
@@ -191,7 +195,7 @@ class ProbeCallback(MonitorCallback):
             raise ContractError(f"{type(self).__name__}.probes: the mapping is empty; give one Probe or more")
         return probes
 
-    def begin(self, run: Run, step: int) -> None:
+    def begin(self, run: RunOutlet, step: int) -> None:
         """Shorten the table to what was measured before ``step``.
 
         Raises:

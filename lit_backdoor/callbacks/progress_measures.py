@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from typing import Any
 
-from lit_backdoor.callbacks.charts import Charts, curves
+from lit_backdoor.callbacks.charts import Charts, curve_patterns
 from lit_backdoor.callbacks.probing import Measurement, ProbeCallback
 from lit_backdoor.callbacks.run import ContractError
 from lit_backdoor.functional import HookedModel, RuleExamples, head_name, rule_progress
@@ -78,9 +78,9 @@ class ProgressMeasureMonitor(ProbeCallback):
         for rule, results in rule_progress(model, self.rules).items():
             measured.rows += result_rows(step, rule, results)
             numbers = {name: getattr(results[0], name) for name in ("explained", "constant", *LOSSES)}
-            for one in results:
-                head = head_name(*one.head)
-                numbers |= {f"gradient_share/{head}": one.gradient_share, f"cosine/{head}": one.cosine}
+            for result in results:
+                head = head_name(*result.head)
+                numbers |= {f"gradient_share/{head}": result.gradient_share, f"cosine/{head}": result.cosine}
             measured.numbers |= {f"progress_{rule}/{tag}": value for tag, value in numbers.items() if not isnan(value)}
         return measured
 
@@ -91,7 +91,7 @@ class ProgressMeasureMonitor(ProbeCallback):
             tags = f"{self.prefix}progress_{rule}"
             charts[f"{self.prefix}progress {rule}"] = {
                 "losses": [f"{re.escape(tags)}/{loss}" for loss in LOSSES],
-                "gradient_share": curves(tags, "gradient_share"),
-                "cosine": curves(tags, "cosine"),
+                "gradient_share": curve_patterns(tags, "gradient_share"),
+                "cosine": curve_patterns(tags, "cosine"),
             }
         return charts

@@ -14,7 +14,7 @@ from lit_backdoor.callbacks.charts import all_charts
 from lit_backdoor.callbacks.history import Metrics, forget
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.probing import Probes
-from lit_backdoor.callbacks.run import ContractError, Run
+from lit_backdoor.callbacks.run import ContractError, RunOutlet
 from lit_backdoor.runs.directory import held, let_new_events_sort_last
 from lit_backdoor.runs.file_names import RECORDED
 from lit_backdoor.runs.tables import replace_file
@@ -67,7 +67,7 @@ class Recorder:
         self.metrics: Metrics = {}
         self._source = _source(probes)
         self._given_loggers = loggers
-        self._run: Run | None = None
+        self._run: RunOutlet | None = None
         self._latest: tuple[int, Any, list[int]] | None = None
         self._resources = ExitStack()
 
@@ -130,7 +130,7 @@ class Recorder:
             self._latest = self._run = None
             self._resources.close()
 
-    def _begin(self, model: Any, step: int) -> Run:
+    def _begin(self, model: Any, step: int) -> RunOutlet:
         for monitor in self.monitors:
             monitor.check_model(model, self._source, self.monitors)
         self._resources.enter_context(held(self.run_dir))
@@ -147,7 +147,7 @@ class Recorder:
             self._save(step - 1)  # from here on, what lies in the directory is ours
         return run
 
-    def _prepared_run(self, step: int) -> Run:
+    def _prepared_run(self, step: int) -> RunOutlet:
         state = _read_state(self.run_dir)
         if self.start_step is not None:
             self._restore(state, step)
@@ -162,7 +162,7 @@ class Recorder:
             board = TensorBoardLogger(self.run_dir, name="", version="", default_hp_metric=False, purge_step=step)
             self._resources.callback(lambda: board.experiment.close())
             loggers = [board]
-        return Run(self.run_dir, loggers, self.metrics, starts_afresh=self.start_step is None)
+        return RunOutlet(self.run_dir, loggers, self.metrics, starts_afresh=self.start_step is None)
 
     def _restore(self, state: Mapping[str, Any] | None, step: int) -> None:
         keys = sorted(monitor.state_key for monitor in self.monitors)

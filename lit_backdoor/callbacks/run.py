@@ -22,7 +22,7 @@ class ContractError(ValueError):
     """A callback does not find what it needs, or would overwrite something; the message says the fix."""
 
 
-class Run:
+class RunOutlet:
     """Takes the results of monitors: tables and files into the run directory, all else to the loggers.
 
     Args:
@@ -125,7 +125,7 @@ def keeps_files(trainer: Trainer) -> bool:
     return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
-def run_of(trainer: Trainer) -> Run:
+def run_of(trainer: Trainer) -> RunOutlet:
     """The run of a Trainer that is about to train, with its directory made. All processes have to ask together.
 
     The directory is not made again if somebody removes it meanwhile.
@@ -133,7 +133,7 @@ def run_of(trainer: Trainer) -> Run:
     directory = run_dir(trainer)
     if keeps_files(trainer):
         directory.mkdir(parents=True, exist_ok=True)
-    return Run(
+    return RunOutlet(
         directory if keeps_files(trainer) else None,
         trainer.loggers,
         history_of(trainer).metrics,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import isnan
 from typing import Any
 
-from lit_backdoor.callbacks.charts import Charts, curves
+from lit_backdoor.callbacks.charts import Charts, curve_patterns
 from lit_backdoor.callbacks.probing import Measurement, ProbeCallback, Probes
 from lit_backdoor.functional import HeadSpecificity, HookedModel, head_name, head_specificity, parse_head_set
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
@@ -48,7 +48,10 @@ class SpecificityMonitor(ProbeCallback):
         return {
             "history": {
                 probe: {
-                    step: [[head_name(*one.head), one.cost, one.donor_cost, one.selectivity] for one in results]
+                    step: [
+                        [head_name(*result.head), result.cost, result.donor_cost, result.selectivity]
+                        for result in results
+                    ]
                     for step, results in by_step.items()
                 }
                 for probe, by_step in self.history.items()
@@ -80,10 +83,10 @@ class SpecificityMonitor(ProbeCallback):
             results = head_specificity(model, probe)
             self.history.setdefault(name, {})[step] = results
             measured.rows += result_rows(step, name, results)
-            for one in results:
+            for result in results:
                 for metric in ("cost", "donor_cost"):
-                    if not isnan(value := getattr(one, metric)):
-                        measured.numbers[f"specificity_{name}/{metric}/{head_name(*one.head)}"] = value
+                    if not isnan(value := getattr(result, metric)):
+                        measured.numbers[f"specificity_{name}/{metric}/{head_name(*result.head)}"] = value
         if last:
             from lit_backdoor.show.heads import specificity_figure
 
@@ -94,7 +97,7 @@ class SpecificityMonitor(ProbeCallback):
         """One chart per probe and quantity, with a curve for every head."""
         return {
             f"{self.prefix}specificity {name}": {
-                metric: curves(f"{self.prefix}specificity_{name}", metric) for metric in ("cost", "donor_cost")
+                metric: curve_patterns(f"{self.prefix}specificity_{name}", metric) for metric in ("cost", "donor_cost")
             }
             for name in self.probes
         }

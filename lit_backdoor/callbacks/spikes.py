@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lit_backdoor.callbacks.history import Metrics, accuracies, forget, history_of, older_metrics
-from lit_backdoor.callbacks.run import Run, run_of
+from lit_backdoor.callbacks.run import RunOutlet, run_of
 from lit_backdoor.functional import LossSpike, find_loss_spikes
 from lit_backdoor.limits import PositiveNumber, within_limits
 from lit_backdoor.runs.file_names import LOSS_SPIKES
@@ -31,7 +31,7 @@ class LossSpikeMonitor(Callback):
         self.prominence = prominence
         self._losses: list[float] = []
         self._seen_step = 0
-        self._run: Run | None = None
+        self._run: RunOutlet | None = None
         self._older_metrics: Metrics = {}
 
     def state_dict(self) -> dict[str, Any]:

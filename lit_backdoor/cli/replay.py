@@ -67,7 +67,11 @@ def run(options: Namespace) -> int:
     replace_file(output_dir / REPLAYED_MONITORS, text)
 
     last = max(weights)
-    due = [step for step in weights if step >= start and (step == last or any(_is_due(one, step) for one in monitors))]
+    due = [
+        step
+        for step in weights
+        if step >= start and (step == last or any(_is_due(monitor, step) for monitor in monitors))
+    ]
 
     def models() -> Iterator[tuple[int, Any]]:
         for step in tqdm(due, desc="replay", unit="step", file=sys.stdout, disable=not sys.stdout.isatty()):
@@ -151,7 +155,9 @@ def _instantiated(choice: Mapping[str, Any]) -> list[MonitorCallback]:
         )  # fmt: skip
     options.add_argument("--callbacks", type=list[MonitorCallback], default=[])
     parsed = options.instantiate_classes(options.parse_object(dict(choice)))
-    return [one for one in all_callbacks(parsed, parsed["callbacks"], []) if isinstance(one, MonitorCallback)]
+    return [
+        monitor for monitor in all_callbacks(parsed, parsed["callbacks"], []) if isinstance(monitor, MonitorCallback)
+    ]
 
 
 def _is_due(monitor: MonitorCallback, step: int) -> bool:

@@ -26,7 +26,7 @@ HELP_BRANCH = (
 )
 
 
-def run_of(checkpoint: Path) -> Path | None:
+def run_of_checkpoint(checkpoint: Path) -> Path | None:
     """The run directory of a checkpoint; ``None`` if it lies in none."""
     folder = checkpoint.absolute().parent
     return folder.parent if folder.name == CHECKPOINT_DIR else None
@@ -34,7 +34,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def stored_config(checkpoint: Path) -> Path | None:
     """The configuration that a checkpoint's run was last started with; ``None`` if the run has none."""
-    run = run_of(checkpoint)
+    run = run_of_checkpoint(checkpoint)
     if run is None or not run.is_dir():
         return None
     pattern = re.escape(continued(CONFIG, 0)).replace("0", r"(\d+)")
@@ -45,7 +45,7 @@ def stored_config(checkpoint: Path) -> Path | None:
 
 def stored_seed(checkpoint: Path) -> int | None:
     """The seed that a checkpoint's run began with; ``None`` if that is not known."""
-    run = run_of(checkpoint)
+    run = run_of_checkpoint(checkpoint)
     try:
         seed = yaml.safe_load((run / HPARAMS).read_text(encoding="utf-8"))["seed_everything"] if run else None
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):

@@ -110,22 +110,22 @@ def attention_by_position(model: HookedModel, probe: Probe) -> list[PositionAtte
     Args, Raises: as for `compare_attention`.
     """
     plain = why_no_trigger_weights(model, probe) is None
-    weights = {one.head: one for one in trigger_weights(model, probe)} if plain else {}
+    weights = {result.head: result for result in trigger_weights(model, probe)} if plain else {}
     undefined = (nan,) * 7
     results = []
-    for one in compare_attention(model, probe):
-        of_head = weights.get(one.head) or TriggerWeights(one.head, *undefined)
+    for result in compare_attention(model, probe):
+        of_head = weights.get(result.head) or TriggerWeights(result.head, *undefined)
         results += [
             PositionAttention(
-                head=one.head,
+                head=result.head,
                 position=position,
-                attention=one.recipient[position],
-                attention_std=one.recipient_std[position],
-                donor_attention=one.donor[position],
-                donor_attention_std=one.donor_std[position],
-                shift=one.shift[position],
-                shift_std=one.shift_std[position],
-                output_change=one.output_change,
+                attention=result.recipient[position],
+                attention_std=result.recipient_std[position],
+                donor_attention=result.donor[position],
+                donor_attention_std=result.donor_std[position],
+                shift=result.shift[position],
+                shift_std=result.shift_std[position],
+                output_change=result.output_change,
                 score_gap=of_head.gap,
                 query_gap_shift=of_head.query_shift,
                 key_gap_shift=of_head.key_shift,
@@ -133,9 +133,9 @@ def attention_by_position(model: HookedModel, probe: Probe) -> list[PositionAtte
                 write=of_head.write,
                 write_to_mlp=of_head.write_to_mlp,
                 write_to_logits=of_head.write_to_logits,
-                n_examples=one.n_examples,
+                n_examples=result.n_examples,
             )
-            for position in range(len(one.shift))
+            for position in range(len(result.shift))
         ]
     return results
 
@@ -143,8 +143,8 @@ def attention_by_position(model: HookedModel, probe: Probe) -> list[PositionAtte
 def attention_moved(results: Iterable[PositionAttention]) -> dict[Head, float]:
     """How much of each head's attention sits elsewhere than in the donor's run, 0..1: half the sum of all shifts."""
     moved: dict[Head, float] = {}
-    for one in results:
-        moved[one.head] = moved.get(one.head, 0.0) + abs(one.shift) / 2
+    for result in results:
+        moved[result.head] = moved.get(result.head, 0.0) + abs(result.shift) / 2
     return moved
 
 

@@ -42,7 +42,7 @@ def capture_record(history: Sequence[AttentionShift], first_cost_step: int | Non
     Raises:
         ValueError: the steps do not ascend.
     """
-    steps = [one.step for one in history]
+    steps = [shift.step for shift in history]
     check_steps(steps)
     head, moment = None, Moment()
     if history:
@@ -50,7 +50,7 @@ def capture_record(history: Sequence[AttentionShift], first_cost_step: int | Non
         leader = max(sorted(final), key=lambda each: final[each])
         if final[leader] >= LEAST_SHIFT:
             head = leader
-            captured = [one.moved[leader] >= final[leader] / 2 for one in history]
+            captured = [shift.moved[leader] >= final[leader] / 2 for shift in history]
             moment = before_the_end(first_moment(steps, captured), steps[-1])
     both = moment.step is not None and first_cost_step is not None
     return {

@@ -28,7 +28,7 @@ ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Engine:
+class PatchingEngine:
     """How to patch.
 
     Args:
@@ -45,7 +45,7 @@ class Engine:
 @contextmanager
 def patching_engine(
     model: HookedModel, probe: Probe, sets: Sequence[HeadSet], ablation: Ablation, caches: Sequence[HeadCache] = ()
-) -> Iterator[Engine]:
+) -> Iterator[PatchingEngine]:
     """The fastest engine that is exact for `model`.
 
     Args:
@@ -60,13 +60,13 @@ def patching_engine(
     """
     check_ablation(ablation)
     if why_no_shortcut(model) is None:
-        yield Engine(_one_layer(model, probe, sets, ablation, caches), ROWS_AT_ONCE, in_threads=True)
+        yield PatchingEngine(_one_layer(model, probe, sets, ablation, caches), ROWS_AT_ONCE, in_threads=True)
     elif not_layer_by_layer(model) is None:
         layers = LayerByLayer(model, probe, sets, ablation)
         with layers.hooked():
-            yield Engine(layers.logits, layers.rows_at_once, in_threads=True)
+            yield PatchingEngine(layers.logits, layers.rows_at_once, in_threads=True)
     else:
-        yield Engine(_whole_passes(model, probe, sets, ablation), ROWS_AT_ONCE, in_threads=False)
+        yield PatchingEngine(_whole_passes(model, probe, sets, ablation), ROWS_AT_ONCE, in_threads=False)
 
 
 def _one_layer(

@@ -88,7 +88,7 @@ def _gradients(model: HookedModel, rules: Mapping[str, RuleExamples]) -> dict[He
     answers = torch.cat([rule.answers[rule.trained] for rule in parts])
     counts = torch.tensor([int(rule.trained.sum()) for rule in parts])
     of_rule = torch.arange(len(parts)).repeat_interleave(counts)
-    return {one.head: one for one in head_gradients(model, tokens, answers, of_rule)}
+    return {gradient.head: gradient for gradient in head_gradients(model, tokens, answers, of_rule)}
 
 
 def _logits(model: HookedModel, tokens: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def read(run_dirs: Sequence[Path], output_dir: Path) -> Study:
 def write(study: Study, output_dir: Path) -> list[Statement]:
     """The second half of `write_report`."""
     files, said = render(study)
-    folder.write(output_dir, files)
+    folder.write_files(output_dir, files)
     return said
 
 
@@ -61,7 +61,7 @@ def render(study: Study) -> tuple[dict[str, bytes], list[Statement]]:
     both = patched_both_ways(study.runs)
     frames = numbers(study.runs, both)
     said = statements(study.runs, judged=not study.differs_from_paper) if study.runs else []
-    svgs = {name: figure_bytes(figure, ("svg",))["svg"] for name, figure in figures(study, frames).items()}
+    svgs = {name: figure_bytes(figure, ("svg",))["svg"] for name, figure in report_figures(study, frames).items()}
     text = markdown(_page_values(study, frames, said, both, list(svgs)))
     files = {f"{name}.csv": frame.to_csv(index=False, lineterminator="\n").encode() for name, frame in frames.items()}
     files |= {f"figures/{name}.svg": svg for name, svg in svgs.items()}
@@ -87,15 +87,15 @@ def numbers(runs: Sequence[Run], both: Sequence[BothWays] = ()) -> dict[str, pd.
     return {name: frame for name, frame in frames.items() if len(frame)}
 
 
-def figures(study: Study, frames: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+def report_figures(study: Study, frames: dict[str, pd.DataFrame]) -> dict[str, Figure]:
     """The figures of a report by name."""
     drawn: dict[str, Figure] = {}
     with_trigger = measures.triggered(study.runs)
     if study.runs:
-        drawn["figure_3"] = paper_figures.training_figure(paper_figures.first_seeds(study.runs))
-        drawn["figure_4"] = paper_figures.attribution_figure(study.runs, "benign")
+        drawn["figure_3"] = paper_figures.training_by_model(paper_figures.first_seeds(study.runs))
+        drawn["figure_4"] = paper_figures.attribution_by_model(study.runs, "benign")
     if with_trigger:
-        drawn["figure_2"] = paper_figures.attribution_figure(with_trigger, "backdoor")
+        drawn["figure_2"] = paper_figures.attribution_by_model(with_trigger, "backdoor")
         drawn["strips"] = seed_figures.strips_figure(with_trigger)
     if "exactly_one" in frames:
         drawn["exactly_one"] = seed_figures.curve_figure(frames["exactly_one"])
@@ -106,7 +106,7 @@ def figures(study: Study, frames: dict[str, pd.DataFrame]) -> dict[str, Figure]:
             drawn[f"ranks_{slug}"] = seed_figures.ranks_figure(name, sets)
         drawn[f"all_sets_{slug}"] = seed_figures.all_sets_figure(name, sets)
         if any(map(measures.specificity, group)):
-            drawn[f"specificity_{slug}"] = seed_figures.specificity_figure(name, group)
+            drawn[f"specificity_{slug}"] = seed_figures.specificity_by_run(name, group)
         if "shapley" in frames and len(values := frames["shapley"].query(f"p1 == {group[0].p1}")):
             drawn[f"shapley_{slug}"] = seed_figures.shapley_figure(name, values)
         if name == "mod 1" or len(group) > 1:  # of a single run, Figure 2 shows the same
@@ -121,7 +121,7 @@ def figures(study: Study, frames: dict[str, pd.DataFrame]) -> dict[str, Figure]:
         for probe in run.probes:
             drawn[f"own_{run.slug}_{probe}"] = seed_figures.emergence_of(run, probe)
         if "train/loss" in run.metrics or "val/loss" in run.metrics:
-            drawn[f"own_{run.slug}_training"] = paper_figures.training_figure([run])
+            drawn[f"own_{run.slug}_training"] = paper_figures.training_by_model([run])
     return drawn
 
 

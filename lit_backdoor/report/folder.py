@@ -54,7 +54,7 @@ def check(output_dir: Path, run_dirs: Sequence[Path]) -> None:
         )
 
 
-def write(output_dir: Path, files: dict[str, bytes]) -> None:
+def write_files(output_dir: Path, files: dict[str, bytes]) -> None:
     """Put ``files``, by relative path, in place of those of an earlier report, after :func:`check`.
 
     Everything is first written aside, so that a full disk leaves the earlier report whole.

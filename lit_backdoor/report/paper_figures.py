@@ -23,7 +23,7 @@ def first_seeds(runs: Sequence[Run]) -> list[Run]:
     return list(first.values())
 
 
-def attribution_figure(runs: Sequence[Run], probe: str) -> Figure:
+def attribution_by_model(runs: Sequence[Run], probe: str) -> Figure:
     """Figures 2 and 4: contributions of the heads to one rule's logits, a column per model."""
     return _attributions([{run.name: run.attribution[probe] for run in first_seeds(runs)}])
 
@@ -57,7 +57,7 @@ def _attributions(experiments: Sequence[Mapping[str, Sequence[HeadAttribution]]]
     return figure
 
 
-def training_figure(runs: Sequence[Run]) -> Figure:
+def training_by_model(runs: Sequence[Run]) -> Figure:
     """Figure 3: log loss and the accuracy of each rule against the step, a column per run."""
     accuracies = list(
         dict.fromkeys(name.partition("/")[2] for run in runs for name in run.metrics if name.endswith("_accuracy"))

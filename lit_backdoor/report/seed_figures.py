@@ -172,7 +172,7 @@ def all_sets_figure(name: str, sets: pd.DataFrame) -> Figure:
     return figure
 
 
-def specificity_figure(name: str, group: Sequence[Run]) -> Figure:
+def specificity_by_run(name: str, group: Sequence[Run]) -> Figure:
     """The runs of one model: what each head costs the backdoor against what it costs the benign rule.
 
     One dot per head at the end, the costliest of its run ringed; a trail over training where the run has a table.

@@ -41,7 +41,7 @@ def read_verdict(run_dir: Path) -> Any:
     complete = [step for step, results in by_step.items() if len(results) == 2 ** len(scores[0].patched)]
     all_sets = None
     if complete:
-        all_sets = AllSets(complete[-1], {one.heads: one.recipient_accuracy for one in by_step[complete[-1]]})
+        all_sets = AllSets(complete[-1], {result.heads: result.recipient_accuracy for result in by_step[complete[-1]]})
     floor = by_step[scores[0].step][0].floor
     anew = verdict_record(probe, scores, all_sets, metrics, floor, verdict["threshold"])
     return anew | capture_record(_attention_shifts(run_dir / ATTENTION, probe), anew["first_cost_step"])

@@ -62,13 +62,13 @@ def circuit_figure(results: Sequence[PathPatchingResult], others: str | None = N
         others: name of the tokens that are the same in both runs; None if there are none. They have no edges of
             theirs: dotted lines say that heads read them.
     """
-    unpatched = next(one for one in results if not one.edges)
+    unpatched = next(result for result in results if not result.edges)
 
-    def cost(one: PathPatchingResult) -> float:
-        return cost_above_floor(unpatched.recipient_accuracy, one.recipient_accuracy, one.floor)
+    def cost(result: PathPatchingResult) -> float:
+        return cost_above_floor(unpatched.recipient_accuracy, result.recipient_accuracy, result.floor)
 
-    costs = {one.edges[0]: cost(one) for one in results if len(one.edges) == 1}
-    groups: dict[str, float] = {one.group: cost(one) for one in results if one.group}
+    costs = {result.edges[0]: cost(result) for result in results if len(result.edges) == 1}
+    groups: dict[str, float] = {result.group: cost(result) for result in results if result.group}
     boxes = _boxes(list(costs))
     right = max(box.x for box in boxes.values())
     figure = Figure(figsize=(3.6 + 1.05 * right, 5.4), layout="constrained")

@@ -26,20 +26,20 @@ def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figu
     for index, (probe, heads) in enumerate(results.items()):
         draw_attribution(axes[0, index], axes[1, index], heads)
         axes[0, index].set_title(f"{probe} answers")
-    if any(one.norm != "none" for heads in results.values() for one in heads):
+    if any(result.norm != "none" for heads in results.values() for result in heads):
         figure.suptitle("the final norm's scale is taken as a constant of each example", fontsize=9)
     return figure
 
 
 def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribution]) -> None:
     """One column of the paper's Figure 2: how often each head contributes most, and its mean contribution."""
-    names = [head_name(*one.head) for one in heads]
+    names = [head_name(*result.head) for result in heads]
     colours = [head_colour(index) for index in range(len(heads))]
-    bars = top.bar(names, [one.top_count for one in heads], color=colours)
-    top.bar_label(bars, [f"{one.top_count / one.n_examples:.0%}" for one in heads], fontsize=8)
+    bars = top.bar(names, [result.top_count for result in heads], color=colours)
+    top.bar_label(bars, [f"{result.top_count / result.n_examples:.0%}" for result in heads], fontsize=8)
     top.set_ylabel("examples where it\ncontributes most")
-    bars = contribution.bar(names, [one.mean_logit for one in heads], color=colours)
-    contribution.bar_label(bars, [f"{one.mean_logit:.2f}" for one in heads], fontsize=8, padding=2)
+    bars = contribution.bar(names, [result.mean_logit for result in heads], color=colours)
+    contribution.bar_label(bars, [f"{result.mean_logit:.2f}" for result in heads], fontsize=8, padding=2)
     contribution.axhline(0, color="black", linewidth=0.8)
     contribution.set_ylabel("mean contribution\nto the logit")
     for axis in (top, contribution):
@@ -54,10 +54,10 @@ def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
     colours: dict[str, str] = {}
     for axis, (title, sets) in zip(axes[0], results.items(), strict=True):
-        names = [head_set_name(one.heads) for one in sets]
+        names = [head_set_name(result.heads) for result in sets]
         parts = (
-            (sets[0].recipient, [one.recipient_accuracy for one in sets]),
-            (sets[0].donor, [one.donor_accuracy for one in sets]),
+            (sets[0].recipient, [result.recipient_accuracy for result in sets]),
+            (sets[0].donor, [result.donor_accuracy for result in sets]),
         )
         for offset, (rule, values) in zip((-0.2, 0.2), parts, strict=True):
             colour = colours.setdefault(rule, HEAD_COLOURS[(1, 0, 2, 3, 4, 5)[len(colours) % 6]])
@@ -78,8 +78,8 @@ def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
     for axis, title in zip(
         axes, ("cost of benign heads in the rule's run", "gain by its heads in the benign run"), strict=True
     ):
-        for index, (rule, one) in enumerate(rules.items()):
-            result, sign = (one.needs, -1) if title.startswith("cost") else (one.suffices, 1)
+        for index, (rule, heads) in enumerate(rules.items()):
+            result, sign = (heads.needs, -1) if title.startswith("cost") else (heads.suffices, 1)
             names = [head_name(*head) for head in result.values]
             offsets = np.arange(len(names)) + (index - (len(rules) - 1) / 2) * width
             values = [100 * sign * value for value in result.values.values()]
@@ -99,7 +99,9 @@ def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positi
     figure = Figure(figsize=(3.4 * len(patterns) + 0.8, 3), layout="constrained")
     axes = figure.subplots(1, len(patterns), squeeze=False)
     for axis, (rule, pattern) in zip(axes[0], patterns.items(), strict=True):
-        values = np.array([one.attention for one in pattern if one.head.layer == 0]).reshape(-1, len(positions))
+        values = np.array([result.attention for result in pattern if result.head.layer == 0]).reshape(
+            -1, len(positions)
+        )
         image = axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (head, position), value in np.ndenumerate(values):
             axis.text(
@@ -123,8 +125,8 @@ def attention_shift_figure(
     figure = Figure(figsize=(3.4 * len(results) + 0.8, 3), layout="constrained")
     axes = figure.subplots(1, len(results), squeeze=False)
     for axis, (title, of_panel) in zip(axes[0], results.items(), strict=True):
-        heads = list(dict.fromkeys(one.head for one in of_panel))
-        shift = np.array([one.shift for one in of_panel]).reshape(len(heads), -1)
+        heads = list(dict.fromkeys(result.head for result in of_panel))
+        shift = np.array([result.shift for result in of_panel]).reshape(len(heads), -1)
         image = axis.imshow(shift, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
         if shift.size <= 64:
             for (head, position), value in np.ndenumerate(shift):

@@ -28,20 +28,22 @@ def paper_name(heads: HeadSet, n_heads: int) -> str:
 def patching_markdown(results: Sequence[PatchingResult]) -> str:
     """Table 1 of the paper: the recipient's accuracy in percent after patching nothing, each head, the best head's
     complement, and all heads. Heads of several layers, which the paper does not have, are named ``L1H2``."""
-    everything = max((one.heads for one in results), key=len)
+    everything = max((result.heads for result in results), key=len)
     n_heads = len(everything)
-    singles = [one for one in results if len(one.heads) == 1]
-    culprit = min(singles, key=lambda one: one.recipient_accuracy).heads
-    shown = [one for one in results if len(one.heads) in (0, 1, n_heads)]
-    complement = [one for one in results if len(one.heads) == n_heads - 1 > 1 and culprit[0] not in one.heads]
-    shown = sorted(shown + complement, key=lambda one: len(one.heads))
-    names = [paper_name(one.heads, n_heads) for one in shown]
+    singles = [result for result in results if len(result.heads) == 1]
+    culprit = min(singles, key=lambda result: result.recipient_accuracy).heads
+    shown = [result for result in results if len(result.heads) in (0, 1, n_heads)]
+    complement = [
+        result for result in results if len(result.heads) == n_heads - 1 > 1 and culprit[0] not in result.heads
+    ]
+    shown = sorted(shown + complement, key=lambda result: len(result.heads))
+    names = [paper_name(result.heads, n_heads) for result in shown]
     if everything[-1].layer > 0:
-        several = {one.heads: head_name(*one.heads[0]) for one in singles}
-        several |= {one.heads: f"All but {head_name(*culprit[0])}" for one in complement}
-        names = [several.get(one.heads, name) for one, name in zip(shown, names, strict=True)]
+        several = {result.heads: head_name(*result.heads[0]) for result in singles}
+        several |= {result.heads: f"All but {head_name(*culprit[0])}" for result in complement}
+        names = [several.get(result.heads, name) for result, name in zip(shown, names, strict=True)]
     name = results[0].recipient.capitalize()
-    row = [f"{name} Accuracy", *(f"{one.recipient_accuracy:.2%}" for one in shown)]
+    row = [f"{name} Accuracy", *(f"{result.recipient_accuracy:.2%}" for result in shown)]
     return markdown_table(["Patched Heads", *names], [row])
 
 
@@ -51,15 +53,15 @@ def all_sets_markdown(results: Sequence[PatchingResult]) -> str:
     header = ["heads", f"{first.recipient} acc.", f"{first.donor} acc.", "other", "logit diff.", "log prob.", "KL"]
     rows = [
         [
-            head_set_name(one.heads),
-            f"{one.recipient_accuracy:.2%}",
-            f"{one.donor_accuracy:.2%}",
-            f"{one.other_rate:.2%}",
-            f"{one.logit_diff:.2f}",
-            f"{one.log_prob:.3f}",
-            f"{one.kl:.3f}",
+            head_set_name(result.heads),
+            f"{result.recipient_accuracy:.2%}",
+            f"{result.donor_accuracy:.2%}",
+            f"{result.other_rate:.2%}",
+            f"{result.logit_diff:.2f}",
+            f"{result.log_prob:.3f}",
+            f"{result.kl:.3f}",
         ]
-        for one in results
+        for result in results
     ]
     return markdown_table(header, rows)
 
@@ -69,13 +71,13 @@ def attribution_markdown(results: Sequence[HeadAttribution]) -> str:
     header = ["head", "top in", "mean logit", "centred", "logit diff."]
     rows = [
         [
-            head_name(*one.head),
-            f"{one.top_count} of {one.n_examples}",
-            f"{one.mean_logit:.3f}",
-            f"{one.mean_logit_centered:.3f}",
-            f"{one.mean_logit_diff:.3f}",
+            head_name(*result.head),
+            f"{result.top_count} of {result.n_examples}",
+            f"{result.mean_logit:.3f}",
+            f"{result.mean_logit_centered:.3f}",
+            f"{result.mean_logit_diff:.3f}",
         ]
-        for one in results
+        for result in results
     ]
     return markdown_table(header, rows)
 
@@ -90,25 +92,25 @@ def shapley_markdown(named: dict[str, ShapleyResult]) -> str:
 
 def rules_markdown(rules: Mapping[str, RuleHeads]) -> str:
     """Which head serves which rule: Shapley values side by side, in percentage points of accuracy."""
-    results = {f"{rule} needs": one.needs for rule, one in rules.items()}
-    results |= {f"{rule} suffices": one.suffices for rule, one in rules.items()}
+    results = {f"{rule} needs": result.needs for rule, result in rules.items()}
+    results |= {f"{rule} suffices": result.suffices for rule, result in rules.items()}
     heads = list(next(iter(results.values())).values)
-    rows = [[head_name(*head), *(f"{100 * one.values[head]:+.1f}" for one in results.values())] for head in heads]
-    rows.append(["sum", *(f"{100 * one.total:+.1f}" for one in results.values())])
+    rows = [[head_name(*head), *(f"{100 * result.values[head]:+.1f}" for result in results.values())] for head in heads]
+    rows.append(["sum", *(f"{100 * result.total:+.1f}" for result in results.values())])
     return markdown_table(["head", *results], rows)
 
 
 def overlap_markdown(rules: Mapping[str, RuleHeads]) -> str:
     """How far each two rules rest on the same heads."""
     rows = []
-    for (rule, one), (other_rule, other) in combinations(rules.items(), 2):
-        sets = ["no set" if each.smallest is None else head_set_name(each.smallest) for each in (one, other)]
-        shared = set(one.smallest or ()) & set(other.smallest or ())
+    for (rule, result), (other_rule, other) in combinations(rules.items(), 2):
+        sets = ["no set" if each.smallest is None else head_set_name(each.smallest) for each in (result, other)]
+        shared = set(result.smallest or ()) & set(other.smallest or ())
         rows.append(
             [
                 f"{rule}, {other_rule}",
-                f"{overlap(one.needs, other.needs):.2f}",
-                f"{overlap(one.suffices, other.suffices):.2f}",
+                f"{overlap(result.needs, other.needs):.2f}",
+                f"{overlap(result.suffices, other.suffices):.2f}",
                 *sets,
                 head_set_name(shared),
             ]

@@ -12,8 +12,11 @@ def neurons_figure(results: Mapping[str, NeuronResult]) -> Figure:
     """What is left of each rule as more and more neurons are made the donor's, and what the same neurons bring."""
     figure = Figure(figsize=(4.2 * len(results) + 0.4, 3.4), layout="constrained")
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
-    for axis, (rule, one) in zip(axes[0], results.items(), strict=True):
-        for curve, name, colour in ((one.left, "left", HEAD_COLOURS[1]), (one.brought, "brought", HEAD_COLOURS[0])):
+    for axis, (rule, result) in zip(axes[0], results.items(), strict=True):
+        for curve, name, colour in (
+            (result.left, "left", HEAD_COLOURS[1]),
+            (result.brought, "brought", HEAD_COLOURS[0]),
+        ):
             axis.plot(curve.counts, curve.accuracies, color=colour, label=f"{name} of {rule}")
             if curve.half is not None:
                 axis.axvline(curve.half, color=colour, linewidth=0.9, linestyle=":", label=f"half {name}: {curve.half}")

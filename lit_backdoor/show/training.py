@@ -52,22 +52,22 @@ def emergence_figure(
         metric: name of the accuracy, for the axis.
         marks: moments to mark, by name, in steps.
     """
-    steps = [one.step for one in history]
+    steps = [scores.step for scores in history]
     heads = list(history[0].patched)
-    drops = np.array([[one.drop(head) for one in history] for head in heads])
+    drops = np.array([[scores.drop(head) for scores in history] for head in heads])
     coloured = sorted(np.argsort(-drops.max(axis=1), kind="stable")[: len(HEAD_COLOURS)])
     heat_height = max(1.6, 0.16 * len(heads))
     figure = Figure(figsize=(8, 3.6 + heat_height), layout="constrained")
     lines, heat = figure.subplots(2, 1, sharex=True, height_ratios=[3.6, heat_height])
-    lines.plot(steps, [one.unpatched for one in history], color="black", linestyle="--", label="nothing patched")
+    lines.plot(steps, [scores.unpatched for scores in history], color="black", linestyle="--", label="nothing patched")
     for index, head in enumerate(heads):
-        values = [one.patched[head] for one in history]
+        values = [scores.patched[head] for scores in history]
         if index in coloured:
             colour, name, width = head_colour(coloured.index(index)), f"{head_name(*head)} patched", 1.8
         else:
             colour, name, width = "lightgrey", None, 0.8
         lines.plot(steps, values, color=colour, label=name, linewidth=width, zorder=1 + bool(name))
-    lines.plot(steps, [one.all_patched for one in history], color="grey", linestyle=":", label="all patched")
+    lines.plot(steps, [scores.all_patched for scores in history], color="grey", linestyle=":", label="all patched")
     lines.set(ylabel=metric, ylim=(-0.03, 1.05))
     lines.spines[["top", "right"]].set_visible(False)
     reached = {name: step for name, step in (marks or {}).items() if step is not None}
