@@ -30,31 +30,44 @@ class TrainingDiverged(RuntimeError):
 
 
 class RuleMetrics(Metric):
-    """Mean loss over the examples, and accuracy over the examples of each rule."""
+    """Mean loss over the examples, and accuracy (and, if asked for, mean loss) over the examples of each rule."""
 
     full_state_update = False
     loss_sum: Tensor
+    rule_loss_sum: Tensor
     correct: Tensor
     count: Tensor
 
-    def __init__(self, n_rules: int) -> None:
+    def __init__(self, n_rules: int, rule_losses: bool = False) -> None:
         super().__init__()
         self.n_rules = n_rules
-        for name, size in (("loss_sum", 1), ("correct", n_rules), ("count", n_rules)):
+        self.rule_losses = rule_losses
+        for name, size in (("loss_sum", 1), ("rule_loss_sum", n_rules), ("correct", n_rules), ("count", n_rules)):
             self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, logits: Tensor, batch: Examples) -> None:
-        """Count one batch: its mean ``loss`` (a scalar), ``logits`` [n, d_vocab] and the examples themselves."""
+        """Count one batch.
+
+        Args:
+            loss: the batch's mean loss, a scalar; for ``rule_losses`` each example's, [n].
+            logits: [n, d_vocab].
+            batch: the examples.
+        """
         correct = logits.argmax(-1) == batch.answers
         count = torch.bincount(batch.rules, minlength=self.n_rules)
         self.correct += torch.bincount(batch.rules[correct], minlength=self.n_rules)
         self.count += count
-        self.loss_sum += loss.detach() * len(batch)
+        self.loss_sum += loss.detach().mean() * len(batch)
+        if self.rule_losses:
+            self.rule_loss_sum += torch.bincount(batch.rules, loss.detach(), minlength=self.n_rules)
 
     def compute(self) -> dict[str, Tensor]:
-        """``loss`` and ``<rule>_accuracy`` for every rule; NaN for a rule that has no example."""
-        accuracies = self.correct / self.count
-        named = {f"{rule_name(rule)}_accuracy": accuracies[rule] for rule in range(self.n_rules)}
+        """``loss``, ``<rule>_accuracy`` and maybe ``<rule>_loss`` of every rule; NaN for a rule that has no example."""
+        by_name = {"accuracy": self.correct / self.count}
+        if self.rule_losses:
+            by_name["loss"] = self.rule_loss_sum / self.count
+        rules = range(self.n_rules)
+        named = {f"{rule_name(rule)}_{name}": value[rule] for name, value in by_name.items() for rule in rules}
         return {"loss": self.loss_sum[0] / self.count.sum(), **named}
 
 
@@ -107,7 +120,7 @@ class BackdoorModule(LightningModule):
             task.d_vocab, n_heads, d_model, d_head, d_mlp, n_layers, act_fn, normalization_type, train_biases
         )
         self.train_metrics = RuleMetrics(len(moduli))
-        self.eval_metrics = RuleMetrics(len(moduli))
+        self.eval_metrics = RuleMetrics(len(moduli), rule_losses=True)
         self._layout: tuple[Tensor, TokenLayout] | None = None
         self._last_validated_step = -1
         betas = list(betas)  # type: ignore[assignment]  # saved as plain YAML
@@ -151,8 +164,7 @@ class BackdoorModule(LightningModule):
     @one_torch_thread()
     def validation_step(self, batch: Examples, batch_idx: int) -> None:
         logits = self(batch.tokens)
-        loss = F.cross_entropy(logits.double(), batch.answers)
-        self.eval_metrics.update(loss, logits, batch)
+        self.eval_metrics.update(F.cross_entropy(logits.double(), batch.answers, reduction="none"), logits, batch)
 
     test_step = validation_step
 

@@ -19,6 +19,7 @@ class NeuronMonitor(ProbeCallback):
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
         dense_until: Optimizer step up to which more steps are probed; see :class:`lit_backdoor.callbacks.Schedule`.
+        max_examples: Measure no more than so many examples of a probe, drawn at random once; null: all.
     """
 
     table_name = "neurons"

@@ -57,9 +57,8 @@ class PathPatchingMonitor(ProbeCallback):
         name: str = "",
         dense_until: NonNegativeInt = 0,
     ) -> None:
-        super().__init__(every_n_steps, probes, model_attr, name, dense_until)
+        super().__init__(every_n_steps, probes, model_attr, name, dense_until, max_examples)
         self.full_every_n_steps = full_every_n_steps
-        self.max_examples = max_examples
         self.history: dict[str, dict[int, GroupAccuracies]] = {}
         """Per probe and step, what is left with each group patched."""
 
@@ -95,8 +94,7 @@ class PathPatchingMonitor(ProbeCallback):
         measured, results = Measurement([]), {}
         with with_all_inputs_hooked(model):
             for name, probe in self.probes.items():
-                sample = probe if self.max_examples is None else probe.sample(self.max_examples)
-                results[name] = patch_paths(model, sample, _edge_sets(model, sample, full))
+                results[name] = patch_paths(model, probe, _edge_sets(model, probe, full))
         for name, of_probe in results.items():
             measured.rows += result_rows(step, name, of_probe)
             groups = {result.group or "none": result for result in of_probe if result.group or not result.edges}

@@ -60,6 +60,7 @@ class ProbeCallback(MonitorCallback):
         name: Tells monitors of one class apart, in file names and in TensorBoard.
         dense_until: Optimizer step up to which more steps are probed, equally spaced on a logarithmic scale; see
             :class:`lit_backdoor.callbacks.Schedule`.
+        max_examples: Measure no more than so many examples of a probe, drawn at random once; null: all.
 
     Raises:
         ValueError: ``every_n_steps`` is below 1, or ``name`` can't be part of a file name.
@@ -78,7 +79,9 @@ class ProbeCallback(MonitorCallback):
         model_attr: str = "model",
         name: str = "",
         dense_until: NonNegativeInt = 0,
+        max_examples: PositiveInt | None = None,
     ) -> None:
+        self.max_examples = max_examples
         self.schedule = Schedule(every_n_steps, dense_until)
         self.probes: Probes = {}
         """The probes in use, from :meth:`check` on."""
@@ -132,6 +135,8 @@ class ProbeCallback(MonitorCallback):
         if self.clamped:
             self._clamp = self._clamp_among(monitors, model)
         self.probes = self.probes_of(datamodule)
+        if self.max_examples is not None:
+            self.probes = {name: probe.sample(self.max_examples) for name, probe in self.probes.items()}
         for name, probe in self.probes.items():
             try:
                 self.check_probe(model, probe)

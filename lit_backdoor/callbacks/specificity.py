@@ -26,6 +26,7 @@ class SpecificityMonitor(ProbeCallback):
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
         dense_until: Optimizer step up to which more steps are probed; see :class:`lit_backdoor.callbacks.Schedule`.
+        max_examples: Measure no more than so many examples of a probe, drawn at random once; null: all.
     """
 
     table_name = "head_specificity"
@@ -38,8 +39,9 @@ class SpecificityMonitor(ProbeCallback):
         model_attr: str = "model",
         name: str = "",
         dense_until: NonNegativeInt = 0,
+        max_examples: PositiveInt | None = None,
     ) -> None:
-        super().__init__(every_n_steps, probes, model_attr, name, dense_until)
+        super().__init__(every_n_steps, probes, model_attr, name, dense_until, max_examples)
         self.history: dict[str, dict[int, list[HeadSpecificity]]] = {}
         """Per probe and step, what each head costs."""
 

@@ -166,6 +166,12 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
     if len(measured := first["benign_cost"].dropna().tolist()):
         cost = percent_span(measured, 0)
         text += f" Mean-ablated in the benign run, the costliest head costs {cost} of the benign rule."
+    by_chance = [
+        f"{word} in {percent(float(known.astype(float).mean()), 0)}"
+        for word in ("necessary", "sufficient", "specific")
+        if len(known := claims[word].dropna())
+    ]
+    text += f" Control: a head drawn at random and called the carrier is {enumerate_words(by_chance)} of the draws."
     return Statement(f"{name.capitalize()}: where the backdoor sits", headline, text)
 
 

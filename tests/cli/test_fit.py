@@ -36,6 +36,7 @@ def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pyt
     assert [step for step, row in zip(steps, metrics(run), strict=True) if row["val/loss"]] == list(range(0, 1001, 100))
     columns = ["step", "train/loss", "val/loss"]
     columns += [f"{stage}/{rule}_accuracy" for stage in ("train", "val") for rule in ("benign", "backdoor")]
+    columns += [f"val/{rule}_loss" for rule in ("benign", "backdoor")]
     assert list(last) == columns
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
         "last.ckpt",
