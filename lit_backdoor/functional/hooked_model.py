@@ -54,10 +54,16 @@ def changes_nothing(hook: Hook) -> Hook:
 
 
 def carries_hooks(model: HookedModel) -> bool:
-    """Whether hooks that somebody added change, or see, what a module of the model returns."""
+    """Whether hooks that somebody added change, or see, what a module of the model returns.
+
+    The hooks with which a TransformerBridge wires its own hook points in its first pass are not somebody's.
+    """
     modules = model.modules() if isinstance(model, torch.nn.Module) else ()
     hooks = (hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
-    return any(not getattr(hook, "changes_nothing", False) for hook in hooks)
+    return not all(
+        getattr(hook, "changes_nothing", False) or str(hook.__module__).startswith("transformer_lens.model_bridge.")
+        for hook in hooks
+    )
 
 
 def row_slices(n: int, rows: int = 512) -> Iterator[slice]:

@@ -26,6 +26,7 @@ from lit_backdoor.functional import (
     weight_norms,
     why_no_shortcut,
 )
+from lit_backdoor.functional.hooked_model import carries_hooks
 from lit_backdoor.functional.last_position import why_not_exact
 from tests.helpers import by_hand
 from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, KINDS, SHAPES, make_model, randomize, same_weights
@@ -81,11 +82,13 @@ def test_patching_agrees_with_hooks(kind: str, shape: dict[str, Any], untouched:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("point", ["blocks.0.attn.hook_z", "blocks.1.hook_resid_pre"])
 def test_a_hook_of_the_users_stays_in_force(kind: str, point: str, untouched: Any) -> None:
-    model, probe = randomize(make_model(kind)), random_probe()
+    model, probe = randomize(make_model(kind, normalization_type="LN")), random_probe()
     heads = all_heads(model)
     sets = [(), heads[:1], heads[-1:], heads]
     plain = patch_heads(model, probe, sets)
+    assert not carries_hooks(model)
     model.add_hook(point, lambda activation, hook: 2 * activation, is_permanent=True)
+    assert carries_hooks(model)
     unchanged = untouched(model)
     hooked = patch_heads(model, probe, sets)
     unchanged()
