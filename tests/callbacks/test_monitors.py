@@ -97,10 +97,10 @@ def test_a_verdict_is_reached_and_is_what_the_tables_say(cli: Cli, debug_config:
     metrics = read_rows(run / "metrics.csv")
     fitted = [int(row["step"]) for row in metrics if float(row["train/benign_accuracy"]) >= 0.99]
     assert verdict["benign_fitted_step"] == fitted[0]
-    small = [row for row in metrics if row["val/loss"] and float(row["val/loss"]) < exp(-5)]
+    small = [row for row in metrics if row["val/loss"] and float(row["val/benign_loss"]) < exp(-5)]
     good = [int(row["step"]) for row in small if float(row["val/benign_accuracy"]) >= 0.99]
     assert verdict["benign_generalised_step"] == (good[0] if good else None)
-    assert verdict["validation_loss_of"] == "all rules together"
+    assert verdict["validation_loss_of"] == "every rule"
     assert read_verdict(run) == verdict
 
 

@@ -20,7 +20,7 @@ from tests.helpers.configs import callback_options, load_config, save_config, wi
 from tests.helpers.runs import Cli, assert_same_files, assert_same_results, contents, metrics, train_run
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
-LIKE_MOD7 = ("mod17", "mod37")
+LIKE_ANOTHER = ("mod17", "mod37", "control_inert", "control_permuted", "control_untrained")
 """Configurations that differ from mod7 in a number alone."""
 
 
@@ -61,7 +61,7 @@ def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pyt
 
 @pytest.mark.parametrize(
     "config",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LIKE_MOD7), id=path.stem) for path in SHIPPED],
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LIKE_ANOTHER), id=path.stem) for path in SHIPPED],
 )
 def test_every_shipped_config_runs(cli: Cli, config: Path) -> None:
     assert cli("fit", "--config", config, "--trainer.max_steps", 3, *QUIET) == 0
@@ -81,7 +81,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_run(run, "--trainer.max_steps=600", "--data.steps_per_epoch=250")
 
 
-@pytest.mark.parametrize("stop", [250, 300, 500])
+@pytest.mark.parametrize("stop", [pytest.param(250, marks=pytest.mark.slow), 300, 500])
 def test_a_resumed_run_is_the_undisturbed_one(cli: Cli, debug_config: Path, undisturbed: Path, stop: int) -> None:
     """Where an epoch ends, in the middle of one and between two checkpoints, and where all of these end."""
     same = ("--data.steps_per_epoch", 250, *QUIET)

@@ -17,6 +17,7 @@ def check_report(report: Path) -> None:
     assert "mod 37" in (report / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_finished_runs_are_reported_and_not_run_again(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     for run in paper_runs(Path("out/runs"), "smoke", [0, 1], 60):
         assert cli(*run.arguments()) == 0

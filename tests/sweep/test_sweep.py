@@ -19,6 +19,7 @@ from tests.helpers.runs import Cli, assert_same_results, times
 from tests.helpers.sweeps import RUN, small_sweep, sweeping, wait_for
 
 
+@pytest.mark.slow
 def test_one_that_dies_takes_no_other_with_it(cli: Cli, debug_config: Path, capfd: pytest.CaptureFixture[str]) -> None:
     args = small_sweep(debug_config, "--set", "trainer.max_steps=20", "--set", "model.lr=[1e-3,1e30]", "--jobs", "2")
     assert cli(*args) == 1
