@@ -21,7 +21,7 @@ from tests.helpers.runs import Cli, assert_same_files, assert_same_results, cont
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 LIKE_ANOTHER = ("mod17", "mod37", "control_inert", "control_permuted", "control_untrained")
-"""Configurations that differ from mod7 in a number alone."""
+"""Configurations that take the same way as another, with other numbers."""
 
 
 def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
