@@ -20,7 +20,7 @@ from tests.helpers.configs import callback_options, load_config, save_config, wi
 from tests.helpers.runs import Cli, assert_same_files, assert_same_results, contents, metrics, train_run
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
-LIKE_ANOTHER = ("mod17", "mod37", "control_inert", "control_permuted", "control_untrained")
+LIKE_ANOTHER = ("mod17", "mod37", "control_inert", "control_permuted", "control_untrained", "multi")
 """Configurations that take the same way as another, with other numbers."""
 
 
@@ -81,7 +81,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_run(run, "--trainer.max_steps=600", "--data.steps_per_epoch=250")
 
 
-@pytest.mark.parametrize("stop", [pytest.param(250, marks=pytest.mark.slow), 300, 500])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(250, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.slow), 500]
+)
 def test_a_resumed_run_is_the_undisturbed_one(cli: Cli, debug_config: Path, undisturbed: Path, stop: int) -> None:
     """Where an epoch ends, in the middle of one and between two checkpoints, and where all of these end."""
     same = ("--data.steps_per_epoch", 250, *QUIET)
