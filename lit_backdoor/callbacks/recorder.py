@@ -15,7 +15,7 @@ from lit_backdoor.callbacks.history import Metrics, forget
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.probing import Probes
 from lit_backdoor.callbacks.run import ContractError, RunOutlet
-from lit_backdoor.runs.directory import held, let_new_events_sort_last
+from lit_backdoor.runs.directory import let_new_events_sort_last, locked
 from lit_backdoor.runs.file_names import RECORDED
 from lit_backdoor.runs.tables import replace_file
 
@@ -133,7 +133,7 @@ class Recorder:
     def _begin(self, model: Any, step: int) -> RunOutlet:
         for monitor in self.monitors:
             monitor.check_model(model, self._source, self.monitors)
-        self._resources.enter_context(held(self.run_dir))
+        self._resources.enter_context(locked(self.run_dir))
         try:
             run = self._prepared_run(step)
             for monitor in self.monitors:

@@ -19,7 +19,7 @@ from lit_backdoor.cli.parser import checking_options
 from lit_backdoor.cli.quiet import quiet_writers
 from lit_backdoor.cli.run_summary import fit_summary
 from lit_backdoor.logger import RunLogger
-from lit_backdoor.runs.directory import RunStart, held
+from lit_backdoor.runs.directory import RunStart, locked
 from lit_backdoor.runs.environment import keep_environment
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST
 
@@ -61,7 +61,7 @@ class BackdoorCLI(CheckedCLI):
             with checking_options():
                 start = self._begin()
                 directory = run_dir(self.trainer)
-                stack.enter_context(held(directory))
+                stack.enter_context(locked(directory))
                 start.prepare(directory, own=self.trainer.logger is not None)
             stack.enter_context(quiet_writers())
             try:

@@ -13,7 +13,7 @@ from lit_backdoor.cli.engine_options import add_engine_options, make_engine
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.shipped_configs import find_config
-from lit_backdoor.runs.directory import held
+from lit_backdoor.runs.directory import locked
 from lit_backdoor.sweep import (
     Engine,
     PlannedRun,
@@ -78,7 +78,7 @@ def carry_out(runs: Sequence[PlannedRun], engine: Engine, jobs: int, output_dir:
         with checking_options():
             require_same_options(runs)
             known_jobs(engine.folder)  # a damaged list is told of before anything is written
-            stack.enter_context(held(output_dir))
+            stack.enter_context(locked(output_dir))
         try:
             tracked = run_all(runs, engine, jobs, stack.enter_context(watching(jobs)))
         except KeyboardInterrupt:

@@ -60,14 +60,44 @@ class HeadAttribution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchingResult:
-    """What one patched set of heads does to the recipient's run.
+class PatchedHeads:
+    """Which heads were patched, and how.
 
     Args:
         recipient: the name of the run that was patched.
         donor: the name of the run that gave its activations.
         ablation: `resample`, `mean` or `zero`.
         heads: the patched heads.
+    """
+
+    recipient: str
+    donor: str
+    ablation: Ablation
+    heads: HeadSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchedEdges:
+    """Which edges see the donor.
+
+    Args:
+        recipient: the name of the run that was patched.
+        donor: the name of the run that the edges see.
+        edges: the set.
+        group: its name if it is the set of all heads (`edge_groups`), else None.
+    """
+
+    recipient: str
+    donor: str
+    edges: EdgeSet
+    group: EdgeGroup | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchingScores:
+    """What patching does to the recipient's run, in the same numbers whatever was patched.
+
+    Args:
         n_examples: the number of examples.
         recipient_accuracy: share that still gives the recipient's answer.
         donor_accuracy: share that gives the donor's answer.
@@ -80,10 +110,6 @@ class PatchingResult:
         extra: the probe's own metrics.
     """
 
-    recipient: str
-    donor: str
-    ablation: Ablation
-    heads: HeadSet
     n_examples: int
     recipient_accuracy: float = share()
     donor_accuracy: float = share()
@@ -101,36 +127,19 @@ class PatchingResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathPatchingResult:
-    """What one set of edges does to the recipient's run when it sees the donor's.
+class PatchingResult(PatchingScores, PatchedHeads):  # a dataclass takes the fields of its last base first
+    """What one patched set of heads does to the recipient's run.
 
-    Args:
-        recipient: the name of the run that was patched.
-        donor: the name of the run that the edges see.
-        edges: the set.
-        group: its name if it is the set of all heads (`edge_groups`), else None.
-
-    The other fields are those of `PatchingResult`.
+    The fields of `PatchedHeads`, then those of `PatchingScores`.
     """
 
-    recipient: str
-    donor: str
-    edges: EdgeSet
-    group: EdgeGroup | None
-    n_examples: int
-    recipient_accuracy: float = share()
-    donor_accuracy: float = share()
-    other_rate: float = share()
-    logit_diff: float = may_be_nan()
-    log_prob: float
-    kl: float
-    n_differing: int
-    extra: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def floor(self) -> float:
-        """See `PatchingResult.floor`."""
-        return 1 - self.n_differing / self.n_examples
+@dataclass(frozen=True, kw_only=True)
+class PathPatchingResult(PatchingScores, PatchedEdges):
+    """What one set of edges does to the recipient's run when it sees the donor.
+
+    The fields of `PatchedEdges`, then those of `PatchingScores`.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,9 +136,9 @@ def require_memory_for(d_vocab: int, sizes: Mapping[str, Any], weights: Mapping[
     n_layers, n_heads, d_model, d_mlp = (int(sizes[name]) for name in ("n_layers", "n_heads", "d_model", "d_mlp"))
     d_head = int(sizes["d_head"] or d_model // n_heads)
     needed = 2 * d_vocab * d_model + n_layers * d_model * (4 * n_heads * d_head + 2 * d_mlp)
-    held = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
-    if min(n_layers, n_heads, d_model, d_mlp, d_head) < 1 or needed > 10 * held:  # what is missing is named later
-        raise ValueError(f"sizes that need {needed} weights, where it holds {held}")
+    stored = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
+    if min(n_layers, n_heads, d_model, d_mlp, d_head) < 1 or needed > 10 * stored:  # what is missing is named later
+        raise ValueError(f"sizes that need {needed} weights, where it holds {stored}")
 
 
 def check_weights(path: Path, weights: Mapping[str, Any], model: torch.nn.Module) -> None:

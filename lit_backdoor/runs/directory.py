@@ -89,7 +89,7 @@ def require_new_or_empty(output_dir: Path) -> None:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Make ``directory``, and keep every other process that asks out of it meanwhile.
 
     The system frees the lock of a process that ends, however it ends, so that nothing stale is left.

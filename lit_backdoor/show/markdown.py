@@ -7,6 +7,7 @@ from lit_backdoor.functional import (
     HeadAttribution,
     HeadSet,
     PatchingResult,
+    PathPatchingResult,
     RuleHeads,
     ShapleyResult,
     head_name,
@@ -49,11 +50,21 @@ def patching_markdown(results: Sequence[PatchingResult]) -> str:
 
 def all_sets_markdown(results: Sequence[PatchingResult]) -> str:
     """Every set of heads with everything that was measured."""
-    first = results[0]
-    header = ["heads", f"{first.recipient} acc.", f"{first.donor} acc.", "other", "logit diff.", "log prob.", "KL"]
+    return scores_markdown("heads", {head_set_name(result.heads): result for result in results})
+
+
+def scores_markdown(patched: str, results: Mapping[str, PatchingResult | PathPatchingResult]) -> str:
+    """A row for everything that was patched, with all its numbers.
+
+    Args:
+        patched: what was patched, for the first column.
+        results: of one probe and ablation, by name.
+    """
+    first = next(iter(results.values()))
+    header = [patched, f"{first.recipient} acc.", f"{first.donor} acc.", "other", "logit diff.", "log prob.", "KL"]
     rows = [
         [
-            head_set_name(result.heads),
+            name,
             f"{result.recipient_accuracy:.2%}",
             f"{result.donor_accuracy:.2%}",
             f"{result.other_rate:.2%}",
@@ -61,7 +72,7 @@ def all_sets_markdown(results: Sequence[PatchingResult]) -> str:
             f"{result.log_prob:.3f}",
             f"{result.kl:.3f}",
         ]
-        for result in results
+        for name, result in results.items()
     ]
     return markdown_table(header, rows)
 

@@ -12,26 +12,13 @@ from lit_backdoor.functional import (
     edge_set_name,
     head_name,
 )
-from lit_backdoor.show.markdown import markdown_table
+from lit_backdoor.show.markdown import markdown_table, scores_markdown
 
 
 def paths_markdown(results: Sequence[PathPatchingResult]) -> str:
     """Every set of edges; a group by its name."""
-    first = results[0]
-    header = ["edges", f"{first.recipient} acc.", f"{first.donor} acc.", "other", "logit diff.", "log prob.", "KL"]
-    rows = [
-        [
-            f"{result.group} of all heads" if result.group else edge_set_name(result.edges),
-            f"{result.recipient_accuracy:.2%}",
-            f"{result.donor_accuracy:.2%}",
-            f"{result.other_rate:.2%}",
-            f"{result.logit_diff:.2f}",
-            f"{result.log_prob:.3f}",
-            f"{result.kl:.3f}",
-        ]
-        for result in results
-    ]
-    return markdown_table(header, rows)
+    names = [f"{result.group} of all heads" if result.group else edge_set_name(result.edges) for result in results]
+    return scores_markdown("edges", dict(zip(names, results, strict=True)))
 
 
 def attention_markdown(results: Sequence[PositionAttention]) -> str:

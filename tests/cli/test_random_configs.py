@@ -80,7 +80,7 @@ def empty_folder(parent: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @settings(
-    max_examples=10, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck),
+    max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],  # a configuration is short, and every attempt to make it shorter is a run
 )  # fmt: skip
 @given(config=configs())

@@ -39,7 +39,7 @@ def my_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_guide_is_short() -> None:
-    assert len(TEXT.splitlines()) < 86
+    assert len(TEXT.splitlines()) < 80
 
 
 def test_the_example_runs_and_finds_a_head(my_task: Path) -> None:
