@@ -154,11 +154,7 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
         parts.append(f"{_runs(state, len(some))}: {said}, effective heads {span(some['effective_heads'].tolist(), 1)}")
     first = claims[claims["rank"] == 1]
     carried = int((first["claim"] == "carries the backdoor").sum())
-    holds = [
-        f"{word} in {int(known.sum())} of {len(known)}"
-        for word in ("necessary", "sufficient", "specific")
-        if len(known := first[word].dropna())
-    ]
+    holds = [f"{word} in {int(known.sum())} of {len(known)}" for word, known in _known(first)]
     headline = (
         f"One head carries the backdoor in {count(carried, len(first))}; the costliest is {enumerate_words(holds)}."
     )
@@ -166,13 +162,15 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
     if len(measured := first["benign_cost"].dropna().tolist()):
         cost = percent_span(measured, 0)
         text += f" Mean-ablated in the benign run, the costliest head costs {cost} of the benign rule."
-    by_chance = [
-        f"{word} in {percent(float(known.astype(float).mean()), 0)}"
-        for word in ("necessary", "sufficient", "specific")
-        if len(known := claims[word].dropna())
-    ]
+    by_chance = [f"{word} in {percent(known.mean(), 0)}" for word, known in _known(claims)]
     text += f" Control: a head drawn at random and called the carrier is {enumerate_words(by_chance)} of the draws."
     return Statement(f"{name.capitalize()}: where the backdoor sits", headline, text)
+
+
+def _known(claims: pd.DataFrame) -> list[tuple[str, pd.Series]]:
+    """Which heads are necessary, sufficient and specific, as far as each was measured; 0 or 1 for each head."""
+    words = ("necessary", "sufficient", "specific")
+    return [(word, known.astype(float)) for word in words if len(known := claims[word].dropna())]
 
 
 def _training(frame: pd.DataFrame) -> Statement:

@@ -190,3 +190,16 @@ def test_a_run_that_is_still_going_on(runs_dir: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     continued = read_runs([run])[0]
     assert (continued.step, continued.max_steps, continued.model) == (60, 900, None)
+
+
+def test_the_control_is_a_head_drawn_from_all_heads(runs: Sequence[Run]) -> None:
+    said = {statement.title: statement.text for statement in statements(runs)}
+    mixed = 0
+    for name, group in measures.groups(runs).items():
+        claims = measures.head_claims(group)
+        text = said[f"{name.capitalize()}: where the backdoor sits"].partition("Control: ")[2]
+        for word in ("necessary", "sufficient", "specific"):
+            holds = [bool(value) for value in claims[word]]
+            assert f"{word} in {sum(holds) / len(holds):.0%}" in text
+            mixed += 0 < sum(holds) < len(holds)
+    assert mixed  # so that the share is not that of the best or the worst head

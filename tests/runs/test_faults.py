@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_backdoor.logger import RunLogger
 from lit_backdoor.runs.checkpoints import read_checkpoint
-from lit_backdoor.runs.directory import held
+from lit_backdoor.runs.directory import locked
 from lit_backdoor.runs.tables import read_table
 from tests.helpers import QUIET
 from tests.helpers.configs import callback_options, load_config, save_config, with_callback
@@ -230,10 +230,10 @@ def test_only_one_of_two_continues_a_run(
 def test_a_lock_is_free_when_its_process_is_killed(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
-        with held(tmp_path):
+        with locked(tmp_path):
             os.kill(os.getpid(), 9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
-    with held(tmp_path), pytest.raises(ValueError, match="in use by another process"), held(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="in use by another process"), locked(tmp_path):
         pass
 
 
