@@ -78,7 +78,7 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
         for of_probe in analysis.probes.values()
     }
     drawn = {
-        "figure_4_attribution_benign": attribution_figure({"benign": analysis.probes["benign"].attribution}),
+        "figure_4_attribution_benign": attribution_figure({"benign answers": analysis.probes["benign"].attribution}),
         "all_sets_of_heads": head_sets_figure(sets),
         "attention_from_last_position": attention_figure(
             {of_probe.recipient: of_probe.attention for of_probe in analysis.of_rules.values()}, positions
@@ -91,7 +91,7 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
     }
     if backdoors:
         drawn["figure_2_attribution_backdoor"] = attribution_figure(
-            {name: of_probe.attribution for name, of_probe in backdoors.items()}
+            {f"{name} answers": of_probe.attribution for name, of_probe in backdoors.items()}
         )
     if len(rules) > 1:
         drawn["which_head_serves_which_rule"] = rules_figure(rules)
