@@ -115,7 +115,8 @@ def _heads_in_short(run: Run) -> dict[str, Any]:
         "heads_by_rank": "+".join(head_name(*head) for head in run.order),
         "costliest_left": min(value for heads, value in run.left.items() if len(heads) == 1),
         "n_costly_heads": sum(cost >= declared().threshold for cost in run.costs.values()),
-        **{name: verdict[name] for name in ("word", "head", "occupancy", "crossings")},
+        **{name: verdict[name] if run.has_backdoor else None for name in ("word", "head")},
+        **{name: verdict[name] for name in ("occupancy", "crossings")},
         "largest_shapley_share": max(shares(result).values()) if result else None,
         "effective_heads": effective_heads(result) if result else None,
         **{f"{name}_step": verdict[f"{name}_step"] for name in HEAD_MOMENTS},
@@ -132,13 +133,14 @@ def head_claims(runs: Sequence[Run]) -> pd.DataFrame:
         for rank, head in enumerate(run.order, start=1):
             both, cost = run.specificity.get(head), run.costs[head]
             brings = 1 - cost_above_floor(run.left[()], run.brought.get((head,), math.nan), run.floor)
-            holds = {"necessary": cost >= limits.necessary, "sufficient": brings >= limits.sufficient}
+            sufficient = run.has_backdoor and brings >= limits.sufficient
+            holds = {"necessary": cost >= limits.necessary, "sufficient": sufficient}
             specific = bool(both.donor_cost <= limits.specific) if both else None
             row = label(run) | {"head": head_name(*head), "rank": rank}
             row |= {"backdoor_cost": cost, "backdoor_sufficiency": brings}
             row |= {"benign_cost": both.donor_cost if both else math.nan}
             row |= {"selectivity": both.selectivity if both else math.nan, **holds, "specific": specific}
-            rows.append(row | {"claim": claim(**holds, specific=specific)})
+            rows.append(row | {"claim": claim(**holds, specific=specific) if run.has_backdoor else "no backdoor"})
     return pd.DataFrame(rows)
 
 

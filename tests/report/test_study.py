@@ -61,7 +61,10 @@ def test_runs_of_several_folders_or_lengths_are_several_series(cli: Cli, runs_di
     assert cli("report", runs_dir, "--output_dir", "out") == 0
     text = Path("out/report.md").read_text()
     assert f"### M{old[1:]}" in text and f"M{longer[1:]}: where the backdoor sits" in text
-    assert {row["n_runs"] for row in read_rows(Path("out/comparison.csv")) if row["p1"] == "1"} == {"2"}
+    patched = [
+        row for row in read_rows(Path("out/comparison.csv")) if row["quantity"].startswith("backdoor accuracy, p")
+    ]
+    assert {row["n_runs"] for row in patched} == {"2"}
     ranks = read_rows(Path("out/ranks.csv"))
     assert {row["group"]: row["n_runs"] for row in ranks if row["ranks"] == "none"}[old] == "2"
 
