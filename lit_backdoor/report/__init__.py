@@ -12,6 +12,7 @@ from lit_backdoor.report import folder, measures, paper_figures, seed_figures, t
 from lit_backdoor.report.comparison import comparison_rows
 from lit_backdoor.report.declared import declared, declared_text
 from lit_backdoor.report.foreign_embeddings import BothWays, foreign_rows, patched_both_ways
+from lit_backdoor.report.other_tasks import own_figures
 from lit_backdoor.report.page import Markdown, html, markdown, pictures
 from lit_backdoor.report.published import n_with_one_costly_head
 from lit_backdoor.report.reading import read_runs
@@ -19,7 +20,6 @@ from lit_backdoor.report.runs import Run
 from lit_backdoor.report.statements import Statement, by_ranks, statements
 from lit_backdoor.report.study import Study, arrange, branch_lines
 from lit_backdoor.report.wording import count, enumerate_words, percent, plural, span
-from lit_backdoor.show.heads import attribution_figure
 from lit_backdoor.show.style import figure_bytes
 
 __all__ = ["Statement", "Study", "read", "write", "write_report"]
@@ -116,12 +116,7 @@ def report_figures(study: Study, frames: dict[str, pd.DataFrame]) -> dict[str, F
             drawn[f"foreign_{slug}"] = seed_figures.ranks_figure(name, rows)
     drawn |= {f"emergence_{run.slug}": seed_figures.emergence_of(run) for run in with_trigger}
     for run in study.others:
-        if run.attribution:
-            drawn[f"own_{run.slug}_attribution"] = attribution_figure(run.attribution)
-        for probe in run.probes:
-            drawn[f"own_{run.slug}_{probe}"] = seed_figures.emergence_of(run, probe)
-        if "train/loss" in run.metrics or "val/loss" in run.metrics:
-            drawn[f"own_{run.slug}_training"] = paper_figures.training_by_model([run])
+        drawn |= own_figures(run)
     return drawn
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
@@ -16,6 +16,12 @@ from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+
+
+Result = TypeVar("Result")
+
+OF_HEADS = ("head_patching", "head_attribution", "attention", "head_specificity", "path_patching")
+"""Tables of monitors, without ``.csv``. A run of another task holds one of them or more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +84,8 @@ class Run:
     @property
     def step(self) -> int:
         """Optimizer steps that the run has done."""
-        return int(max(table["step"].max() for table in (self.metrics, self.tables["head_patching"]) if len(table)))
+        tables = [self.metrics, *(self.tables[name] for name in OF_HEADS if name in self.tables)]
+        return int(max(table["step"].max() for table in tables if len(table)))
 
     @property
     def max_steps(self) -> int | None:
@@ -124,10 +131,13 @@ class Run:
     @cached_property
     def attribution(self) -> dict[str, list[HeadAttribution]]:
         """Every head at the last probe, by probe; empty if heads were not attributed."""
-        rows = last_whole_step(self.tables["head_attribution"])
+        return self.last_results("head_attribution", HeadAttribution)
+
+    def last_results(self, table: str, kind: type[Result]) -> dict[str, list[Result]]:
+        """What a table holds of its last whole step, by probe; empty without such a table."""
+        rows = last_whole_step(self.tables.get(table, pd.DataFrame({"step": [], "probe": []})))
         return {
-            str(probe): read_results(HeadAttribution, some.to_dict("records"))
-            for probe, some in rows.groupby("probe", sort=False)
+            str(probe): read_results(kind, some.to_dict("records")) for probe, some in rows.groupby("probe", sort=False)
         }
 
     @cached_property
@@ -147,8 +157,8 @@ class Run:
         return self.tables["head_patching"].to_dict("records")
 
 
-def last_whole_step(attribution: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the last step at which every head was attributed for every probe; a kill may have cut one short."""
-    sizes = attribution.groupby("step").size()
+def last_whole_step(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the last step at which everything was measured for every probe; a kill may have cut one short."""
+    sizes = table.groupby("step").size()
     whole = sizes[sizes == sizes.max()]
-    return attribution[attribution["step"] == (whole.index.max() if len(whole) else None)]
+    return table[table["step"] == (whole.index.max() if len(whole) else None)]

@@ -30,6 +30,8 @@ MODEL_OPTIONS = (
 )
 SCHEDULED = {"lr", "momentum", "betas"}
 """Options of an optimizer that a schedule changes while it trains."""
+OF_ANOTHER_TASK = "; if it is of another task, analyze takes it with --probes"
+"""What to say of a checkpoint that somebody else's LightningModule wrote."""
 REQUIRED = ("state_dict", "global_step", "hyper_parameters", "datamodule_hyper_parameters")
 
 
@@ -98,7 +100,10 @@ def _read(path: Path) -> dict[str, Any]:
     checkpoint = read_torch_file(path, "ckpt_path")
     missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
-        raise ValueError(f"ckpt_path: {path} is not a checkpoint of lit_backdoor fit; it lacks {', '.join(missing)}")
+        hint = OF_ANOTHER_TASK if isinstance(checkpoint, dict) and "state_dict" in checkpoint else ""
+        raise ValueError(
+            f"ckpt_path: {path} is not a checkpoint of lit_backdoor fit; it lacks {', '.join(missing)}{hint}"
+        )
     step = checkpoint["global_step"]
     if not isinstance(step, int) or step < 0:
         raise ValueError(f"ckpt_path: {path} is at step {step!r}, which is no number of optimizer steps")
@@ -131,7 +136,8 @@ def load_model(path: Path) -> StoredModel:
         require_memory_for(task.d_vocab, sizes, checkpoint["state_dict"])
         model = build_model(task.d_vocab, **sizes)
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"ckpt_path: {path} does not describe its task and model ({error})") from None
+        reason = f"it lacks {error}{OF_ANOTHER_TASK}" if isinstance(error, KeyError) else error
+        raise ValueError(f"ckpt_path: {path} does not describe its task and model ({reason})") from None
     prefix = "model."
     weights = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
     check_weights(path, weights, model)

@@ -106,7 +106,7 @@ def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positi
     panels = {f"{run} run": [result.attention for result in results] for run, results in patterns.items()}
     heads = [result.head for result in next(iter(patterns.values())) if result.position == 0]
     colours = {"cmap": "Blues", "vmin": 0, "vmax": 1}
-    return _heads_by_position(panels, heads, positions, "mean attention from the position that is read", ".2f", colours)
+    return _heads_by_position(panels, heads, positions, "mean attention", ".2f", colours)
 
 
 def attention_shift_figure(results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()) -> Figure:
