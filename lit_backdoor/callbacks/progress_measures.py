@@ -51,7 +51,7 @@ class ProgressMeasureMonitor(ProbeCallback):
     ) -> None:
         super().__init__(every_n_steps, None, model_attr, name, dense_until)
         self.rules: Rules = {}
-        """The rules in use, from :meth:`check` on."""
+        """The rules in use, from :meth:`check_model` on."""
         self._given_rules = rules
 
     def check_model(self, model: HookedModel, datamodule: Any, monitors: Sequence[Any]) -> None:
