@@ -27,6 +27,23 @@ Probes = Mapping[str, Probe]
 """What to measure on, by name; the names appear in tables, file names and TensorBoard."""
 
 
+def checked_probes(source: Any, owner: str) -> Probes:
+    """The probes that somebody gives, as a mapping or as a function that returns it.
+
+    Args:
+        owner: whom they are given to, for errors.
+
+    Raises:
+        ContractError: if they are none.
+    """
+    probes = source() if callable(source) else source
+    if not isinstance(probes, Mapping) or not all(isinstance(probe, Probe) for probe in probes.values()):
+        raise ContractError(f"{owner}.probes: {probes!r} is no mapping of names to Probes")
+    if not probes:
+        raise ContractError(f"{owner}.probes: the mapping is empty; give one Probe or more")
+    return probes
+
+
 @dataclass
 class Measurement:
     """What a monitor has measured at one step.
@@ -193,12 +210,7 @@ class ProbeCallback(MonitorCallback):
                     "returns them, or give the datamodule a method probes() that does"
                 )
             source = datamodule.probes
-        probes = source() if callable(source) else source
-        if not isinstance(probes, Mapping) or not all(isinstance(probe, Probe) for probe in probes.values()):
-            raise ContractError(f"{type(self).__name__}.probes: {probes!r} is no mapping of names to Probes")
-        if not probes:
-            raise ContractError(f"{type(self).__name__}.probes: the mapping is empty; give one Probe or more")
-        return probes
+        return checked_probes(source, type(self).__name__)
 
     def begin(self, run: RunOutlet, step: int) -> None:
         """Shorten the table to what was measured before ``step``.

@@ -143,7 +143,9 @@ def _start(config: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
+def _weights(
+    path: Path, task: Task, options: Mapping[str, Any]
+) -> "tuple[HookedTransformer, int | None] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
     file = path / CHECKPOINT_DIR / LAST
     try:

@@ -40,17 +40,19 @@ class StoredModel:
     Attributes:
         model: in evaluation mode, on the CPU.
         task: what it was trained on; None for a task that is not ours.
-        step: optimizer steps that made the weights.
+        step: optimizer steps that made the weights; None if it is not known.
         seed: of the weights; None if it is not known.
         split: arguments of :func:`lit_backdoor.task.split_examples` that say which examples trained; empty for the
             default, as that of the models that ship.
+        reading: of a file from elsewhere: its layout, what in it was left out, and what was assumed.
     """
 
     model: "HookedTransformer"
     task: Task | None
-    step: int
+    step: int | None
     seed: int | None
     split: Mapping[str, Any] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -72,16 +74,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_torch_file(path: Path, option: str) -> Any:
+    """What a file holds that PyTorch has saved, on the CPU; nothing in it is executed.
+
+    Args:
+        option: which names the file in errors.
+
+    Raises:
+        ValueError: in one line, if the file is missing or unreadable, or holds code.
+    """
     if not path.is_file():
-        raise ValueError(f"ckpt_path: '{path}' is not a file; give a checkpoint, such as RUN_DIR/checkpoints/last.ckpt")
+        raise ValueError(f"{option}: '{path}' is not a file; give a checkpoint, such as RUN_DIR/checkpoints/last.ckpt")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
-        raise ValueError(f"ckpt_path: {path} is no checkpoint, or holds code, which is never run") from None
+        raise ValueError(f"{option}: {path} is no checkpoint, or holds code, which is never run") from None
     except Exception as error:  # whatever a reader of archives and pickles may meet in a damaged or foreign file
         reason = str(error).split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__
-        raise ValueError(f"ckpt_path: {path} can't be read as a checkpoint ({reason})") from None
+        raise ValueError(f"{option}: {path} can't be read as a checkpoint ({reason})") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    checkpoint = read_torch_file(path, "ckpt_path")
     missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise ValueError(f"ckpt_path: {path} is not a checkpoint of lit_backdoor fit; it lacks {', '.join(missing)}")
