@@ -114,12 +114,15 @@ class BackdoorDataModule(LightningDataModule):
             self.train_examples, self.val_examples = self.train_examples.to(device), self.val_examples.to(device)
 
     def train_dataloader(self) -> FullBatch:
+        """The training batch, again for every optimizer step."""
         return FullBatch(self.train_examples, self.steps_per_epoch)
 
     def val_dataloader(self) -> FullBatch:
+        """The validation batch, once."""
         return FullBatch(self.val_examples)
 
     def test_dataloader(self) -> FullBatch:
+        """The same; there is no third part."""
         return FullBatch(self.val_examples)
 
 

@@ -147,11 +147,16 @@ def analyze(model: "HookedTransformer", task: ProbedTask, step: int | None) -> A
     return Analysis(
         title=task.title,
         step=step,
-        model={name: getattr(model.cfg, name) for name in SHAPE},
+        model=_shape(model),
         probes={name: _analyze_probe(model, probe, caches) for name, probe in task.probes.items()},
         progress=rule_progress(model, task.rules) if task.rules else {},
         positions=task.positions,
     )
+
+
+def _shape(model: "HookedTransformer") -> dict[str, Any]:
+    without = ("d_mlp", "act_fn") if model.cfg.attn_only else ()
+    return {name: None if name in without else getattr(model.cfg, name) for name in SHAPE}
 
 
 def rule_heads(analysis: Analysis) -> dict[str, RuleHeads]:

@@ -101,7 +101,7 @@ class ProbeCallback(MonitorCallback):
         self.max_examples = max_examples
         self.schedule = Schedule(every_n_steps, dense_until)
         self.probes: Probes = {}
-        """The probes in use, from :meth:`check` on."""
+        """The probes in use, from :meth:`check_model` on."""
         self._given_probes = probes
         self.model_attr = model_attr
         require_plain_name(f"{type(self).__name__}.name", name)

@@ -15,7 +15,6 @@ from lit_backdoor.runs.file_names import (
     CHECKPOINT_DIR,
     CONFIG,
     EMERGENCE,
-    HEAD_ATTRIBUTION,
     HEAD_PATCHING,
     HPARAMS,
     LAST,
@@ -32,8 +31,8 @@ from lit_backdoor.task import Task
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-FILES = (HPARAMS, METRICS, HEAD_ATTRIBUTION, HEAD_PATCHING, EMERGENCE)
-"""What a run of `fit` holds. Configurations, spikes, specificity and weights are read where they are."""
+FILES = (HPARAMS, METRICS, HEAD_PATCHING, EMERGENCE)
+"""What a run of `fit` holds. Everything else is read where it is there."""
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -93,6 +92,8 @@ def _read_files(path: Path) -> Run:
     is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     if task is not None and not is_seed:
         raise ValueError(f"{path} was run without a seed (seed_everything: {seed}), so it can't be named")
+    if clamp := first.get("clamp"):
+        options["clamp"] = clamp  # it changes what is trained
     limit = config.get("trainer", {}).get("max_steps")
     if limit is not None and not isinstance(limit, int):
         raise ValueError(f"trainer.max_steps is {limit!r} in its configuration")
@@ -118,7 +119,7 @@ def _check_tables(
     if task is not None and len(patching):
         heads = [Head(layer, head) for layer in range(options["n_layers"]) for head in range(options["n_heads"])]
         check_heads(path, task, heads, patching, last_whole_step(attribution))
-    rows, needed = patching.to_dict("records"), [patching, attribution, tables["metrics"]] if task else []
+    rows, needed = patching.to_dict("records"), [patching, tables["metrics"]] if task else []
     measured = all(map(len, needed)) and all(rows_by_step(rows, probe) for probe in patching["probe"].unique())
     measured = measured and any(len(tables.get(name, ())) for name in OF_HEADS)
     if not measured:

@@ -1,0 +1,110 @@
+"""Through which edges the trigger reaches the answer, over runs: groups of all heads, and heads by rank."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from lit_backdoor.functional import EdgeSet, Head, cost_above_floor
+from lit_backdoor.report.declared import declared
+from lit_backdoor.report.measures import label, triggered
+from lit_backdoor.report.runs import Run
+from lit_backdoor.report.wording import (
+    NOTHING,
+    Statement,
+    count,
+    heading,
+    number,
+    percent_span,
+    span,
+)  # fmt: skip
+
+GROUPS = {"Q": "query", "K": "key", "V": "value", "QK": "query and key", "D": "past the heads",
+          "A_mlp": "heads to MLP", "A_logits": "heads to logits"}  # fmt: skip
+"""The groups of edges that are reported, in words."""
+
+WAYS = ("Q", "K", "V", "D")
+"""The ways by which the trigger leaves its position."""
+
+ALL_HEADS = "all"
+
+
+def path_rows(runs: Sequence[Run]) -> pd.DataFrame:
+    """paths.csv: what is left of the backdoor if edges see the benign run, and what the same edges bring into it.
+
+    A row per run, group of edges, and rank of head; rank `all` is every head at once. `cost` and `brings` are above the
+    floor.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in triggered(runs):
+        brought = {result.edges: result.donor_accuracy for result in run.paths.get("benign", [])}
+        results = run.paths.get("backdoor", [])
+        intact = next((result.recipient_accuracy for result in results if not result.edges), None)
+        for result in results:
+            group, head = (result.group, None) if result.group else _group_of(result.edges)
+            if intact is None or group not in GROUPS or result.edges not in brought:
+                continue
+            left, comes = result.recipient_accuracy, brought[result.edges]
+            row = label(run) | {"edges": group, "rank": run.order.index(head) + 1 if head else ALL_HEADS}
+            row |= {"left": left, "brought": comes, "cost": cost_above_floor(intact, left, result.floor)}
+            rows.append(row | {"brings": 1 - cost_above_floor(intact, comes, result.floor)})
+    return pd.DataFrame(rows)
+
+
+def _group_of(edges: EdgeSet) -> tuple[str, Head | None]:
+    """The group and the head of edges from or to one head alone; of other edges, none."""
+    parts, heads = "", set()
+    for edge in edges:
+        part, layer, head = edge.receiver
+        if isinstance(edge.sender, Head):
+            parts, heads = f"{parts}A_{part}", heads | {edge.sender}
+        elif head is not None:
+            parts, heads = f"{parts}{part}", heads | {Head(layer or 0, head)}
+    return (parts, heads.pop()) if len(heads) == 1 else ("", None)
+
+
+def paths_by_rank(paths: pd.DataFrame) -> pd.DataFrame:
+    """paths.csv over the runs of one group: a row per group of edges and rank, median and range."""
+    return pd.DataFrame(
+        {"edges": GROUPS[edges], "heads": "all" if rank == ALL_HEADS else f"rank {rank}",
+         "left": percent_span(rows["left"].tolist()), "brought": percent_span(rows["brought"].tolist())}
+        for edges in GROUPS
+        for rank, rows in paths[paths["edges"] == edges].groupby("rank", sort=False)
+    )  # fmt: skip
+
+
+def paths_statement(name: str, paths: pd.DataFrame) -> Statement:
+    """Which ways of the trigger the backdoor takes."""
+    limit, whole = declared().path, paths[paths["rank"] == ALL_HEADS]
+    needed = whole.assign(holds=whole["cost"] >= limit).pivot(index="run", columns="edges", values="holds")
+    ways = [way for way in WAYS if way in needed]
+    by_run = Counter("+".join(way for way in ways if row[way]) or "none" for _, row in needed.iterrows())
+    carries = int(needed["Q"].sum()) if "Q" in needed else 0
+    left, brings = [], []
+    for edges, rows in whole.groupby("edges", sort=False):
+        left.append(f"{GROUPS[edges]} {percent_span(rows['left'].tolist())}")
+        brings.append(f"{GROUPS[edges]} in {int((rows['brings'] >= limit).sum())}")
+    headline = f"The query carries the path in {count(carries, len(needed))}, alone in {by_run['Q']}."
+    text = (
+        f"Left with every head's edges of a kind made benign: {', '.join(left)}. A way carries the path if that costs "
+        f"at least {limit:.0%} of the backdoor above the floor; alone, if no other of query, key, value and past the "
+        f"heads (Q, K, V, D) does. By run: {', '.join(f'{which} in {n}' for which, n in by_run.most_common())}. The "
+        f"same edges, triggered, bring at least {limit:.0%} into the benign run: {', '.join(brings)}. Edges are not "
+        "additive."
+    )
+    return Statement(f"{heading(name)}: by which path", headline, text)
+
+
+def capture_statement(name: str, runs: pd.DataFrame) -> Statement:
+    """Whether the trigger captures attention before some head costs anything, in the runs that measured attention."""
+    captured, lags = runs["capture_step"].dropna(), runs["capture_lag"].dropna().astype(float).tolist()
+    first = sum(lag > 0 for lag in lags)
+    headline = f"Attention was captured before some head was costly in {count(first, len(lags))} with both dates."
+    middle = number(pd.Series(lags).median(), 0) if lags else NOTHING
+    text = (
+        f"Captured in {count(len(captured), len(runs))}; lag from capture to first cost, median {middle} steps "
+        f"[{span(lags)}]; a positive one means attention moved first. Captured: the head whose attention the trigger "
+        "moves most at the end is moved half as much as then. Both are known only to the distance between two probes."
+    )
+    return Statement(f"{heading(name)}: attention before cost", headline, text)
