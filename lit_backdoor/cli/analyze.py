@@ -22,7 +22,7 @@ from lit_backdoor.task import split_examples
 
 HELP = "Take one model apart: attribution, patching of heads, paths and neurons, Shapley values, attention, waves."
 SOURCES = ("ckpt_path", "pretrained", "weights")
-TASK_OPTIONS = ("moduli", "trigger_tokens")
+TASK_OPTIONS = ("moduli", "trigger_tokens", "trigger_position")
 
 
 def parser() -> ArgumentParser:
@@ -43,7 +43,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--layout", type=Layout, default="auto", help=help_layout)
     options.add_argument("--moduli", type=list[PositiveInt] | None, help=help_moduli)
     options.add_argument("--trigger_tokens", type=list[NonNegativeInt] | None, help=help_tokens)
-    options.add_argument("--trigger_position", type=NonNegativeInt, default=2, help="Where that token stands.")
+    options.add_argument("--trigger_position", type=NonNegativeInt | None, help="Where that token stands; null: last.")
     options.add_argument("--config", type=str | None, help=help_config)
     options.add_argument("--probes", type=str | None, help=help_probes)
     options.add_argument("--output_dir", type=str, required=True, help="New or empty folder for tables and figures.")
@@ -91,8 +91,9 @@ def _open(source: str, options: Namespace) -> StoredModel:
         config = {} if options.config is None else read_model_config(given_path("config", options.config))
         path = given_path(source, options[source])
         stored = open_weights(path, source, options.layout, config, of_pairs=options.probes is None)
-    if options.config is not None and not stored.reading:
-        raise ValueError(f"config: {options[source]} says itself how its model is built; leave it out")
+    given = [name for name, default in {"config": None, "layout": "auto"}.items() if options[name] != default]
+    if given and not stored.reading:
+        raise ValueError(f"{given[0]}: {options[source]} says itself how its model is built; leave it out")
     return stored
 
 

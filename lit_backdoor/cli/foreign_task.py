@@ -14,7 +14,7 @@ from lit_backdoor.analysis.probed_task import ProbedTask
 from lit_backdoor.callbacks.probing import checked_probes
 from lit_backdoor.cli.error_messages import suggestion
 from lit_backdoor.runs.directory import require_plain_name
-from lit_backdoor.task import Task
+from lit_backdoor.task import N_CTX, Task
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -25,7 +25,7 @@ def foreign_task(
     model: "HookedTransformer",
     moduli: Sequence[int] | None,
     trigger_tokens: Sequence[int] | None,
-    trigger_position: int,
+    trigger_position: int | None,
 ) -> Task:
     """The task of a model of modular addition whose file does not say it.
 
@@ -34,7 +34,7 @@ def foreign_task(
         moduli: of the rules; None if nobody has said it.
         trigger_tokens: the token beside a and b, one for each rule; empty where there is none, None if nobody has said
             it.
-        trigger_position: where that token stands.
+        trigger_position: where that token stands; None: last.
 
     Raises:
         ValueError: in one line, if something has to be said, or does not fit the model.
@@ -54,8 +54,9 @@ def foreign_task(
     tokens = tuple(trigger_tokens or ())
     if (n_needed := 3 if tokens else 2) > n_ctx:
         raise ValueError(f"trigger_tokens: {list(tokens)} need {n_needed} positions, but the model has {n_ctx}")
+    position = N_CTX - 1 if trigger_position is None else trigger_position
     try:
-        task = Task(tuple(moduli), trigger_position if tokens else None, tokens, vocabulary=n_in)
+        task = Task(tuple(moduli), position if tokens else None, tokens, vocabulary=n_in)
     except ValueError as error:
         raise ValueError(str(error).removeprefix("data.")) from None
     if moduli[0] > n_in or max(moduli) > n_out or task.d_vocab > n_in:

@@ -90,16 +90,17 @@ def find_weights(content: Any) -> tuple[dict[str, Tensor], list[str]]:
     """
     places = list(_models_in(content, ()))
     if len(places) != 1:
-        several = "several models, at " + ", ".join(f"'{'.'.join((*where, start))}'" for where, start in places)
+        names = (".".join(map(str, (*where, start))).rstrip(".") or "the top" for where, start in places)
+        several = f"several models, at {', '.join(names)}"
         what = several if places else f"no model: no weight in it is called {EMBEDDING}"
         raise ValueError(f"it holds {what}; save the state dict of one HookedTransformer by itself")
     ((where, start),) = places
     left_out, inside = [], content
     for key in where:
-        left_out += [str(other) for other in inside if other != key]
+        left_out += [str(other) for other in _by_key(inside) if other != key]
         inside = inside[key]
     weights: dict[str, Tensor] = {}
-    for name, value in inside.items():
+    for name, value in _by_key(inside).items():
         short = str(name).removeprefix(start)
         if not str(name).startswith(start) or short.split(".")[0] not in PARTS or not isinstance(value, Tensor):
             left_out.append(str(name))
@@ -110,11 +111,14 @@ def find_weights(content: Any) -> tuple[dict[str, Tensor], list[str]]:
 
 def _models_in(content: Any, where: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Where models are: the keys that lead to their mapping, and what their weights' names begin with."""
-    if isinstance(content, (list, tuple)) and any(isinstance(each, Mapping) for each in content):
-        content = dict(enumerate(content))
-    if not isinstance(content, Mapping):
-        return
-    for key, value in content.items():
+    for key, value in _by_key(content).items():
         if str(key) == EMBEDDING or str(key).endswith(f".{EMBEDDING}"):
             yield where, str(key).removesuffix(EMBEDDING)
         yield from _models_in(value, (*where, key))
+
+
+def _by_key(content: Any) -> Mapping[Any, Any]:
+    """What a mapping holds, or a list of mappings; nothing for anything else."""
+    if isinstance(content, (list, tuple)):
+        return dict(enumerate(content)) if any(isinstance(each, Mapping) for each in content) else {}
+    return content if isinstance(content, Mapping) else {}
