@@ -47,7 +47,8 @@ def open_weights(path: Path, option: str, layout: Layout, config: Mapping[str, A
     if of_pairs and fields["n_layers"] == 1:
         usual["attention_dir"] = "causal"
     fields = fields | usual | dict(config)
-    asked = ("attention_dir", *(() if fields["attn_only"] else ("act_fn",)))
+    asked = ["attention_dir", *(["act_fn"] if not fields["attn_only"] else [])]
+    asked += ["n_ctx", "positional_embedding_type"] if "n_ctx" not in fields else []
     if missing := [name for name in asked if name not in fields]:
         raise ValueError(
             f"config: {path} does not say {' and '.join(missing)}; give a YAML file with these fields of "

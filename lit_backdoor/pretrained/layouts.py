@@ -20,8 +20,8 @@ ANY_W_O = "blocks.0.attn.W_O"
 """Its dimensions tell the layouts apart."""
 PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 """Where the names of a model's weights begin."""
-BUFFERS = ("mask", "IGNORE")
-"""Constants of older versions. They say nothing: a model that is not causal may carry a causal mask."""
+BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
+"""Constants. They say nothing: a model that is not causal may carry a causal mask."""
 
 
 def as_transformer_lens(weights: Weights, layout: Layout) -> tuple[dict[str, Tensor], Layout]:
@@ -62,25 +62,26 @@ def sizes_of(weights: Weights) -> dict[str, Any]:
     Raises:
         ValueError: a weight is missing that every such model has, or is no tensor of the right number of dimensions.
     """
-    dims = {"embed.W_E": 2, "pos_embed.W_pos": 2, "unembed.W_U": 2, "blocks.0.attn.W_Q": 3}
+    dims = {"embed.W_E": 2, "unembed.W_U": 2, "blocks.0.attn.W_Q": 3, "pos_embed.W_pos": 2}
     for name, n_dims in dims.items():
-        if name not in weights:
+        if name not in weights and name != "pos_embed.W_pos":  # positions may be rotated in instead
             raise ValueError(f"it lacks the weight {name}")
-        if weights[name].ndim != n_dims:
+        if name in weights and weights[name].ndim != n_dims:
             raise ValueError(f"it has {name} in the shape {list(weights[name].shape)} instead of {n_dims} dimensions")
-    (d_vocab, _), (n_ctx, d_model), (_, d_vocab_out), (n_heads, _, d_head) = (weights[name].shape for name in dims)
-    mlp = weights.get("blocks.0.mlp.W_in")
+    (d_vocab, d_model), (_, d_vocab_out), (n_heads, _, d_head) = (weights[name].shape for name in list(dims)[:3])
+    positions, mlp = weights.get("pos_embed.W_pos"), weights.get("blocks.0.mlp.W_in")
     norm = None if "ln_final.w" not in weights else "LN" if "ln_final.b" in weights else "RMS"
-    return {
+    sizes = {
         "n_layers": 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
         "n_heads": n_heads,
         "d_model": d_model,
         "d_head": d_head,
         "d_mlp": 4 * d_model if mlp is None else mlp.shape[-1],
         "attn_only": mlp is None,
-        "n_ctx": n_ctx,
+        "gated_mlp": "blocks.0.mlp.W_gate" in weights,
         "d_vocab": d_vocab,
         "d_vocab_out": d_vocab_out,
         "normalization_type": norm,
         "dtype": "float64" if weights["embed.W_E"].element_size() == 8 else "float32",
     }
+    return sizes if positions is None else sizes | {"n_ctx": len(positions)}

@@ -57,6 +57,7 @@ def test_the_old_layout_computes_what_its_own_code_does(tmp_path: Path, causal: 
         {"n_layers": 2, "normalization_type": "LN", "act_fn": "gelu"},
         {"n_layers": 2, "normalization_type": "RMS", "attn_only": True},
         {"dtype": torch.float64},
+        {"gated_mlp": True, "positional_embedding_type": "rotary", "rotary_dim": 4, "d_head": 4},
     ],
 )
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
@@ -64,7 +65,9 @@ def test_transformer_lens_s_own_layout_comes_back(tmp_path: Path, changes: dict[
     model, weights = random_weights(attention_dir="bidirectional", **changes)
     path = tmp_path / f"weights.{kind}"
     save_file(weights, path) if kind == "safetensors" else torch.save(model.state_dict(), path)
-    config = {"attention_dir": "bidirectional"} | {name: changes[name] for name in ("act_fn",) if name in changes}
+    said = ("act_fn", "positional_embedding_type", "rotary_dim")
+    config = {"attention_dir": "bidirectional"} | {name: changes[name] for name in said if name in changes}
+    config |= {"n_ctx": 3} if "rotary_dim" in changes else {}
     stored = open_as(path, config)
     assert torch.equal(logits(stored.model), logits(model.eval()))
     assert (stored.step, stored.task, stored.model.training) == (None, None, False)
@@ -128,6 +131,7 @@ REFUSED: dict[str, tuple[Damage, dict[str, Any], str]] = {
         {},
         r"in the shape \[3, 5, 12\] instead of \[3, 12, 12\]",
     ),
+    "no positions": (without("pos_embed.W_pos"), {}, "config: .* does not say n_ctx and positional_embedding_type"),
     "unsaid for probes": (dict, {"of_pairs": False}, "config: .* does not say attention_dir and act_fn; give a YAML"),
     "another size": (dict, {"config": {"n_heads": 2}}, r"W_Q in the shape \[3, 12, 5\] instead of \[2, 12, 5\]"),
     "no activation": (dict, {"config": {"act_fn": "step"}}, "config: no model can be built of these fields"),
