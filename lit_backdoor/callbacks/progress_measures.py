@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_backdoor.callbacks.charts import Charts, curve_patterns
 from lit_backdoor.callbacks.probing import Measurement, ProbeCallback
-from lit_backdoor.callbacks.run import ContractError
+from lit_backdoor.callbacks.run import ContractError, imported
 from lit_backdoor.functional import HookedModel, RuleExamples, head_name, rule_progress
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
 from lit_backdoor.runs.schema import result_rows
@@ -52,7 +52,7 @@ class ProgressMeasureMonitor(ProbeCallback):
         super().__init__(every_n_steps, None, model_attr, name, dense_until)
         self.rules: Rules = {}
         """The rules in use, from :meth:`check` on."""
-        self._given_rules = rules
+        self._given_rules = imported(f"{type(self).__name__}.rules", rules)
 
     def check_model(self, model: HookedModel, datamodule: Any, monitors: Sequence[Any]) -> None:
         """Take the rules, and measure a few rows of them.
