@@ -136,8 +136,7 @@ class BackdoorModule(LightningModule):
     @property
     def uses_last_position_form(self) -> bool:
         """Whether the exact last-position form replaces the pass through the whole HookedTransformer right now."""
-        autocast = torch.is_autocast_enabled(self.device.type)
-        return bool(self.hparams["last_position"]) and not autocast and why_not_exact(self.model) is None
+        return bool(self.hparams["last_position"]) and why_not_exact(self.model) is None
 
     @one_torch_thread()
     def training_step(self, batch: Examples, batch_idx: int, record: bool = False) -> Tensor:
