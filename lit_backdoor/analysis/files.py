@@ -107,7 +107,7 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
         drawn["attention_shift"] = attention_shift_figure(shifts, analysis.positions)
         drawn["specificity"] = specificity_figure({name: {0: of_probe.specificity} for name, of_probe in asked.items()})
     for name, of_probes in _attributions(analysis).items():
-        if results := {probe: each.attribution for probe, each in of_probes.items() if each.attribution}:
+        if results := {f"{probe} answers": each.attribution for probe, each in of_probes.items() if each.attribution}:
             drawn[name] = attribution_figure(results)
     if len(rules) > 1:
         drawn["which_head_serves_which_rule"] = rules_figure(rules)

@@ -26,8 +26,13 @@ def stopped_by_signals() -> Iterator[None]:
             if callable(handler) and handler is not signal.default_int_handler
         }
     received: list[int] = []
+
+    def hand_on() -> None:
+        for number in received:
+            signal.raise_signal(number)
+
     with ExitStack() as stack:
-        stack.callback(lambda: [signal.raise_signal(number) for number in received])  # the last of all
+        stack.callback(hand_on)  # the last of all
         stop = stack.enter_context(stoppable())
 
         def on_signal(number: int, frame: FrameType | None) -> None:

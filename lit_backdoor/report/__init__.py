@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from lit_backdoor.report import folder, measures, paper_figures, seed_figures, tables
 from lit_backdoor.report.comparison import comparison_rows
-from lit_backdoor.report.crossed import crossed_groups, fitted_rows, variance_rows
+from lit_backdoor.report.crossed import crossed_groups, fitted_figure, fitted_rows, variance_rows
 from lit_backdoor.report.declared import declared, declared_text
 from lit_backdoor.report.foreign_embeddings import foreign_rows
 from lit_backdoor.report.other_tasks import own_figures
 from lit_backdoor.report.page import Markdown, html, markdown, pictures
-from lit_backdoor.report.paths import path_rows, paths_by_rank
+from lit_backdoor.report.paths import path_rows, paths_by_rank, paths_figure
 from lit_backdoor.report.published import n_with_one_costly_head
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.runs import Run, slug
@@ -121,7 +121,7 @@ def report_figures(study: Study, frames: Mapping[str, pd.DataFrame]) -> dict[str
     if "exactly_one" in frames:
         drawn["exactly_one"] = seed_figures.curve_figure(frames["exactly_one"])
     drawn |= {
-        f"fitted_{slug(name)}": seed_figures.fitted_figure(name, runs)
+        f"fitted_{slug(name)}": fitted_figure(name, runs)
         for name, runs in crossed_groups(frames.get("seeds", pd.DataFrame()))
     }
     for name, group in measures.groups(study.runs).items():
@@ -133,7 +133,7 @@ def report_figures(study: Study, frames: Mapping[str, pd.DataFrame]) -> dict[str
             figures["specificity"] = seed_figures.specificity_by_run(name, group)
         for kind, table, draw in (
             ("shapley", "shapley", seed_figures.shapley_figure),
-            ("paths", "paths", seed_figures.paths_figure),
+            ("paths", "paths", paths_figure),
             ("foreign", "foreign_embeddings", seed_figures.ranks_figure),
         ):
             if len(rows := of_group.get(table, pd.DataFrame())):

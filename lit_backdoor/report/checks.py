@@ -100,7 +100,9 @@ def check_heads(path: Path, task: Task, heads: Sequence[Head], patching: pd.Data
     _require(probes <= measured, patched, f"there is no probe {', '.join(sorted(probes - measured))} with resample")
     alone = set(patching["heads"]) & {head_set_name([head]) for head in heads}
     _require(len(alone) == len(heads), patched, f"only {len(alone)} of {len(heads)} heads were patched alone")
-    for probe in sorted(probes) if len(last) else ():
+    if last.empty:
+        return
+    for probe in sorted(probes):
         rows = last[last["probe"] == probe]
         named = sorted(head_name(*head) for head in zip(rows["layer"], rows["head"], strict=True))
         _require(named == sorted(head_name(*head) for head in heads), attributed, f"probe {probe} lacks heads")
@@ -149,6 +151,7 @@ _ALLOWED: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("threshold", "min_accuracy", "floor"), _is_number),
     **dict.fromkeys(("occupancy", "effective_heads"), _optional(_is_number)),
     "crossings": _is_count,
+    "capture_lag": _optional(lambda value: isinstance(value, int)),
     "head": _optional(_is_head),
     "other_heads": lambda heads: isinstance(heads, list) and all(map(_is_head, heads)),
     "leader_changes": lambda changes: isinstance(changes, list) and all(map(_is_change, changes)),

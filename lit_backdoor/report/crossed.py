@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.seed_statistics import ROUNDS, wilson
-from lit_backdoor.report.wording import Statement, heading, percent, rate
+from lit_backdoor.report.wording import Statement, heading, percent, plural, rate
 
 END = "end"
+FITTED = ("fitted", "generalised")
 SOURCES = ("seed", "split", "both")
 
 
@@ -29,7 +31,7 @@ def fitted_rows(seeds: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for name, runs in crossed_groups(seeds):
         for step in (*declared().fitted_by, END):
-            there = runs["fitted_step"].le(step).fillna(False) if step != END else runs["state"] != "not fitted"
+            there = runs["fitted_step"].le(step).fillna(False) if step != END else runs["state"].isin(FITTED)
             known = there | runs["step"].ge(step if step != END else 0)
             share = wilson(int(there.sum()), int(known.sum()))
             row = {"group": name, "by": step, "n_runs": int(known.sum()), "fitted": int(there.sum())}
@@ -59,21 +61,43 @@ def variance_rows(seeds: pd.DataFrame) -> pd.DataFrame:
 
 
 def sums_of_squares(grid: np.ndarray) -> np.ndarray:
-    """Of a table [seed, split]: those of the rows' means, the columns' means and the rest, which add up to the total."""
+    """Of a table [seed, split]: those of rows' means, columns' means and the rest, which add up to the total."""
     mean = grid.mean()
     rows = grid.shape[1] * ((grid.mean(axis=1) - mean) ** 2).sum()
     columns = grid.shape[0] * ((grid.mean(axis=0) - mean) ** 2).sum()
     return np.array([rows, columns, ((grid - mean) ** 2).sum() - rows - columns])
 
 
+def fitted_figure(name: str, runs: pd.DataFrame) -> Figure:
+    """Seeds crossed with splits: the step by which each run fitted; a cross if it is not fitted at the end."""
+    seeds, splits = sorted(runs["seed"].unique()), sorted(runs["split"].unique())
+    figure = Figure(figsize=(1.9 + 0.62 * len(seeds), 1.5 + 0.5 * len(splits)), layout="constrained")
+    axis = figure.subplots()
+    steps = runs.pivot(index="split", columns="seed", values="fitted_step").reindex(index=splits, columns=seeds)
+    first, last = runs["fitted_step"].agg(["min", "max"]).fillna(0)
+    mesh = axis.pcolormesh(steps.astype("float64"), cmap="viridis_r", vmin=first, vmax=last)
+    mesh.set(edgecolor="white", linewidth=2)
+    axis.set_facecolor("0.88")
+    for run in runs.itertuples():
+        x, y = seeds.index(run.seed) + 0.5, splits.index(run.split) + 0.5
+        if run.state not in FITTED:
+            axis.plot(x, y, "x", color="black", markersize=11, markeredgewidth=2)
+        else:
+            colour = "white" if run.fitted_step > (first + last) / 2 else "black"
+            axis.text(x, y, f"{run.fitted_step:,}", ha="center", va="center", fontsize=8, color=colour)
+    axis.set(xticks=np.arange(len(seeds)) + 0.5, xticklabels=seeds, xlabel="seed")
+    axis.set(yticks=np.arange(len(splits)) + 0.5, yticklabels=splits, ylabel="split")
+    axis.invert_yaxis()
+    axis.set_title(f"{name}, {plural(len(runs))}", fontsize=11)
+    figure.colorbar(mesh, ax=axis, label="fitted by step")
+    return figure
+
+
 def crossed_statement(name: str, runs: pd.DataFrame) -> Statement:
     """How many fitted, and whether it is the seed or the split."""
     fitted, sources = fitted_rows(runs), variance_rows(runs).set_index("source")
-    limit, shown = declared().alpha / 2, []
-    for source in ("seed", "split"):
-        row = sources.loc[source]
-        if row["p_value"] < limit:
-            shown.append(f"the {source} matters")
+    limit = declared().alpha / 2
+    shown = [f"the {source} matters" for source, p in sources["p_value"].items() if p < limit]
     parts = [
         f"by step {row.by:,}: {rate(row.fitted, row.n_runs)}" if row.by != END else
         f"at the end: {rate(row.fitted, row.n_runs)}"
@@ -89,17 +113,17 @@ def crossed_statement(name: str, runs: pd.DataFrame) -> Statement:
     headline += f"{' and '.join(shown)}." if shown else "whether seed or split matters is inconclusive."
     text = (
         f"Fitted, with Wilson's intervals: {'; '.join(parts)}. How much of fitted or not at the end goes with what "
-        f"(shares of the sum of squares, {grid['n_seeds']} seeds on {grid['n_splits']} splits): {', '.join(of_source)}. "
-        "Both: what neither explains by itself, chance included. A seed or split matters if shuffling the runs within "
-        f"each split or seed gives so large a share with P below {limit:g}, half of alpha for each of two tests; "
-        "otherwise it is inconclusive."
+        f"(shares of the sum of squares, {grid['n_seeds']} seeds on {grid['n_splits']} splits): "
+        f"{', '.join(of_source)}. Both: what neither explains by itself, chance included. A seed or split matters if "
+        f"shuffling the runs within each split or seed gives so large a share with P below {limit:g}, half of alpha "
+        "for each of two tests; otherwise it is inconclusive."
     )
     return Statement(f"{heading(name)}: seeds crossed with splits", headline, text)
 
 
 def _whole_grid(runs: pd.DataFrame) -> pd.DataFrame:
     """Whether each run is fitted at the end, seed by split; the splits that all seeds have been trained on."""
-    fitted = runs.assign(fitted=runs["state"] != "not fitted")
+    fitted = runs.assign(fitted=runs["state"].isin(FITTED))
     return fitted.pivot(index="seed", columns="split", values="fitted").dropna(axis="columns")
 
 

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lit_backdoor.functional import EdgeSet, Head, cost_above_floor
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import label, triggered
+from lit_backdoor.report.page import Markdown, table
 from lit_backdoor.report.runs import Run
+from lit_backdoor.report.seed_figures import Points, colour_of, draw_dots
 from lit_backdoor.report.wording import (
     NOTHING,
     Statement,
@@ -17,6 +20,7 @@ from lit_backdoor.report.wording import (
     heading,
     number,
     percent_span,
+    plural,
     span,
 )  # fmt: skip
 
@@ -54,7 +58,7 @@ def path_rows(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _group_of(edges: EdgeSet) -> tuple[str, Head | None]:
     """The group and the head of edges from or to one head alone; of other edges, none."""
-    parts, heads = "", set()
+    parts, heads = "", set[Head]()
     for edge in edges:
         part, layer, head = edge.receiver
         if isinstance(edge.sender, Head):
@@ -64,14 +68,37 @@ def _group_of(edges: EdgeSet) -> tuple[str, Head | None]:
     return (parts, heads.pop()) if len(heads) == 1 else ("", None)
 
 
-def paths_by_rank(paths: pd.DataFrame) -> pd.DataFrame:
-    """paths.csv over the runs of one group: a row per group of edges and rank, median and range."""
-    return pd.DataFrame(
-        {"edges": GROUPS[edges], "heads": "all" if rank == ALL_HEADS else f"rank {rank}",
-         "left": percent_span(rows["left"].tolist()), "brought": percent_span(rows["brought"].tolist())}
-        for edges in GROUPS
-        for rank, rows in paths[paths["edges"] == edges].groupby("rank", sort=False)
-    )  # fmt: skip
+def paths_by_rank(paths: pd.DataFrame, column: str) -> Markdown:
+    """`left` or `brought` over the runs of one group: a row per kind of edges, of all heads and by rank."""
+    ranks = sorted(paths["rank"].unique(), key=lambda rank: (rank != ALL_HEADS, rank))
+    values = paths.groupby(["edges", "rank"])[column].agg(list).to_dict()
+    rows = [
+        [words, *(percent_span(values.get((edges, rank), [])) for rank in ranks)]
+        for edges, words in GROUPS.items()
+        if (edges, ALL_HEADS) in values
+    ]
+    return table([column, *(f"rank {rank}" if rank != ALL_HEADS else "all heads" for rank in ranks)], rows)
+
+
+def paths_figure(name: str, paths: pd.DataFrame) -> Figure:
+    """The runs of one group: what is left and what is brought by each kind of edges, of all heads and by rank."""
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    ranks = sorted(rank for rank in paths["rank"].unique() if rank != ALL_HEADS)
+    colours = {ALL_HEADS: ("all heads", "black")} | {rank: (f"rank {rank}", colour_of(rank)) for rank in ranks}
+    for axis, column, title in zip(axes, ("left", "brought"), ("left", "brought into the benign run"), strict=True):
+        series: dict[str, tuple[Points, str]] = {}
+        for rank, (who, colour) in colours.items():
+            some = paths[paths["rank"] == rank]
+            series[who] = (
+                {words: some.loc[some["edges"] == edges, column].tolist() for edges, words in GROUPS.items()}, colour
+            )  # fmt: skip
+        draw_dots(axis, series, (-0.04, 1.06))
+        axis.set_ylabel(f"backdoor accuracy\n{title}")
+    axes[0].set_title(f"{name}, {plural(paths['run'].nunique())}", fontsize=11)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(colours), frameon=False, fontsize=9)
+    return figure
 
 
 def paths_statement(name: str, paths: pd.DataFrame) -> Statement:
@@ -100,7 +127,9 @@ def capture_statement(name: str, runs: pd.DataFrame) -> Statement:
     """Whether the trigger captures attention before some head costs anything, in the runs that measured attention."""
     captured, lags = runs["capture_step"].dropna(), runs["capture_lag"].dropna().astype(float).tolist()
     first = sum(lag > 0 for lag in lags)
-    headline = f"Attention was captured before some head was costly in {count(first, len(lags))} with both dates."
+    headline = "No run has both dates: when attention was captured, and when some head was first costly."
+    if lags:
+        headline = f"Attention was captured before some head was costly in {count(first, len(lags))} with both dates."
     middle = number(pd.Series(lags).median(), 0) if lags else NOTHING
     text = (
         f"Captured in {count(len(captured), len(runs))}; lag from capture to first cost, median {middle} steps "

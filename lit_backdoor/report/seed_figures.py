@@ -12,7 +12,6 @@ from matplotlib.patches import Patch
 from lit_backdoor.functional import parse_head_set
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import ALL, by_state
-from lit_backdoor.report.paths import ALL_HEADS, GROUPS
 from lit_backdoor.report.published import paper_table, single_costs
 from lit_backdoor.report.ranks import NONE, n_heads_of, rank_key, rank_set_name, table_1_sets
 from lit_backdoor.report.runs import Run
@@ -192,7 +191,9 @@ def specificity_by_run(name: str, group: Sequence[Run]) -> Figure:
             if "head_specificity" in run.tables:
                 table = run.tables["head_specificity"].query("probe == 'backdoor'")
                 trail = table.query(f"layer == {head.layer} and head == {head.head}")
-                axis.plot(trail["cost"], trail["donor_cost"], color=colour_of(rank), linewidth=0.7, alpha=0.4)
+                axis.plot(
+                    trail["cost"], trail["donor_cost"], color=colour_of(rank), linewidth=0.7, alpha=0.4, marker="."
+                )
             edge = {"markeredgecolor": "black", "markersize": 8} if rank == 1 else {"markersize": 6}
             axis.plot(both.cost, both.donor_cost, "o", color=colour_of(rank), alpha=0.8, **edge)
     for rank in range(1, len(group[0].order) + 1):
@@ -201,52 +202,6 @@ def specificity_by_run(name: str, group: Sequence[Run]) -> Figure:
     axis.set_title(f"{name}, {plural(len(group))}", fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return figure
-
-
-def paths_figure(name: str, paths: pd.DataFrame) -> Figure:
-    """The runs of one group: what is left and what is brought by each kind of edges, of all heads and by rank."""
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
-    ranks = sorted(rank for rank in paths["rank"].unique() if rank != ALL_HEADS)
-    colours = {ALL_HEADS: ("all heads", "black")} | {rank: (f"rank {rank}", colour_of(rank)) for rank in ranks}
-    for axis, column, title in zip(axes, ("left", "brought"), ("left", "brought into the benign run"), strict=True):
-        series: dict[str, tuple[Points, str]] = {}
-        for rank, (label, colour) in colours.items():
-            some = paths[paths["rank"] == rank]
-            series[label] = (
-                {words: some.loc[some["edges"] == edges, column].tolist() for edges, words in GROUPS.items()}, colour
-            )  # fmt: skip
-        _draw_dots(axis, series, (-0.04, 1.06))
-        axis.set_ylabel(f"backdoor accuracy {title}")
-    axes[0].set_title(f"{name}, {plural(paths['run'].nunique())}", fontsize=11)
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(colours), frameon=False, fontsize=9)
-    return figure
-
-
-def fitted_figure(name: str, runs: pd.DataFrame) -> Figure:
-    """Seeds crossed with splits: the step by which each run fitted; a cross if it is not fitted at the end."""
-    seeds, splits = sorted(runs["seed"].unique()), sorted(runs["split"].unique())
-    figure = Figure(figsize=(1.9 + 0.62 * len(seeds), 1.5 + 0.5 * len(splits)), layout="constrained")
-    axis = figure.subplots()
-    steps = runs.pivot(index="split", columns="seed", values="fitted_step").reindex(index=splits, columns=seeds)
-    values = steps.astype("float64").to_numpy()
-    mesh = axis.pcolormesh(values, cmap="viridis_r", edgecolors="white", linewidth=2)
-    mesh.cmap.set_bad("0.88")
-    for run in runs.itertuples():
-        x, y = seeds.index(run.seed) + 0.5, splits.index(run.split) + 0.5
-        if run.state == "not fitted":
-            axis.plot(x, y, "x", color="black", markersize=11, markeredgewidth=2)
-        else:
-            late = run.fitted_step > np.nanmean([np.nanmin(values), np.nanmax(values)])
-            axis.text(
-                x, y, f"{run.fitted_step:,}", ha="center", va="center", fontsize=8, color="white" if late else "black"
-            )
-    axis.set(xticks=np.arange(len(seeds)) + 0.5, xticklabels=seeds, xlabel="seed")
-    axis.set(yticks=np.arange(len(splits)) + 0.5, yticklabels=splits, ylabel="split")
-    axis.set_title(f"{name}, {plural(len(runs))}", fontsize=11)
-    figure.colorbar(mesh, ax=axis, label="fitted by step")
     return figure
 
 
@@ -263,14 +218,15 @@ def _dots_figure(
     """Every run's number as a dot, a bar at the median; series side by side."""
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axis = figure.subplots()
-    _draw_dots(axis, series, limits)
+    draw_dots(axis, series, limits)
     axis.set_ylabel(ylabel)
     axis.set_title(title, fontsize=11)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
-def _draw_dots(axis: Axes, series: Mapping[str, tuple[Points, str]], limits: tuple[float, float] | None) -> None:
+def draw_dots(axis: Axes, series: Mapping[str, tuple[Points, str]], limits: tuple[float, float] | None) -> None:
+    """Series of numbers side by side, each with a colour: a dot per run, a bar at the median."""
     places = list(next(iter(series.values()))[0])
     width = 0.7 / len(series)
     for index, (label, (points, colour)) in enumerate(series.items()):

@@ -3,7 +3,6 @@ verdict. `inconclusive` is the default: only an interval can make it `agrees` or
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pandas as pd
 
@@ -44,23 +43,19 @@ def statements(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[Stateme
         study: whose runs it is about.
         frames: the tables of the report by name.
     """
-    said = []
-    seeds = frames["seeds"]
-    judged = {run.name for run in study.compared if run.p1 == 1}
-    if judged and len(sets := frames["table2"][frames["table2"]["run"].isin(judged)]):
-        said += compare(by_ranks(sets))
+    said, seeds = [], frames["seeds"]
+    if mod_1 := [run.name for run in study.compared if run.p1 == 1]:
+        sets = frames["table2"][frames["table2"]["run"].isin(mod_1)]
+        said += compare(by_ranks(sets), judged=not study.differs_from_paper)
     for name, rows in seeds[seeds["p1"] != "clean"].groupby("group", sort=False):
         of_group = {table: frame[frame["group"] == name] for table, frame in frames.items() if "group" in frame}
         said.append(_where_it_sits(str(name), rows, of_group["heads"]))
         if len(paths := of_group.get("paths", pd.DataFrame())):
             said.append(paths_statement(str(name), paths))
-        if rows["attention_measured"].astype(bool).any():
-            said.append(capture_statement(str(name), rows[rows["attention_measured"].astype(bool)]))
+        if len(watched := rows[rows["attention_measured"].astype(bool)]):
+            said.append(capture_statement(str(name), watched))
     said += [crossed_statement(name, rows) for name, rows in crossed_groups(seeds)]
-    said += [_training(seeds, frames["times"]), _length(seeds)]
-    if not study.differs_from_paper:
-        return said
-    return [replace(statement, verdict=statement.verdict and "inconclusive") for statement in said]
+    return [*said, _training(seeds, frames["times"]), _length(seeds)]
 
 
 def by_ranks(sets: pd.DataFrame, accuracy: str = "backdoor_accuracy") -> pd.DataFrame:
@@ -68,16 +63,18 @@ def by_ranks(sets: pd.DataFrame, accuracy: str = "backdoor_accuracy") -> pd.Data
     return sets.pivot(index=["seed", "split", "state"], columns="ranks", values=accuracy).reset_index("state")
 
 
-def compare(ours: pd.DataFrame) -> list[Statement]:
+def compare(ours: pd.DataFrame, judged: bool = True) -> list[Statement]:
     """The comparisons of mod 1 with the paper's Table 2, as they were declared.
 
     Args:
         ours: what patching leaves, a row per run: `state`, and a column per set of ranks, at least the declared family.
+        judged: whether the runs are the paper's task; otherwise all is inconclusive.
     """
     theirs = paper_table("Table 2")
     if "1+2+3+4" not in ours:
         return []  # another number of heads
-    return [_primary_endpoint(ours, theirs), _exactly_one_head(ours, theirs), _all_ranks(ours, theirs)]
+    least = declared().min_seeds if judged else math.inf
+    return [said(ours, theirs, least) for said in (_primary_endpoint, _exactly_one_head, _all_ranks)]
 
 
 def logit(accuracy: float) -> float:
@@ -87,14 +84,14 @@ def logit(accuracy: float) -> float:
     return math.log(inside / (1 - inside))
 
 
-def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
+def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statement:
     limits, parts = declared(), []
     judged: dict[str, Verdict] = {}
     for state, some in by_state(ours):
         difference = difference_of_means(list(map(logit, some["1"])), list(map(logit, theirs["1"])))
-        enough = len(some) >= limits.min_seeds
+        enough = len(some) >= least
         judged[state] = verdict(difference, limits.margin_logits) if enough else "inconclusive"
-        said = f"{interval(difference)} logits, {judged[state]}" if enough else "too few to judge"
+        said = f"{interval(difference)} logits, {judged[state]}" if enough else "not judged"
         parts.append(f"{runs_of(state, len(some))}: {percent_span(some['1'].tolist())} left ({said})")
     headline = (
         f"Patching the costliest head alone leaves {percent_span(ours['1'].tolist())} of the backdoor, in the paper's "
@@ -109,11 +106,11 @@ def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
     return Statement("Primary endpoint: what the costliest head leaves", headline, text, first)
 
 
-def _exactly_one_head(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
+def _exactly_one_head(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statement:
     limits = declared()
     k, n, their_k, their_n = n_with_one_costly_head(ours), len(ours), n_with_one_costly_head(theirs), len(theirs)
     difference = difference_of_rates(k, n, their_k, their_n)
-    said = verdict(difference, limits.margin_rate) if n >= limits.min_seeds else "inconclusive"
+    said = verdict(difference, limits.margin_rate) if n >= least else "inconclusive"
     parts = [
         f"{runs_of(state, len(some))}: {rate(n_with_one_costly_head(some), len(some))}"
         for state, some in by_state(ours)
@@ -132,12 +129,12 @@ def _exactly_one_head(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
     return Statement("Exactly one costly head", headline, text, said)
 
 
-def _all_ranks(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
+def _all_ranks(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statement:
     limits = declared()
     family = list(limits.family)
     p_values = dict(zip(family, westfall_young(ours[family].to_numpy(), theirs[family].to_numpy()), strict=True))
     apart = [rank_set_name(ranks, 4) for ranks in family if p_values[ranks] < limits.alpha]
-    said: Verdict = "differs" if apart and len(ours) >= limits.min_seeds else "inconclusive"
+    said: Verdict = "differs" if apart and len(ours) >= least else "inconclusive"
     headline = f"The means differ for {enumerate_words(apart)}." if said == "differs" else "No mean is shown to differ."
     parts = [
         f"{rank_set_name(ranks, 4)}: {percent_span(ours[ranks].tolist())}, the paper "

@@ -4,9 +4,13 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import groups
@@ -16,23 +20,13 @@ from lit_backdoor.report.runs import Run
 FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch", "split_seed"})
 """Options in which the main runs may differ: what is compared, and what changes nothing in a result."""
 
-PAPER_OPTIONS: Mapping[str, Any] = {
-    "P0": 113,
-    "n_layers": 1,
-    "n_heads": 4,
-    "d_model": 128,
-    "d_mlp": 512,
-    "act_fn": "relu",
-    "normalization_type": None,
-    "train_biases": False,
-    "lr": 1e-3,
-    "weight_decay": 1.0,
-    "betas": [0.9, 0.98],
-    "trigger_position": 2,
-    "train_fraction": 0.3,
-    "split": "examples",
-}
-"""The paper's task and model, Appendices A to C."""
+
+@cache
+def paper_options() -> dict[str, Any]:
+    """The paper's task and model, Appendices A to C, which are what a run does unless it is told otherwise."""
+    defaults = yaml.safe_load((files("lit_backdoor") / "defaults.yaml").read_text(encoding="utf-8"))
+    options = {"P0": 113, **defaults["data"], **defaults["model"]}
+    return {name: value for name, value in options.items() if name not in FREE_OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Study:
             return []
         steps, theirs = max((run.step for run in self.compared if run.p1 == 1), default=None), paper_steps(1)
         short = steps is not None and theirs is not None and steps < declared().least_of_papers_steps * theirs
-        return differing(self.runs[0]) + ([f"steps of mod 1: {steps:,}"] if short else [])
+        return differing(self.runs[0], paper_options()) + ([f"steps of mod 1: {steps:,}"] if short else [])
 
 
 def arrange(runs: Sequence[Run]) -> Study:
@@ -125,7 +119,7 @@ def branch_lines(branch: Run, control: Run | None) -> list[tuple[Run, str]]:
     return [line] if control is None else [line, (control, f"{control.path.name}: the control")]
 
 
-def differing(run: Run, base: Mapping[str, Any] = PAPER_OPTIONS) -> list[str]:
+def differing(run: Run, base: Mapping[str, Any]) -> list[str]:
     """The options in which a run is not like `base`, as `name: value`; one that is off or unknown counts as off."""
     assert run.task is not None
     own = {"P0": run.task.n_numbers, **run.options}
@@ -145,7 +139,7 @@ def _switches_nothing(run: Run) -> bool:
 
 def _difference(run: Run, main: Sequence[Run]) -> str:
     """What makes a run a control, by its options."""
-    base = _options(main[0]) if main else PAPER_OPTIONS
+    base = _options(main[0]) if main else paper_options()
     parts = differing(run, {**dict.fromkeys(_options(run)), **base})
     if run.task is not None and run.p1 == run.task.n_numbers:
         parts.append(f"moduli: {list(run.task.moduli)} (the trigger switches nothing)")

@@ -21,19 +21,25 @@ from lit_backdoor.show.style import HEAD_COLOURS, head_colour
 
 
 def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figure:
-    """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2)."""
+    """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2).
+
+    Args:
+        results: by the title of a column.
+    """
     n_heads = max(len(heads) for heads in results.values())
     figure = Figure(figsize=(max(3.2, 0.5 * n_heads) * len(results) + 0.6, 5), layout="constrained")
     axes = figure.subplots(2, len(results), squeeze=False)
-    for index, (probe, heads) in enumerate(results.items()):
-        draw_attribution(axes[0, index], axes[1, index], heads)
-        axes[0, index].set_title(f"{probe} answers")
+    for index, (title, heads) in enumerate(results.items()):
+        _draw_attribution(axes[0, index], axes[1, index], heads)
+        axes[0, index].set_title(title, fontsize=11)
+    for axis in axes[:, 1:].flat:
+        axis.set_ylabel("")
     if any(result.norm != "none" for heads in results.values() for result in heads):
         figure.suptitle("the final norm's scale is taken as a constant of each example", fontsize=9)
     return figure
 
 
-def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribution]) -> None:
+def _draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribution]) -> None:
     """One column of the paper's Figure 2: how often each head contributes most, and its mean contribution."""
     names = [head_name(*result.head) for result in heads]
     colours = [head_colour(index) for index in range(len(heads))]

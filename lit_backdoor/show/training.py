@@ -154,9 +154,9 @@ def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]],
 def progress_figure(history: Mapping[str, Mapping[int, Sequence[HeadProgress]]]) -> Figure:
     """How far each rule is computed with waves, and what its examples do to each head; a column for each rule.
 
-    Top down: losses (excluded above the training loss means that the key waves do the work, restricted below the loss
-    that the rest only disturbs); shares of the logits; the key frequencies, a dot at each step at which one is key; each
-    head's share of the rule's gradient; the cosine with the first rule's gradient, in whose column norms stand instead.
+    Top down: losses (excluded far above the training loss: the key waves do the work; restricted below the loss: the
+    rest only disturbs); shares of the logits; the key frequencies, a dot at each step at which one is key; each head's
+    share of the rule's gradient; its cosine with the first rule's gradient, in whose column norms stand instead.
 
     Args:
         history: by rule and step, one entry per head.
@@ -172,7 +172,11 @@ def progress_figure(history: Mapping[str, Mapping[int, Sequence[HeadProgress]]])
                 values = [getattr(heads[0], name) for heads in results]
                 axis.plot(steps, values, line, color=colour, label=label, **style)
         points = [(step, key) for step, heads in zip(steps, results, strict=True) for key in heads[0].key]
-        keys.plot(*zip(*points, strict=True) if points else ([], []), "s", color="#0072b2", markersize=3)
+        if points:
+            keys.plot(*zip(*points, strict=True), "s", color="#0072b2", markersize=3)
+        else:
+            keys.text(0.5, 0.5, "none", ha="center", transform=keys.transAxes)
+            keys.set_yticks([])
         for index, head in enumerate(results[-1]):
             colour, name = head_colour(index), head_name(*head.head)
             gradients.plot(steps, [heads[index].gradient_share for heads in results], color=colour, label=name, **style)
@@ -182,7 +186,7 @@ def progress_figure(history: Mapping[str, Mapping[int, Sequence[HeadProgress]]])
         last.set(xlabel="optimizer step", ylabel="" if position else "norm: QK (-), OV (--)")
         if position:
             last.axhline(0, color="black", linewidth=0.6)
-            last.set(ylabel="cosine with the first rule's gradient", ylim=(-1.05, 1.05))
+            last.set(ylabel="cosine with\nthe first rule", ylim=(-1.05, 1.05))
         for axis in (parts, gradients):
             axis.set_ylim(-0.03, 1.05)
     for axis, name in zip(

@@ -38,12 +38,51 @@ def copy(runs_dir: Path, name: str, **options: object) -> Path:
 
 
 def test_another_split_is_another_run(runs_dir: Path) -> None:
-    copy(runs_dir, "split_3", split_seed=3)
+    copy(runs_dir, "mod1/split_3", split_seed=3)
     study = arrange(read_runs([runs_dir]))
     assert [run.name for run in study.runs if run.p1 == 1] == [
         "mod 1, seed 0", "mod 1, seed 0, split 3", "mod 1, seed 1",
     ]  # fmt: skip
     assert not study.controls
+
+
+def test_runs_of_several_folders_or_lengths_are_several_series(cli: Cli, runs_dir: Path) -> None:
+    """Old and new runs of one model, and a census of short ones: never one group, not even of one seed and split."""
+    for name, steps in (("new/mod1+data.split_seed=0/seed_0", 90), ("new/mod1+data.split_seed=1/seed_0", 90),
+                        ("new/mod1+data.split_seed=0/seed_5", 70)):  # fmt: skip
+        (runs_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        run = copy(runs_dir, name, split_seed=int("split_seed=1" in name), seed_everything=5 * int("seed_5" in name))
+        config = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(config.replace("max_steps: 60", f"max_steps: {steps}"))
+        metrics = (run / "metrics.csv").read_text()  # so that it is no copy, and the longest
+        (run / "metrics.csv").write_text(metrics + f"{steps}{metrics.splitlines()[-1].removeprefix('60')}\n")
+    study = arrange(read_runs([runs_dir]))
+    groups: dict[str, list[str]] = {}
+    for run in study.runs:
+        groups.setdefault(run.group, []).append(run.name)
+    old, longer, shorter = "mod 1 (mod1)", "mod 1 (new/mod1, 90 steps)", "mod 1 (new/mod1, 70 steps)"
+    assert groups == {
+        "clean": ["clean, seed 0"],
+        old: [f"{old}, seed 0", f"{old}, seed 1"],
+        shorter: [f"{shorter}, seed 5"],
+        longer: [f"{longer}, seed 0", f"{longer}, seed 0, split 1"],
+        "mod 5": ["mod 5, seed 0"],
+    }
+    assert [run.group for run in study.compared if run.p1 == 1] == [longer, longer]  # the longest
+    assert cli("report", runs_dir, "--output_dir", "out") == 0
+    text = Path("out/report.md").read_text()
+    assert f"### M{old[1:]}" in text and f"M{longer[1:]}: where the backdoor sits" in text
+    assert {row["n_runs"] for row in read_rows(Path("out/comparison.csv")) if row["p1"] == "1"} == {"2"}
+    ranks = read_rows(Path("out/ranks.csv"))
+    assert {row["group"]: row["n_runs"] for row in ranks if row["ranks"] == "none"}[old] == "2"
+
+
+def test_a_clamped_run_is_a_control(runs_dir: Path) -> None:
+    run = copy(runs_dir, "mod1/clamped")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"clamp": {"heads": "L0H2"}}))
+    ((_, difference),) = arrange(read_runs([runs_dir])).controls
+    assert difference == "clamp: {'heads': 'L0H2'}"
 
 
 def test_runs_that_differ_in_an_option_are_controls(cli: Cli, runs_dir: Path) -> None:
