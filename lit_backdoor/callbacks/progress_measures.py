@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_backdoor.callbacks.charts import Charts, curve_patterns
 from lit_backdoor.callbacks.probing import Measurement, ProbeCallback
-from lit_backdoor.callbacks.run import ContractError
+from lit_backdoor.callbacks.run import ContractError, imported
 from lit_backdoor.functional import HeadProgress, HookedModel, RuleExamples, head_name, rule_progress
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
 from lit_backdoor.runs.schema import read_results, result_rows
@@ -51,10 +51,10 @@ class ProgressMeasureMonitor(ProbeCallback):
     ) -> None:
         super().__init__(every_n_steps, None, model_attr, name, dense_until)
         self.rules: Rules = {}
-        """The rules in use, from :meth:`check` on."""
+        """The rules in use, from :meth:`check_model` on."""
         self.history: dict[str, dict[int, list[HeadProgress]]] = {}
         """Per rule and step, one result for each head."""
-        self._given_rules = rules
+        self._given_rules = imported(f"{type(self).__name__}.rules", rules)
 
     def state_dict(self) -> dict[str, Any]:
         """The history, as the rows of the table."""

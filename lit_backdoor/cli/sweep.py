@@ -15,6 +15,7 @@ from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.shipped_configs import find_config
 from lit_backdoor.runs.directory import locked
 from lit_backdoor.sweep import (
+    SPLIT,
     Engine,
     PlannedRun,
     known_jobs,
@@ -28,7 +29,6 @@ from lit_backdoor.sweep.scheduler import State, Tracked
 from lit_backdoor.sweep.watch import watching
 
 HELP = "Train one configuration with many seeds and settings, side by side, on this machine or a Slurm cluster."
-SPLIT = "data.split_seed"
 
 
 class SweepParser(OneLineParser):

@@ -13,6 +13,7 @@ from lit_backdoor.report.comparison import comparison_rows
 from lit_backdoor.report.crossed import crossed_groups, fitted_figure, fitted_rows, variance_rows
 from lit_backdoor.report.declared import declared, declared_text
 from lit_backdoor.report.foreign_embeddings import foreign_rows
+from lit_backdoor.report.other_tasks import own_figures
 from lit_backdoor.report.page import Markdown, html, markdown, pictures
 from lit_backdoor.report.paths import path_rows, paths_by_rank, paths_figure
 from lit_backdoor.report.published import n_with_one_costly_head
@@ -21,7 +22,6 @@ from lit_backdoor.report.runs import Run, slug
 from lit_backdoor.report.statements import by_ranks, statements
 from lit_backdoor.report.study import Study, arrange, branch_lines
 from lit_backdoor.report.wording import Statement, count, enumerate_words, heading, percent, plural, span
-from lit_backdoor.show.heads import attribution_figure
 from lit_backdoor.show.style import figure_bytes
 from lit_backdoor.show.training import progress_figure, training_figure
 
@@ -146,12 +146,7 @@ def report_figures(study: Study, frames: Mapping[str, pd.DataFrame]) -> dict[str
         drawn |= {f"emergence_{run.slug}": seed_figures.emergence_of(run) for run in group[:MOST_RUNS]}
         drawn |= {f"progress_{run.slug}": progress_figure(run.progress) for run in group[:1] if run.progress}
     for run in study.others:
-        if run.attribution:
-            drawn[f"own_{run.slug}_attribution"] = attribution_figure(run.attribution)
-        for probe in run.probes:
-            drawn[f"own_{run.slug}_{probe}"] = seed_figures.emergence_of(run, probe)
-        if "train/loss" in run.metrics or "val/loss" in run.metrics:
-            drawn[f"own_{run.slug}_training"] = training_figure({run.name: run.metrics})
+        drawn |= own_figures(run)
     return drawn
 
 

@@ -28,11 +28,24 @@ COUNTS = ("n_layers", "n_heads", "d_model", "d_mlp")
 LARGEST = 10**12
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads what Lightning writes of Python's own types, such as a tuple, as plain data; nothing is called."""
+
+
+def _as_plain(loader: yaml.SafeLoader, kind: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else node.value
+
+
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _as_plain)
+
+
 def load(path: Path) -> Any:
     """What a YAML or JSON file holds."""
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)
     except (UnicodeDecodeError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is damaged or no file of a run ({' '.join(str(error).split())[:200]})") from None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 
 PATH_EXAMPLES = 1024
 """Examples on which paths are patched, as the shipped monitor does."""
+
+Result = TypeVar("Result")
+
+OF_HEADS = ("head_patching", "head_attribution", "attention", "head_specificity", "path_patching")
+"""Tables of monitors, without ``.csv``. A run of another task holds one of them or more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +107,8 @@ class Run:
     @property
     def step(self) -> int:
         """Optimizer steps that the run has done."""
-        return int(max(table["step"].max() for table in (self.metrics, self.tables["head_patching"]) if len(table)))
+        tables = [self.metrics, *(self.tables[name] for name in OF_HEADS if name in self.tables)]
+        return int(max(table["step"].max() for table in tables if len(table)))
 
     @property
     def max_steps(self) -> int | None:
@@ -148,10 +154,13 @@ class Run:
     @cached_property
     def attribution(self) -> dict[str, list[HeadAttribution]]:
         """Every head at the last probe, by probe; empty if heads were not attributed."""
-        rows = last_whole_step(self.tables["head_attribution"])
+        return self.last_results("head_attribution", HeadAttribution)
+
+    def last_results(self, table: str, kind: type[Result]) -> dict[str, list[Result]]:
+        """What a table holds of its last whole step, by probe; empty without such a table."""
+        rows = last_whole_step(self.tables.get(table, pd.DataFrame({"step": [], "probe": []})))
         return {
-            str(probe): read_results(HeadAttribution, some.to_dict("records"))
-            for probe, some in rows.groupby("probe", sort=False)
+            str(probe): read_results(kind, some.to_dict("records")) for probe, some in rows.groupby("probe", sort=False)
         }
 
     @cached_property
@@ -207,8 +216,8 @@ class Run:
     @cached_property
     def specificity(self) -> dict[Head, HeadSpecificity]:
         """What each head costs either rule at the end, by the run's table or else its weights; empty without both."""
-        if (table := self._last_probe("head_specificity")) is not None:
-            results = read_results(HeadSpecificity, table[table["probe"] == "backdoor"].to_dict("records"))
+        if "backdoor" in (measured := self.last_results("head_specificity", HeadSpecificity)):
+            results = measured["backdoor"]
         elif self.model is not None and self.task is not None:
             results = head_specificity(self.model, task_probes(self.task)["backdoor"])
         else:
@@ -218,9 +227,8 @@ class Run:
     @cached_property
     def paths(self) -> dict[str, list[PathPatchingResult]]:
         """Every group of edges and every single edge at the end, by probe; from the table or else the weights."""
-        if (table := self._last_probe("path_patching")) is not None:
-            rows = {str(probe): some.to_dict("records") for probe, some in table.groupby("probe", sort=False)}
-            return {probe: read_results(PathPatchingResult, some) for probe, some in rows.items()}
+        if measured := self.last_results("path_patching", PathPatchingResult):
+            return measured
         if self.model is None or self.task is None:
             return {}
         probes = {name: probe.sample(PATH_EXAMPLES) for name, probe in task_probes(self.task).items()}
@@ -248,11 +256,6 @@ class Run:
         middle = losses[len(losses) // 2] if losses else math.nan
         return math.log(middle) if middle > 0 else math.nan
 
-    def _last_probe(self, name: str) -> pd.DataFrame | None:
-        """The rows of the last step in one of the tables; None without any."""
-        table = self.tables.get(name)
-        return table[table["step"] == table["step"].max()] if table is not None and len(table) else None
-
     @cached_property
     def _patching_rows(self) -> list[dict[str, Any]]:
         return self.tables["head_patching"].to_dict("records")
@@ -263,8 +266,8 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "_", re.sub(r"(mod|seed|split) ", r"\1", name)).strip("_")
 
 
-def last_whole_step(attribution: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the last step at which every head was attributed for every probe; a kill may have cut one short."""
-    sizes = attribution.groupby("step").size()
+def last_whole_step(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the last step at which everything was measured for every probe; a kill may have cut one short."""
+    sizes = table.groupby("step").size()
     whole = sizes[sizes == sizes.max()]
-    return attribution[attribution["step"] == (whole.index.max() if len(whole) else None)]
+    return table[table["step"] == (whole.index.max() if len(whole) else None)]

@@ -2,17 +2,28 @@
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lit_backdoor.callbacks import EmergenceMonitor, HeadAttributionMonitor, HeadPatchingMonitor
+from lit_backdoor.callbacks import (
+    AttentionMonitor,
+    EmergenceMonitor,
+    HeadAttributionMonitor,
+    HeadPatchingMonitor,
+    PathPatchingMonitor,
+    SpecificityMonitor,
+)
 from lit_backdoor.logger import RunLogger
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.study import arrange
 from tests.helpers.configs import save_config
-from tests.helpers.copy_task import CopyDataWithProbes, train
+from tests.helpers.copy_task import CopyDataWithProbes, CopyModule, train
+from tests.helpers.refusals import assert_refused
 from tests.helpers.runs import Cli, read_rows, train_run
 from tests.report.conftest import small_config
 
@@ -135,6 +146,48 @@ def test_a_stranger_s_run_has_tables_and_figures(cli: Cli, tmp_path: Path) -> No
             assert re.search(rf"\| {row['heads']} \| +{float(row['recipient_accuracy']):.2%} \|", text), row
     figures = {path.name for path in Path("out/figures").iterdir()}
     assert figures >= {"own_mine_copy_attribution.svg", "own_mine_copy_copy.svg"}
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])
+@pytest.mark.parametrize(
+    ("kinds", "figures"),
+    [
+        ([HeadAttributionMonitor], {"attribution"}),
+        ([AttentionMonitor, SpecificityMonitor], {"attention", "specificity"}),
+        ([PathPatchingMonitor, HeadPatchingMonitor], {"copy", "copy_circuit"}),
+    ],
+)
+def test_any_monitor_of_a_stranger_s_is_enough(
+    cli: Cli, tmp_path: Path, logger: Any, kinds: Sequence[Any], figures: set[str]
+) -> None:
+    """Lightning's own loggers, and options that are called as ours and hold a tuple, as Lightning writes it."""
+    module = CopyModule("HookedTransformer")
+    module.save_hyperparameters({"moduli": (3, 4)})
+    module.parts["net"].set_use_split_qkv_input(True)
+    module.parts["net"].set_use_hook_mlp_in(True)
+    monitors = [kind(model_attr="parts.net", every_n_steps=3) for kind in kinds]
+    train(tmp_path, *monitors, module=module, datamodule=CopyDataWithProbes(), logger=logger(tmp_path, name="copy"))
+    assert "moduli: !!python/tuple" in (tmp_path / "copy" / "version_0" / "hparams.yaml").read_text()
+    assert cli("report", tmp_path / "copy", "--output_dir", "out") == 0
+    text = Path("out/report.md").read_text()
+    assert "## copy/version_0" in text and "the paper's tables" not in text and "Verdicts" not in text
+    names = {path.stem.removeprefix("own_copy_version_0_") for path in Path("out/figures").iterdir()}
+    assert names == figures
+    for name in figures:
+        assert f"own_copy_version_0_{name}.svg" in text
+
+
+def test_a_run_without_monitors_has_nothing_to_report(
+    cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.csv").write_text("step,val/loss\n0,1.0\n")
+    (run / "hparams.yaml").write_text("net: !!python/object/apply:os.mkdir [broken_into]\n")
+    assert_refused(cli, capsys, ("report", run, "--output_dir", "out"), "no table of heads", "head_patching")
+    assert not Path("broken_into").exists()
 
 
 def test_what_lies_inside_a_run_is_no_other_run(runs_dir: Path) -> None:
