@@ -1,10 +1,11 @@
 """What is measured of runs, as tidy data frames: one row for each thing, every number as it was recorded."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from lit_backdoor.functional import cost_above_floor, effective_heads, head_name, head_set_name, shares
 from lit_backdoor.functional.moments import LATE
@@ -38,6 +39,11 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in triggered(runs):
         by_name.setdefault(run.group, []).append(run)
     return by_name
+
+
+def with_progress(runs: Sequence[Run], what: str) -> Iterable[Run]:
+    """The runs with a trigger, with a bar on a terminal, since something is computed from the weights of each."""
+    return tqdm(triggered(runs), what, leave=False, disable=None)
 
 
 def by_state(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -129,7 +135,7 @@ def _heads_in_short(run: Run) -> dict[str, Any]:
 def head_claims(runs: Sequence[Run]) -> pd.DataFrame:
     """heads.csv: what of necessary, sufficient and specific holds for each head, by the declared thresholds."""
     limits, rows = declared(), []
-    for run in triggered(runs):
+    for run in with_progress(runs, "heads"):
         for rank, head in enumerate(run.order, start=1):
             both, cost = run.specificity.get(head), run.costs[head]
             brings = 1 - cost_above_floor(run.left[()], run.brought.get((head,), math.nan), run.floor)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lit_backdoor.functional import EdgeSet, Head, cost_above_floor
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import label, triggered
+from lit_backdoor.report.measures import label, with_progress
 from lit_backdoor.report.page import Markdown, table
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_figures import Points, colour_of, draw_dots
@@ -42,7 +42,7 @@ def path_rows(runs: Sequence[Run]) -> pd.DataFrame:
     floor, and undefined where there is no backdoor.
     """
     rows: list[dict[str, Any]] = []
-    for run in triggered(runs):
+    for run in with_progress(runs, "paths"):
         brought = {result.edges: result.donor_accuracy for result in run.paths.get("benign", [])}
         results = run.paths.get("backdoor", [])
         whole = next((result.recipient_accuracy for result in results if not result.edges), math.nan)
