@@ -86,12 +86,13 @@ def logit(accuracy: float) -> float:
 
 def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statement:
     limits, parts = declared(), []
+    few = "too few to judge" if math.isfinite(least) else "not judged"
     judged: dict[str, Verdict] = {}
     for state, some in by_state(ours):
         difference = difference_of_means(list(map(logit, some["1"])), list(map(logit, theirs["1"])))
         enough = len(some) >= least
         judged[state] = verdict(difference, limits.margin_logits) if enough else "inconclusive"
-        said = f"{interval(difference)} logits, {judged[state]}" if enough else "not judged"
+        said = f"{interval(difference)} logits, {judged[state]}" if enough else few
         parts.append(f"{runs_of(state, len(some))}: {percent_span(some['1'].tolist())} left ({said})")
     headline = (
         f"Patching the costliest head alone leaves {percent_span(ours['1'].tolist())} of the backdoor, in the paper's "
