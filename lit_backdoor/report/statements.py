@@ -136,7 +136,9 @@ def _all_ranks(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statem
     p_values = dict(zip(family, westfall_young(ours[family].to_numpy(), theirs[family].to_numpy()), strict=True))
     apart = [rank_set_name(ranks, 4) for ranks in family if p_values[ranks] < limits.alpha]
     said: Verdict = "differs" if apart and len(ours) >= least else "inconclusive"
-    headline = f"The means differ for {enumerate_words(apart)}." if said == "differs" else "No mean is shown to differ."
+    headline = "No mean is shown to differ." if math.isfinite(least) else "The means are not judged."
+    if said == "differs":
+        headline = f"The means differ for {enumerate_words(apart)}."
     parts = [
         f"{rank_set_name(ranks, 4)}: {percent_span(ours[ranks].tolist())}, the paper "
         f"{percent_span(theirs[ranks].tolist())}, P = {number(p_values[ranks], 3)}"
