@@ -27,7 +27,7 @@ def stopped_by_signals() -> Iterator[None]:
         }
     received: list[int] = []
     with ExitStack() as stack:
-        stack.callback(lambda: [signal.raise_signal(number) for number in received])  # the last of all
+        stack.callback(_hand_on, received)  # after all else
         stop = stack.enter_context(stoppable())
 
         def on_signal(number: int, frame: FrameType | None) -> None:
@@ -38,3 +38,8 @@ def stopped_by_signals() -> Iterator[None]:
             stack.callback(signal.signal, number, handler)
             signal.signal(number, on_signal)
         yield
+
+
+def _hand_on(received: list[int]) -> None:
+    for number in received:
+        signal.raise_signal(number)
