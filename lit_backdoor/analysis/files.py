@@ -77,7 +77,7 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
         f"{of_probe.donor} heads into the {of_probe.recipient} run": of_probe.patching["resample"]
         for of_probe in analysis.probes.values()
     }
-    drawn = {
+    drawn: dict[str, Figure] = {
         "figure_4_attribution_benign": attribution_figure({"benign": analysis.probes["benign"].attribution}),
         "all_sets_of_heads": head_sets_figure(sets),
         "attention_from_last_position": attention_figure(

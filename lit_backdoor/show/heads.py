@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from lit_backdoor.functional import (
     HeadAttribution,
@@ -15,13 +14,13 @@ from lit_backdoor.functional import (
     head_name,
     head_set_name,
 )
-from lit_backdoor.show.style import HEAD_COLOURS, head_colour
+from lit_backdoor.show.style import HEAD_COLOURS, Picture, head_colour, new_figure
 
 
-def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figure:
+def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Picture:
     """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2)."""
     n_heads = max(len(heads) for heads in results.values())
-    figure = Figure(figsize=(max(3.2, 0.5 * n_heads) * len(results) + 0.6, 5), layout="constrained")
+    figure = new_figure(max(3.2, 0.5 * n_heads) * len(results) + 0.6, 5)
     axes = figure.subplots(2, len(results), squeeze=False)
     for index, (probe, heads) in enumerate(results.items()):
         draw_attribution(axes[0, index], axes[1, index], heads)
@@ -47,10 +46,10 @@ def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribut
         axis.spines[["top", "right"]].set_visible(False)
 
 
-def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
+def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Picture:
     """All sets of heads: who answers what after patching, one panel per direction."""
     n_sets = max(len(sets) for sets in results.values())
-    figure = Figure(figsize=(5.2 * len(results), 1.4 + 0.26 * n_sets), layout="constrained")
+    figure = new_figure(5.2 * len(results), 1.4 + 0.26 * n_sets)
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
     colours: dict[str, str] = {}
     for axis, (title, sets) in zip(axes[0], results.items(), strict=True):
@@ -70,9 +69,9 @@ def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
     return figure
 
 
-def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
+def rules_figure(rules: Mapping[str, RuleHeads]) -> Picture:
     """Which head serves which rule: Shapley values of each rule's accuracy, what it needs and what suffices for it."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = new_figure(9, 3.4)
     axes = figure.subplots(1, 2)
     width = 0.8 / len(rules)
     for axis, title in zip(
@@ -94,9 +93,9 @@ def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
     return figure
 
 
-def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str]) -> Figure:
+def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str]) -> Picture:
     """Mean attention from the last position, [head, pos] per rule, layer 0."""
-    figure = Figure(figsize=(3.4 * len(patterns) + 0.8, 3), layout="constrained")
+    figure = new_figure(3.4 * len(patterns) + 0.8, 3)
     axes = figure.subplots(1, len(patterns), squeeze=False)
     for axis, (rule, pattern) in zip(axes[0], patterns.items(), strict=True):
         values = np.array([result.attention for result in pattern if result.head.layer == 0]).reshape(
@@ -115,14 +114,14 @@ def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positi
 
 def attention_shift_figure(
     results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] | None = None
-) -> Figure:
+) -> Picture:
     """How the counterfactual moves each head's attention, [head, pos] per panel; one panel for each title.
 
     Args:
         results: of all heads and positions, by title.
         positions: what the positions are called; None for their numbers.
     """
-    figure = Figure(figsize=(3.4 * len(results) + 0.8, 3), layout="constrained")
+    figure = new_figure(3.4 * len(results) + 0.8, 3)
     axes = figure.subplots(1, len(results), squeeze=False)
     for axis, (title, of_panel) in zip(axes[0], results.items(), strict=True):
         heads = list(dict.fromkeys(result.head for result in of_panel))
@@ -140,7 +139,7 @@ def attention_shift_figure(
     return figure
 
 
-def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecificity]]]) -> Figure:
+def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecificity]]]) -> Picture:
     """What each head costs the recipient's rule and what the donor's: a dot for each head, a trail over training.
 
     A head that serves the recipient's rule alone is at the lower right.
@@ -148,7 +147,7 @@ def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecifici
     Args:
         results: by probe and step.
     """
-    figure = Figure(figsize=(4.3 * len(results) + 0.4, 4), layout="constrained")
+    figure = new_figure(4.3 * len(results) + 0.4, 4)
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
     for axis, (probe, by_step) in zip(axes[0], results.items(), strict=True):
         for index, last in enumerate(by_step[max(by_step)]):

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from lit_backdoor.functional import HeadScores, head_name
-from lit_backdoor.show.style import HEAD_COLOURS, cell_edges, column, head_colour
+from lit_backdoor.show.style import HEAD_COLOURS, Picture, cell_edges, column, head_colour, new_figure
 
 GROUP_STYLES = {
     "Q": ("#0072b2", "-"),
@@ -23,9 +22,9 @@ GROUP_NAMES = {"D": "past heads", "A_mlp": "heads>MLP", "A_logits": "heads>logit
 """What figures call a group, where its name alone says little."""
 
 
-def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> Figure:
+def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> Picture:
     """The paper's Figure 3 for one run: log loss, and the validation accuracy of each rule, from metrics.csv."""
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = new_figure(8, 4.6)
     loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
     for stage, colour in (("train", "#0072b2"), ("val", "#d55e00")):
         steps, values = column(rows, f"{stage}/loss")
@@ -43,7 +42,7 @@ def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> 
 
 def emergence_figure(
     history: Sequence[HeadScores], metric: str, marks: Mapping[str, int | None] | None = None
-) -> Figure:
+) -> Picture:
     """A head coming into being: the recipient's accuracy against the step with each head patched alone (lines; of more
     than eight heads, the eight that once cost most have colours), and what patching each costs (head x step heat map).
 
@@ -57,7 +56,7 @@ def emergence_figure(
     drops = np.array([[scores.drop(head) for scores in history] for head in heads])
     coloured = sorted(np.argsort(-drops.max(axis=1), kind="stable")[: len(HEAD_COLOURS)])
     heat_height = max(1.6, 0.16 * len(heads))
-    figure = Figure(figsize=(8, 3.6 + heat_height), layout="constrained")
+    figure = new_figure(8, 3.6 + heat_height)
     lines, heat = figure.subplots(2, 1, sharex=True, height_ratios=[3.6, heat_height])
     lines.plot(steps, [scores.unpatched for scores in history], color="black", linestyle="--", label="nothing patched")
     for index, head in enumerate(heads):
@@ -86,7 +85,7 @@ def emergence_figure(
     return figure
 
 
-def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]], recipient: str, donor: str) -> Figure:
+def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]], recipient: str, donor: str) -> Picture:
     """Paths coming into being: what is left of the recipient's answers when a group of edges sees the donor, and what
     the group brings of the donor's.
 
@@ -95,7 +94,7 @@ def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]],
         recipient: name of the run that is patched.
         donor: name of the run that the edges see.
     """
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    figure = new_figure(9.5, 3.8)
     axes = figure.subplots(1, 2, sharey=True, sharex=True)
     steps = sorted(history)
     groups = [name for name in history[steps[-1]] if name != "none"]

@@ -1,9 +1,11 @@
-"""Figures of models with more heads than colours."""
+"""Figures of models with more heads than colours, and in notebooks."""
+
+from dataclasses import replace
 
 from lit_backdoor.functional import Head, HeadScores
 from lit_backdoor.functional.results import HeadAttribution, Norm
 from lit_backdoor.show.heads import attribution_figure
-from lit_backdoor.show.style import HEAD_COLOURS
+from lit_backdoor.show.style import HEAD_COLOURS, LARGEST
 from lit_backdoor.show.training import emergence_figure
 
 HEADS = [Head(layer, head) for layer in range(3) for head in range(4)]
@@ -38,3 +40,14 @@ def test_the_figure_says_how_the_final_norm_was_treated() -> None:
     normed = attributed("frozen LN scale")
     title = attribution_figure({"copy": [normed]})._suptitle
     assert title is not None and "constant of each example" in title.get_text()
+
+
+def test_a_figure_of_many_heads_is_not_endless() -> None:
+    many = [replace(attributed("none"), head=Head(layer, head)) for layer in range(12) for head in range(12)]
+    assert list(attribution_figure({"one": many, "two": many}).get_size_inches()) == [LARGEST, 5]
+
+
+def test_a_notebook_shows_a_figure_without_pyplot() -> None:
+    """IPython asks an object for `_repr_png_`; matplotlib's own figures have it only with pyplot's backend."""
+    png = attribution_figure({"copy": [attributed("none")]})._repr_png_()
+    assert png.startswith(b"\x89PNG\r\n") and len(png) > 10_000
