@@ -1,7 +1,7 @@
 """One set of weights, taken apart: ``python -m lit_backdoor analyze``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
 from lit_backdoor.datamodule import sufficiency_probe, task_probes, task_rules
@@ -17,6 +17,7 @@ from lit_backdoor.functional import (
     PathPatchingResult,
     PositionAttention,
     Probe,
+    RemovalResult,
     RuleHeads,
     ShapleyResult,
     accuracy_floor,
@@ -93,12 +94,14 @@ class Analysis:
         step: optimizer steps that made the weights.
         probes: by name: what each rule needs (``backdoor``), and what suffices for it (``benign``).
         progress: waves and gradients, by rule and head.
+        removal: what each way to remove a backdoor leaves, by backdoor; empty unless it was asked for.
     """
 
     task: Task
     step: int
     probes: Mapping[str, ProbeAnalysis]
     progress: Mapping[str, Sequence[HeadProgress]]
+    removal: Mapping[str, Sequence[RemovalResult]] = field(default_factory=dict)
 
     @property
     def of_rules(self) -> dict[str, ProbeAnalysis]:
