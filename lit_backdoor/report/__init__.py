@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lit_backdoor.report import folder, measures, paper_figures, seed_figures, tables
+from lit_backdoor.report import branches, folder, measures, paper_figures, seed_figures, tables
 from lit_backdoor.report.comparison import comparison_rows
 from lit_backdoor.report.declared import declared, declared_text
 from lit_backdoor.report.foreign_embeddings import BothWays, foreign_rows, patched_both_ways
@@ -60,6 +60,8 @@ def render(study: Study) -> tuple[dict[str, bytes], list[Statement]]:
     """All files of a report by relative path, and what it says."""
     both = patched_both_ways(study.runs)
     frames = numbers(study.runs, both)
+    if study.branches:
+        frames["branches"] = branches.branch_rows(study.branches)
     said = statements(study.runs, judged=not study.differs_from_paper) if study.runs else []
     svgs = {name: figure_bytes(figure, ("svg",))["svg"] for name, figure in report_figures(study, frames).items()}
     text = markdown(_page_values(study, frames, said, both, list(svgs)))
@@ -115,6 +117,8 @@ def report_figures(study: Study, frames: dict[str, pd.DataFrame]) -> dict[str, F
         if "foreign_embeddings" in frames and len(rows := frames["foreign_embeddings"].query(f"p1 == {group[0].p1}")):
             drawn[f"foreign_{slug}"] = seed_figures.ranks_figure(name, rows)
     drawn |= {f"emergence_{run.slug}": seed_figures.emergence_of(run) for run in with_trigger}
+    if study.branches:
+        drawn["branches"] = branches.branches_figure(study.branches)
     for run in study.others:
         if run.attribution:
             drawn[f"own_{run.slug}_attribution"] = attribution_figure(run.attribution)

@@ -107,11 +107,19 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     Raises:
         ValueError: if the file is none, or its weights are of another model.
     """
+    _put_into(model, path, read_tensors(path))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a file, without those that are all zero.
+
+    Raises:
+        ValueError: if the file is none.
+    """
     try:
-        weights, _ = _read(path)
+        return _read(path)[0]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"weights: {path} holds no weights ({error})") from None
-    _put_into(model, path, weights)
 
 
 def kept_weights(run_dir: Path) -> dict[int, Path]:
