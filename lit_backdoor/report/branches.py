@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import nan, sqrt
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from lit_backdoor.report.runs import Run
 from lit_backdoor.runs.schema import read_results
 from lit_backdoor.runs.tables import rows_by_step
 from lit_backdoor.runs.weights import kept_weights, read_tensors
-from lit_backdoor.show.style import HEAD_COLOURS, head_colour
+from lit_backdoor.show.style import head_colour
 
 COLUMNS = (
     *("branch", "run", "control", "from_step", "to_step", "clamped_heads", "mode"),
@@ -96,41 +97,47 @@ def clamped_accuracy(run: Run, clamp: HeadClamp) -> dict[int, float]:
 
 
 def branches_figure(branches: Sequence[tuple[Run, Run | None]]) -> Figure:
-    """A row per branch: the backdoor while heads are clamped and the benign rule, beside the control; the weights."""
-    figure = Figure(figsize=(10, 0.6 + 1.9 * len(branches)), layout="constrained")
-    axes = figure.subplots(len(branches), 2, squeeze=False, width_ratios=[2, 1], sharex="row")
-    for (accuracy, distance), (run, control) in zip(axes, branches, strict=True):
-        clamp, start = clamp_of(run), run.branched_at or 0
-        if clamp is not None:
-            _draw(accuracy, clamped_accuracy(run, clamp), start, "backdoor, clamped", HEAD_COLOURS[1])
-        for owner, line in ((run, "-"), (control, ":")):
-            curves = {} if owner is None else {name: _curve(owner, name) for name in (BACKDOOR, BENIGN)}
-            if owner is run and clamp is not None and clamp.validation:
-                curves.pop(BACKDOOR)
-            for name, curve in curves.items():
-                shown = {step: value for step, value in curve.items() if start <= step <= run.step}
-                label = f"{name[4:].partition('_')[0]}{', control' if owner is control else ''}"
-                _draw(accuracy, shown, start, label, head_colour(2 if name == BENIGN else 0), line)
-        if control is not None:
-            _draw(distance, weight_distances(run, control), start, "", "0.3", marker=".")
-        accuracy.set(ylim=(-0.03, 1.05), title=run.path.name)
-        accuracy.title.set_fontsize(9)
-        accuracy.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        distance.set(ylim=(0, None))
-        for axis in (accuracy, distance):
+    """A row per checkpoint with the branches from it, a colour each, and their control, dotted.
+
+    Left the backdoor, as the clamped model has it; then the benign rule on validation examples; right the weights.
+    """
+    rows: dict[Path | None, list[tuple[Run, Run | None]]] = {}
+    for run, control in branches:
+        rows.setdefault(run.parent, []).append((run, control))
+    figure = Figure(figsize=(11, 0.7 + 2.1 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 3, squeeze=False, sharex="row")
+    for (backdoor, benign, weights), (parent, of_row) in zip(axes, rows.items(), strict=True):
+        index = 0
+        for run, control in of_row:
+            clamp, start, colour, name = clamp_of(run), run.branched_at or 0, "0.4", "no clamp"
+            if clamp is not None:
+                colour, name = head_colour(index), f"{head_set_name(clamp.heads)} {clamp.mode}"
+                index += 1
+            _draw(backdoor, clamped_accuracy(run, clamp) if clamp else _curve(run, BACKDOOR), start, colour)
+            _draw(benign, _curve(run, BENIGN), start, colour)
+            if control is not None:
+                _draw(weights, weight_distances(run, control), start, colour, marker=".")
+                for axis, column in ((backdoor, BACKDOOR), (benign, BENIGN)):
+                    beside = {step: value for step, value in _curve(control, column).items() if step <= run.step}
+                    _draw(axis, beside, start, "0.4", ":")
+            weights.plot([], [], color=colour, label=name)
+        for axis in (backdoor, benign):
+            axis.set(ylim=(-0.03, 1.05))
+        for axis in (backdoor, benign, weights):
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 1].set_title("distance of the weights", fontsize=9)
+        weights.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        backdoor.set_ylabel(f"{of_row[0][0].name}\nfrom {parent.stem if parent else ''}", fontsize=8)
+    for axis, title in zip(axes[0], ("backdoor, clamped", "benign rule", "distance of the weights"), strict=True):
+        axis.set_title(title, fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("optimizer steps since the branch")
     return figure
 
 
-def _draw(
-    axis: Any, curve: Mapping[int, float], start: int, label: str, colour: str, line: str = "-", marker: str = ""
-) -> None:
-    if curve:
-        steps = [step - start for step in curve]
-        axis.plot(steps, list(curve.values()), line, color=colour, linewidth=1.3, marker=marker, label=label)
+def _draw(axis: Any, curve: Mapping[int, float], start: int, colour: str, line: str = "-", marker: str = "") -> None:
+    steps = [step for step in curve if step >= start]
+    values = [curve[step] for step in steps]
+    axis.plot([step - start for step in steps], values, line, color=colour, linewidth=1.3, marker=marker)
 
 
 def _time_to_return(run: Run, clamp: HeadClamp) -> dict[str, Any]:
