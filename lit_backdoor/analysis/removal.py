@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_backdoor.datamodule import task_probes, task_rules
+from lit_backdoor.analysis.probed_task import ProbedTask
 from lit_backdoor.functional import (
     BackdoorExamples,
     Removal,
@@ -21,23 +21,22 @@ from lit_backdoor.runs.checkpoints import StoredModel
 from lit_backdoor.runs.file_names import EXPORTED_CONFIG, EXPORTED_WEIGHTS
 from lit_backdoor.runs.tables import replace_file
 from lit_backdoor.runs.weights import describe_stored, write_weights
-from lit_backdoor.task import Examples, Task
 
 ALL = "all"
 """In place of names: everything that :func:`lit_backdoor.functional.plan_removals` lists."""
 
 
-def backdoor_examples(task: Task, train: Examples) -> dict[str, BackdoorExamples]:
+def backdoor_examples(task: ProbedTask) -> dict[str, BackdoorExamples]:
     """The examples of each rule beside the first, by its name.
 
     Raises:
-        ValueError: there is no such rule, or none of a rule's examples is among ``train``.
+        ValueError: there is no such rule, or nobody knows which examples were trained on.
     """
-    probes, rules = task_probes(task), task_rules(task, train)
-    benign = rules[task.rule_names[0]].trained
-    if len(task.rule_names) == 1:
-        raise ValueError(f"a model of the moduli {list(task.moduli)} has no backdoor.")
-    return {name: BackdoorExamples(probes[name], rules[name].trained, benign) for name in task.rule_names[1:]}
+    if len(task.rules) < 2:
+        raise ValueError(f"a model of {task.title} has no backdoor that is known here")
+    benign, *others = task.rules
+    trained = {name: rule.trained for name, rule in task.rules.items()}
+    return {name: BackdoorExamples(task.probes[name], trained[name], trained[benign]) for name in others}
 
 
 def chosen_removals(names: str, model: Any, examples: Mapping[str, BackdoorExamples]) -> list[Removal]:

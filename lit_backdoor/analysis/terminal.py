@@ -13,11 +13,11 @@ from lit_backdoor.show.markdown import overlap_markdown, rules_markdown
 
 def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
     """What matters, for the terminal."""
-    lines = [f"model of a + b mod {', '.join(map(str, analysis.task.moduli))}, step {analysis.step}"]
+    lines = [f"model of {analysis.title}, step {'unknown' if analysis.step is None else analysis.step}"]
     for of_probe in analysis.probes.values():
         lines += ["", *_patched_heads(of_probe)]
     lines.append("")
-    for name, of_probe in analysis.of_backdoors.items():
+    for name, of_probe in analysis.asked.items():
         if of_probe.shapley:
             smallest = "no set of heads" if of_probe.smallest is None else head_set_name(of_probe.smallest)
             lines.append(f"smallest set that takes {name} down to chance: {smallest}")
@@ -48,12 +48,18 @@ def _patched_heads(of_probe: ProbeAnalysis) -> Iterable[str]:
 def _patched_groups(of_probe: ProbeAnalysis) -> Iterable[str]:
     """What is left when groups of edges see the donor."""
     groups = [result for result in of_probe.paths if result.group]
-    return [
-        _row(f"edges of all heads that see the {of_probe.donor} run", (str(result.group) for result in groups), 9),
-        _row(
-            f"  {of_probe.recipient} accuracy in %", (f"{100 * result.recipient_accuracy:.2f}" for result in groups), 9
-        ),
-    ]
+    return (
+        []
+        if not groups
+        else [
+            _row(f"edges of all heads that see the {of_probe.donor} run", (str(result.group) for result in groups), 9),
+            _row(
+                f"  {of_probe.recipient} accuracy in %",
+                (f"{100 * result.recipient_accuracy:.2f}" for result in groups),
+                9,
+            ),
+        ]
+    )
 
 
 def _mechanism(of_probe: ProbeAnalysis) -> Iterable[str]:
@@ -98,10 +104,11 @@ def _removals(rule: str, results: Sequence[RemovalResult]) -> Iterable[str]:
 
 
 def _waves(rule: str, progress: HeadProgress) -> str:
+    excluded = "" if isnan(progress.excluded_loss) else f", excluded {progress.excluded_loss:.2g}"
     return (
         f"{rule}, mod {progress.modulus}: key frequencies {frequencies_name(progress.key)} explain "
-        f"{_percent(progress.explained)}, restricted loss {progress.restricted_loss:.2g} of {progress.loss:.2g}, "
-        f"excluded {progress.excluded_loss:.2g}"
+        f"{_percent(progress.explained)}, restricted loss {progress.restricted_loss:.2g} of {progress.loss:.2g}"
+        f"{excluded}"
     )
 
 

@@ -58,5 +58,6 @@ class HeadAttributionMonitor(ProbeCallback):
                 numbers[f"attribution_{name}/mean_logit_centered/{head}"] = result.mean_logit_centered
                 numbers[f"attribution_{name}/top_share/{head}"] = result.top_count / result.n_examples
         rows = [row for name, heads in results.items() for row in result_rows(step, name, heads)]
-        figures = {f"figures/{self.file_stem}": attribution_figure(results)} if last else {}
+        titled = {f"{name} answers": heads for name, heads in results.items()}
+        figures = {f"figures/{self.file_stem}": attribution_figure(titled)} if last else {}
         return Measurement(rows, numbers, figures)

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lit_backdoor.callbacks.history import history_of
 from lit_backdoor.callbacks.run import run_dir, run_of
 from lit_backdoor.limits import PositiveInt, within_limits
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST, PREVIOUS, step_checkpoint
@@ -54,9 +55,9 @@ class RunCheckpoint(Checkpoint):
     its final name and then renamed, so that a kill leaves the old one or the new one, never a broken one. The first is
     written before the first step, the last after everything else that a run writes.
 
-    Ctrl-C and SIGTERM let the optimizer step finish, save, and raise :class:`TrainingInterrupted`. A second one
-    raises it at once, without saving. Where somebody else handles a signal already (a cluster's job manager), or it is
-    ignored, that stays so.
+    Ctrl-C and SIGTERM stop what is being measured, let the optimizer step finish, save, and raise
+    :class:`TrainingInterrupted`. A second one raises it at once, without saving. Where somebody else handles a signal
+    already (a cluster's job manager), or it is ignored, that stays so.
 
     Args:
         every_n_steps: Optimizer steps between two writes of last.ckpt.
@@ -98,12 +99,13 @@ class RunCheckpoint(Checkpoint):
         if self._rng_state is not None:
             _set_rng_state(self._rng_state)
             self._rng_state = None
-        self._saved_step = trainer.global_step
         self._last_is_good = trainer.ckpt_path is not None and _same_file(Path(trainer.ckpt_path), self._last)
         for number, handler in self._handlers.items():
             self._old_handlers[number] = signal.signal(number, handler)
         if not trainer.strategy.broadcast(self._last.exists()):  # all processes save, or none
+            self._saved_step = max(trainer.global_step - 1, 0)
             self._save(trainer)
+        self._saved_step = trainer.global_step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the run directory."""
@@ -123,8 +125,9 @@ class RunCheckpoint(Checkpoint):
         """
         step = trainer.global_step
         if step == trainer.max_steps:
+            self._stop_at_the_end(trainer)
             return  # training is over; what the others write at its end comes before its checkpoint
-        if step != self._saved_step and (step % self.every_n_steps == 0 or self._is_kept(step)):
+        if step // self.every_n_steps > self._saved_step // self.every_n_steps or self._is_kept(step):
             self._save(trainer)
         if self._received is not None:
             if step != self._saved_step:
@@ -132,7 +135,12 @@ class RunCheckpoint(Checkpoint):
             raise TrainingInterrupted(self._received, self._last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+        """Give the signals back.
+
+        Raises:
+            TrainingInterrupted: a signal has come, and stopped the last measurements.
+        """
+        self._stop_at_the_end(trainer)
         self._restore_handlers()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -145,9 +153,17 @@ class RunCheckpoint(Checkpoint):
         self._restore_handlers()
 
     def _is_kept(self, step: int) -> bool:
-        return self.keep_every_n_steps is not None and step > 0 and step % self.keep_every_n_steps == 0
+        """Whether a step that is kept has come since the last checkpoint."""
+        every_n_steps = self.keep_every_n_steps
+        return every_n_steps is not None and step // every_n_steps > self._saved_step // every_n_steps
+
+    def _stop_at_the_end(self, trainer: Trainer) -> None:
+        """Stop where a signal has stopped the last measurements: the checkpoint before them makes them again."""
+        if self._received is not None and history_of(trainer).stopped_step == trainer.global_step:
+            raise TrainingInterrupted(self._received, self._last if self._last.exists() else None)
 
     def _save(self, trainer: Trainer) -> None:
+        keep = self._is_kept(trainer.global_step)
         self._saved_step = trainer.global_step
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -162,7 +178,7 @@ class RunCheckpoint(Checkpoint):
         try:
             trainer.save_checkpoint(new, weights_only=False)
             if trainer.is_global_zero:
-                if self._is_kept(trainer.global_step):
+                if keep:
                     replace_with_copy(directory / step_checkpoint(trainer.global_step), new)
                 if self._last_is_good:
                     replace_with_copy(directory / PREVIOUS, self._last)

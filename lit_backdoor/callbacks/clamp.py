@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lit_backdoor.callbacks.run import ContractError, find_model
+from lit_backdoor.callbacks.run import ContractError, find_model, imported
 from lit_backdoor.functional.clamp import (
     ActiveClamp,
     Clamp,
@@ -90,7 +90,7 @@ class HeadClamp(Callback):
         self.holds = hold or mode == "freeze"
         self.validation = validation
         self.model_attr = model_attr
-        self._given_donor_tokens = self._donor_tokens = donor_tokens
+        self._given_donor_tokens = self._donor_tokens = imported("HeadClamp.donor_tokens", donor_tokens)
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._undo: list[Callable[[], None]] = []
 

@@ -24,6 +24,8 @@ class MetricHistory(Callback):
     def __init__(self) -> None:
         self.metrics: Metrics = {}
         """Changed in place, so that all who read it see the same."""
+        self.stopped_step: int | None = None
+        """The step whose measurements a signal has stopped."""
         self._noted_start = False
         self._noted: dict[str, Tensor] = {}
         self._seen_step = 0
@@ -39,6 +41,7 @@ class MetricHistory(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what is measured again from here on."""
+        self.stopped_step = None
         self._noted_start = False
         self._seen_step = trainer.global_step
         forget(self.metrics, trainer.global_step)

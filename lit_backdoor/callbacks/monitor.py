@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_backdoor.callbacks.as_validated import averaging_callbacks, let_averages_come_first
 from lit_backdoor.callbacks.charts import Charts, HasCharts, all_charts
 from lit_backdoor.callbacks.history import history_of
 from lit_backdoor.callbacks.run import RunOutlet, run_of
+from lit_backdoor.functional.stopping import Stopped
 
 
 class Monitor:
@@ -47,6 +50,9 @@ class Monitor:
             model: as it is after ``step`` optimizer steps.
             step: optimizer steps done; never less than before.
             last: training ends with this step.
+
+        Raises:
+            Stopped: a signal asks to stop; the step is not measured.
         """
         return False
 
@@ -77,6 +83,7 @@ class MonitorCallback(Monitor, Callback):
         """
         if stage == "fit":
             history_of(trainer)
+            let_averages_come_first(trainer)
             self.check(pl_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,17 +92,30 @@ class MonitorCallback(Monitor, Callback):
         with_charts = [callback for callback in trainer.callbacks if isinstance(callback, HasCharts)]  # type: ignore[attr-defined]
         if self is with_charts[0]:
             run.show_charts(all_charts([pl_module, *with_charts]))
-        self.observe(self.model_of(pl_module), trainer.global_step)
+            for averaging in averaging_callbacks(trainer):
+                rank_zero_info(
+                    f"Monitors measure the weights that {type(averaging).__name__} averages, as validation does"
+                )
+        self._observe(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Measure if it is time."""
-        step = trainer.global_step
-        self.observe(self.model_of(pl_module), step, last=step == trainer.max_steps)
+        self._observe(trainer, pl_module, last=trainer.global_step == trainer.max_steps)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last step, if that has not happened."""
-        self.observe(self.model_of(pl_module), trainer.global_step, last=True)
+        self._observe(trainer, pl_module, last=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say the last word."""
         self.finish(trainer.global_step)
+
+    def _observe(self, trainer: Trainer, module: LightningModule, last: bool = False) -> None:
+        """Measure if it is time, unless a signal has stopped this step's measurements."""
+        history, step = history_of(trainer), trainer.global_step
+        if history.stopped_step == step:
+            return
+        try:
+            self.observe(self.model_of(module), step, last)
+        except Stopped:
+            history.stopped_step = step

@@ -118,7 +118,7 @@ class HeadPatchingMonitor(ProbeCallback):
         """
         heads = all_heads(model)
         n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-        full = last or step % self.full_every_n_steps == 0
+        full = last or self.has_come(self.full_every_n_steps, step)
         sets = default_head_sets(n_layers, n_heads) if full else [(), *((head,) for head in heads), heads]
         rows: list[dict[str, Value]] = []
         numbers: dict[str, float] = {}

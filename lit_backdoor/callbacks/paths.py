@@ -89,7 +89,7 @@ class PathPatchingMonitor(ProbeCallback):
 
     def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
         """One row per probe and set of edges: see :class:`lit_backdoor.functional.PathPatchingResult`."""
-        full = last or step % self.full_every_n_steps == 0
+        full = last or self.has_come(self.full_every_n_steps, step)
         self.forget(step)
         measured, results = Measurement([]), {}
         with with_all_inputs_hooked(model):

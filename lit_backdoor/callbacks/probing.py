@@ -10,11 +10,13 @@ import torch
 from lightning.pytorch import LightningModule
 
 from lit_backdoor.callbacks.clamp import HeadClamp
+from lit_backdoor.callbacks.interruption import stopped_by_signals
 from lit_backdoor.callbacks.monitor import MonitorCallback
-from lit_backdoor.callbacks.run import ContractError, RunOutlet, find_model
+from lit_backdoor.callbacks.run import ContractError, RunOutlet, find_model, imported
 from lit_backdoor.callbacks.schedule import Schedule
 from lit_backdoor.functional import HookedModel, Probe, why_no_shortcut
 from lit_backdoor.functional.row_threads import one_torch_thread
+from lit_backdoor.functional.stopping import Stopped
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.schema import Value
@@ -25,6 +27,23 @@ if TYPE_CHECKING:
 
 Probes = Mapping[str, Probe]
 """What to measure on, by name; the names appear in tables, file names and TensorBoard."""
+
+
+def checked_probes(source: Any, owner: str) -> Probes:
+    """The probes that somebody gives, as a mapping or as a function that returns it.
+
+    Args:
+        owner: whom they are given to, for errors.
+
+    Raises:
+        ContractError: if they are none.
+    """
+    probes = source() if callable(source) else source
+    if not isinstance(probes, Mapping) or not all(isinstance(probe, Probe) for probe in probes.values()):
+        raise ContractError(f"{owner}.probes: {probes!r} is no mapping of names to Probes")
+    if not probes:
+        raise ContractError(f"{owner}.probes: the mapping is empty; give one Probe or more")
+    return probes
 
 
 @dataclass
@@ -84,8 +103,8 @@ class ProbeCallback(MonitorCallback):
         self.max_examples = max_examples
         self.schedule = Schedule(every_n_steps, dense_until)
         self.probes: Probes = {}
-        """The probes in use, from :meth:`check` on."""
-        self._given_probes = probes
+        """The probes in use, from :meth:`check_model` on."""
+        self._given_probes = imported(f"{type(self).__name__}.probes", probes)
         self.model_attr = model_attr
         require_plain_name(f"{type(self).__name__}.name", name)
         self.name = name
@@ -95,6 +114,8 @@ class ProbeCallback(MonitorCallback):
         self.seconds = 0.0
         """Time spent probing in this process."""
         self.probed_step = -1
+        self._earlier_step = -1
+        self._seen_step = -1
         self._table: CsvTable | None = None
         self._probed_last = False
         self._readers: dict[str, Callable[[int], None]] = {}
@@ -132,6 +153,7 @@ class ProbeCallback(MonitorCallback):
             ContractError: naming what is missing, together with the fix.
         """
         self.check_name(monitors)
+        self._readers = {}
         if self.clamped:
             self._clamp = self._clamp_among(monitors, model)
         self.probes = self.probes_of(datamodule)
@@ -193,12 +215,7 @@ class ProbeCallback(MonitorCallback):
                     "returns them, or give the datamodule a method probes() that does"
                 )
             source = datamodule.probes
-        probes = source() if callable(source) else source
-        if not isinstance(probes, Mapping) or not all(isinstance(probe, Probe) for probe in probes.values()):
-            raise ContractError(f"{type(self).__name__}.probes: {probes!r} is no mapping of names to Probes")
-        if not probes:
-            raise ContractError(f"{type(self).__name__}.probes: the mapping is empty; give one Probe or more")
-        return probes
+        return checked_probes(source, type(self).__name__)
 
     def begin(self, run: RunOutlet, step: int) -> None:
         """Shorten the table to what was measured before ``step``.
@@ -211,24 +228,39 @@ class ProbeCallback(MonitorCallback):
         self.probed_step = -1
         self.forget(step)
         self._table = run.table(f"{self.file_stem}.csv")
-        if self._table is not None:
-            self._table.truncate(step)
+        earlier = None if self._table is None else self._table.truncate(step)
+        self._earlier_step = -1 if earlier is None else earlier
+        self._seen_step = step - 1 if earlier is None else earlier
 
     def observe(self, model: HookedModel, step: int, last: bool = False) -> bool:
-        """Measure if it is due: once for every step, and the last step once more if it was not known to be the last."""
+        """Measure if it is due: once for every step, and the last step once more if it was not known to be the last.
+
+        Where steps that are due were passed over, this one is measured in their place.
+
+        Raises:
+            Stopped: a signal asks to stop; nothing is measured, and the next step is due.
+        """
         measured = step == self.probed_step and (self._probed_last or not last)
-        if measured or not (last or self.is_due(step)):
-            return False
-        self._run(model, step, last)
-        return True
+        due = not measured and (last or any(map(self.is_due, range(self._seen_step + 1, step + 1))))
+        if due:
+            self._run(model, step, last)
+        self._seen_step = step
+        return due
+
+    def has_come(self, every_n_steps: int, step: int) -> bool:
+        """Whether a multiple of ``every_n_steps`` has come since the measurement before that of ``step``."""
+        return step // every_n_steps > self._earlier_step // every_n_steps
 
     def _run(self, model: HookedModel, step: int, last: bool) -> None:
         assert self.run is not None  # from `begin` on
         start = time.perf_counter()
         self.probes = {name: probe.to(model.W_U.device) for name, probe in self.probes.items()}
-        # A pass through the whole model keeps PyTorch's own threads: it can't be cut into blocks of rows.
-        with self._as_clamped(model, step), one_torch_thread() if why_no_shortcut(model) is None else nullcontext():
-            results = self.measure(model, step, last)
+        try:
+            with self.run.measuring(), stopped_by_signals(), self._as_clamped(model, step), _threads(model):
+                results = self.measure(model, step, last)
+        except Stopped:
+            self.forget(step)
+            raise
         if self._table is not None:
             if step == self.probed_step:
                 self._table.truncate(step)
@@ -238,7 +270,8 @@ class ProbeCallback(MonitorCallback):
             self.run.show_figure(tag, figure, step)
         for tag, text in results.texts.items():
             self.run.show_text(tag, text, step)
-        self.probed_step, self._probed_last = step, last
+        self.probed_step = self._earlier_step = step
+        self._probed_last = last
         for read in self._readers.values():
             read(step)
         self.seconds += time.perf_counter() - start
@@ -268,3 +301,8 @@ class ProbeCallback(MonitorCallback):
     def file_stem(self) -> str:
         """The table's file name, without ending: with the monitor's name, where it has one."""
         return f"{self.table_name}_{self.name}" if self.name else self.table_name
+
+
+def _threads(model: HookedModel) -> AbstractContextManager[None]:
+    """PyTorch's threads while ``model`` is measured: its own where it is run whole, which can't be cut into blocks."""
+    return one_torch_thread() if why_no_shortcut(model) is None else nullcontext()

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Protocol
@@ -14,7 +14,8 @@ from lit_backdoor.callbacks.charts import all_charts
 from lit_backdoor.callbacks.history import Metrics, forget
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.probing import Probes
-from lit_backdoor.callbacks.run import ContractError, RunOutlet
+from lit_backdoor.callbacks.run import ContractError, RunOutlet, imported
+from lit_backdoor.functional.stopping import Stopped
 from lit_backdoor.runs.directory import let_new_events_sort_last, locked
 from lit_backdoor.runs.file_names import RECORDED
 from lit_backdoor.runs.tables import replace_file
@@ -36,9 +37,9 @@ class Recorder:
                 ...  # an optimizer step
                 recorder(step, model, {"val/copy_accuracy": accuracy})
 
-    Each monitor measures the steps that its schedule names, and the last one. Tables, the verdict and TensorBoard are
-    those that the monitors write inside a Trainer. The model is left as it was. What has been recorded is safe from
-    kills: go on with ``start_step``.
+    Each monitor measures the steps that its schedule names (the next one, where such a step is not recorded), and the
+    last one. Tables, the verdict and TensorBoard are those that the monitors write inside a Trainer. The model is left
+    as it was. What has been recorded is safe from kills: go on with ``start_step``.
 
     Args:
         monitors: HeadPatchingMonitor, HeadAttributionMonitor, EmergenceMonitor, or others of their kind.
@@ -91,8 +92,9 @@ class Recorder:
         for name, value in (metrics or {}).items():
             self.metrics.setdefault(name, {})[step] = float(value)
         self._latest = (step, model, _versions(model))
-        if any([monitor.observe(model, step) for monitor in self.monitors]):  # a list: all are told
-            self._save(step)
+        with suppress(Stopped):  # by a signal: whoever handles it has been told
+            if any([monitor.observe(model, step) for monitor in self.monitors]):  # a list: all are told
+                self._save(step)
 
     def close(self) -> None:
         """End the run: measure the last step, if that has not happened, and say the last word.
@@ -108,11 +110,12 @@ class Recorder:
                         f"Recorder.close: the weights have changed since recorder({step}, model); "
                         "record the last optimizer step too"
                     )
-                for monitor in self.monitors:
-                    monitor.observe(model, step, last=True)
-                for monitor in self.monitors:
-                    monitor.finish(step)
-                self._save(step)
+                with suppress(Stopped):
+                    for monitor in self.monitors:
+                        monitor.observe(model, step, last=True)
+                    for monitor in self.monitors:
+                        monitor.finish(step)
+                    self._save(step)
         finally:
             self._latest = self._run = None
             self._resources.close()
@@ -193,8 +196,8 @@ def replay(
 ) -> None:
     """Measure models that are there already, as if the monitors had been there while they were trained.
 
-    Each monitor measures the steps that its schedule names (``every_n_steps=1``: all of them), and the last one. Killed
-    or stopped, the same call goes on where it was.
+    Each monitor measures the steps that its schedule names (``every_n_steps=1``: all of them; the next one, where such
+    a step is not there), and the last one. Killed or stopped, the same call goes on where it was.
 
     Args:
         models: ``(step, model)``, in ascending steps; the same model may come again with other weights in it.
@@ -229,6 +232,7 @@ def recorded_step(run_dir: Path) -> int | None:
 
 def _source(probes: Probes | Callable[[], Probes] | HasProbes | None) -> Any:
     """What monitors ask, as they ask a datamodule."""
+    probes = imported("Recorder.probes", probes)
     if probes is None or hasattr(probes, "probes"):
         return probes
     return SimpleNamespace(probes=probes if callable(probes) else lambda: probes)

@@ -1,13 +1,17 @@
 """The run that the callbacks watch: where it keeps its files, and where their results go."""
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from lit_backdoor.callbacks.as_validated import as_validated
 from lit_backdoor.callbacks.charts import Charts
 from lit_backdoor.callbacks.history import Metrics, history_of
 from lit_backdoor.callbacks.loggers import show_charts, show_figure, show_text
@@ -31,6 +35,7 @@ class RunOutlet:
         metrics: What has been measured about the rules; see :class:`lit_backdoor.callbacks.history.MetricHistory`.
         starts_afresh: Whether files that are there already belong to another run.
         callback_metrics: Gets the last value of every number too, for Lightning's other callbacks.
+        measuring: Makes the context that monitors measure in.
     """
 
     def __init__(
@@ -40,11 +45,13 @@ class RunOutlet:
         metrics: Metrics,
         starts_afresh: bool = True,
         callback_metrics: MutableMapping[str, Any] | None = None,
+        measuring: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.directory = directory
         self.loggers = loggers
         self.metrics = metrics
         self.starts_afresh = starts_afresh
+        self.measuring = measuring
         self._callback_metrics = {} if callback_metrics is None else callback_metrics
 
     def refuse_existing(self, file_name: str) -> None:
@@ -115,9 +122,32 @@ def find_model(module: Any, model_attr: str, asker: str) -> Any:
     return model
 
 
+def imported(option: str, value: Any) -> Any:
+    """What a dotted name stands for, as Hydra hands it over; whatever is no text, as it is.
+
+    Raises:
+        ContractError: naming the option, if there is nothing of that name.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return resolve_name(value)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ContractError(f"{option}: '{value}' can't be imported: {error}") from None
+
+
 def run_dir(trainer: Trainer) -> Path:
-    """The run directory: the logger's, or without one the Trainer's root. All processes have to ask together."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """The run directory: the first logger's, or without one the Trainer's root. All processes have to ask together.
+
+    A logger that has a name and a version, but no directory of a run, such as WandbLogger or MLFlowLogger, gets the one
+    in which Lightning keeps its checkpoints: ``save_dir/name/version``.
+    """
+    logger = trainer.logger
+    if logger is None or isinstance(logger, (TensorBoardLogger, CSVLogger)):
+        return Path(trainer.log_dir or trainer.default_root_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    directory = Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+    return trainer.strategy.broadcast(directory)
 
 
 def keeps_files(trainer: Trainer) -> bool:
@@ -137,6 +167,7 @@ def run_of(trainer: Trainer) -> RunOutlet:
         directory if keeps_files(trainer) else None,
         trainer.loggers,
         history_of(trainer).metrics,
-        starts_afresh=trainer.ckpt_path is None,
+        starts_afresh=trainer.ckpt_path is None and trainer.global_step == 0,  # else `fit` was called once more
         callback_metrics=trainer.callback_metrics,
+        measuring=partial(as_validated, trainer),
     )

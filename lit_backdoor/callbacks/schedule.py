@@ -9,7 +9,8 @@ class Schedule:
     Due are 0, every multiple of ``every_n_steps``, and of the steps up to ``dense_until`` those that are equally spaced
     on a logarithmic scale, four to a doubling: 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64,
     80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512 and so on. What follows a schedule is always due at the
-    last step of training too, whatever its number.
+    last step of training too, whatever its number. Where steps are passed over (several optimizers make several with
+    one batch), the next one is due in their place.
 
     Args:
         every_n_steps: Optimizer steps between two that are due.
@@ -27,6 +28,10 @@ class Schedule:
     def is_due(self, step: int) -> bool:
         """Whether ``step`` is due."""
         return step % self.every_n_steps == 0 or (step <= self.dense_until and _is_dense(step))
+
+    def has_come(self, seen_step: int, step: int) -> bool:
+        """Whether a step that is due has come after ``seen_step``, up to ``step``."""
+        return any(map(self.is_due, range(seen_step + 1, step + 1)))
 
 
 def _is_dense(step: int) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_backdoor.callbacks.as_validated import as_validated, let_averages_come_first
 from lit_backdoor.callbacks.run import ContractError, find_model, keeps_files, run_dir, run_of
 from lit_backdoor.callbacks.schedule import Schedule
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
@@ -23,6 +24,8 @@ class WeightCheckpoint(Checkpoint):
     A file is written beside its final name and then renamed. A fresh run overwrites none. A run that continues from
     step s drops those of s and later that it will write again.
 
+    Weights that a WeightAveraging callback averages are kept as they are validated, averaged.
+
     Args:
         every_n_steps: Optimizer steps between two files, step 0 included. The last step always has one.
         dense_until: Optimizer step up to which more steps are kept; see :class:`lit_backdoor.callbacks.Schedule`.
@@ -36,6 +39,7 @@ class WeightCheckpoint(Checkpoint):
         self.schedule = Schedule(every_n_steps, dense_until)
         self.model_attr = model_attr
         self._directory: Path | None = None
+        self._seen_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that there is a model.
@@ -44,6 +48,7 @@ class WeightCheckpoint(Checkpoint):
             ContractError: if ``model_attr`` names nothing.
         """
         if stage == "fit":
+            let_averages_come_first(trainer)
             find_model(pl_module, self.model_attr, type(self).__name__)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,29 +57,33 @@ class WeightCheckpoint(Checkpoint):
         Raises:
             ContractError: a fresh run would overwrite weights.
         """
-        run_of(trainer)  # makes the run directory
-        directory = run_dir(trainer)
+        run, directory = run_of(trainer), run_dir(trainer)
         self._directory = directory / WEIGHTS_DIR if keeps_files(trainer) else None
         if self._directory is None:
             return
         there = {step: path for step, path in kept_weights(directory).items() if step >= trainer.global_step}
-        if trainer.ckpt_path is None and any(there):
+        if run.starts_afresh and any(there):
             raise ContractError(f"{self._directory} holds the weights of another run; nothing is overwritten")
         for step, path in there.items():
             if self.schedule.is_due(step) or step == trainer.max_steps:
                 path.unlink()
         self._directory.mkdir(parents=True, exist_ok=True)
-        if self.schedule.is_due(trainer.global_step):
-            self._keep(trainer, pl_module)
+        start = trainer.global_step
+        self._seen_step = max((step for step in kept_weights(directory) if step < start), default=start - 1)
+        self._keep_if_due(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Keep the weights if it is time."""
-        if self.schedule.is_due(trainer.global_step):
-            self._keep(trainer, pl_module)
+        self._keep_if_due(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the last weights."""
         self._keep(trainer, pl_module)
+
+    def _keep_if_due(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.schedule.has_come(self._seen_step, trainer.global_step):
+            self._keep(trainer, module)
+        self._seen_step = trainer.global_step
 
     def _keep(self, trainer: Trainer, module: LightningModule) -> None:
         if self._directory is None or (path := self._directory / step_weights(trainer.global_step)).exists():
@@ -83,4 +92,5 @@ class WeightCheckpoint(Checkpoint):
         data_options: Any = getattr(trainer.datamodule, "hparams", {})  # type: ignore[attr-defined]
         seed = global_seed()
         description = describe_model(model, dict(module.hparams), dict(data_options), trainer.global_step, seed)
-        write_weights(path, dict(model.named_parameters()), description)
+        with as_validated(trainer):
+            write_weights(path, dict(model.named_parameters()), description)

@@ -18,6 +18,7 @@ from lit_backdoor.cli.shipped_configs import find_config
 from lit_backdoor.limits import PositiveInt
 from lit_backdoor.runs.directory import locked
 from lit_backdoor.sweep import (
+    SPLIT,
     Engine,
     PlannedRun,
     known_jobs,
@@ -32,7 +33,6 @@ from lit_backdoor.sweep.scheduler import State, Tracked
 from lit_backdoor.sweep.watch import watching
 
 HELP = "Train one configuration with many seeds and settings, side by side, on this machine or a Slurm cluster."
-SPLIT = "data.split_seed"
 MAX_STEPS = "trainer.max_steps"
 
 GROUPS = (

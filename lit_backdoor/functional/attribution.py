@@ -5,6 +5,9 @@ what every head and every MLP adds, and biases. So the logit of the answer is a 
 part (paper, Sections 2.1 and B.5; Elhage et al. 2021). Attribution is not an ablation: a head also acts
 through the MLPs and the heads behind it, which this does not see.
 
+Parts are added up in float32 at least, also where the model computes in fewer bits; they then miss the logit by what
+the model itself rounds.
+
 A final norm is not linear. Its scale is taken as a constant of each example ("frozen"), as in
 TransformerLens's `apply_ln_to_stack`; the parts then still add up to the logit exactly.
 """
@@ -64,7 +67,7 @@ def attribute_heads(model: HookedModel, probe: Probe, caches: Sequence[HeadCache
     targets = (probe.recipient_answers, probe.donor_answers)
     with evaluating(model):
         linear = _linear_readout(model)
-        if linear.norm == "none" and not why_no_shortcut(model):
+        if linear.norm == "none" and why_no_shortcut(model) is None:
             cache = find_cache(model, caches, probe.recipient_tokens, probe.position)
             shares = torch.cat(
                 [
@@ -136,7 +139,7 @@ class _LinearReadout:
 
 def _linear_readout(model: Any) -> _LinearReadout:
     """Read the final norm and the unembedding; ValueError if logits are not linear but for a norm's scale."""
-    cfg, weight = model.cfg, model.W_U
+    cfg, weight = model.cfg, _wide(model.W_U)
     if getattr(cfg, "output_logits_soft_cap", 0) > 0:
         raise ValueError("the logits are soft-capped: they are not a sum of parts. Patch the heads instead.")
     norm_type = cfg.normalization_type
@@ -145,9 +148,10 @@ def _linear_readout(model: Any) -> _LinearReadout:
         return _LinearReadout("none", weight, torch.zeros_like(b_U), b_U)
     if norm_type not in ("LN", "LNPre", "RMS", "RMSPre"):
         raise ValueError(f"cfg.normalization_type is {norm_type!r}: only None, LN, LNPre, RMS, RMSPre can be split.")
-    norm_bias = _parameter(model.ln_final, "b", like=weight[:, 0]) @ weight
+    with _without_autocast(weight):
+        norm_bias = _parameter(model.ln_final, "b", like=weight[:, 0]) @ weight
     if (w := getattr(model.ln_final, "w", None)) is not None:
-        weight = w[:, None] * weight
+        weight = _wide(w)[:, None] * weight
     if norm_type in ("LN", "LNPre") and not getattr(cfg, "final_rms", False):
         weight = weight - weight.mean(dim=0)  # centring the residual stream, done on the other side
     return _LinearReadout("frozen LN scale", weight, norm_bias, b_U)
@@ -156,7 +160,17 @@ def _linear_readout(model: Any) -> _LinearReadout:
 def _parameter(owner: Any, name: str, like: Tensor) -> Tensor:
     """A bias that a model may not have; then zeros, of the shape of `like`."""
     value = getattr(owner, name, None)
-    return torch.zeros_like(like) if value is None else value
+    return torch.zeros_like(like) if value is None else _wide(value)
+
+
+def _without_autocast(values: Tensor) -> torch.autocast:
+    """What is added up stays as precise as it is; only the model's own pass is under autocast."""
+    return torch.autocast(values.device.type, enabled=False)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _split(
@@ -166,12 +180,17 @@ def _split(
     those logits themselves, [target + 1, n]. ValueError if the parts do not add up."""
     pieces, logits = [], []
     for rows in row_slices(len(tokens)):
-        labels, parts, own = _split_rows(model, linear, tokens[rows], position, [t[rows] for t in targets])
+        at = _run(model, linear, tokens[rows], position)
+        with _without_autocast(tokens):
+            labels, parts, own = _split_rows(model, linear, at, [t[rows] for t in targets])
         pieces.append(parts)
         logits.append(own)
     parts, own = torch.cat(pieces, dim=-1), torch.cat(logits, dim=-1)
     error = float((parts.sum(dim=0) - own).abs().max())
-    if error > max(1e-3, 4 * torch.finfo(own.dtype).eps) * float(parts.abs().sum(dim=0).max()):
+    computed, device = model.W_U.dtype, own.device.type
+    if torch.is_autocast_enabled(device):
+        computed = torch.get_autocast_dtype(device)
+    if error > max(1e-3, 4 * torch.finfo(computed).eps) * float(parts.abs().sum(dim=0).max()):
         raise ValueError(
             f"the parts of {type(model).__name__} miss its logits by {error:.2g}: something else is written "
             "to the residual stream, or what heads and MLPs write is normalised first. Patch them instead."
@@ -179,19 +198,32 @@ def _split(
     return labels, parts, own
 
 
-def _split_rows(
-    model: Any, linear: _LinearReadout, tokens: Tensor, position: int, targets: Sequence[Tensor]
-) -> tuple[list[str], Tensor, Tensor]:
-    """`_split` for so few rows that all activations fit into memory."""
-    layers, has_mlp = range(model.cfg.n_layers), not getattr(model.cfg, "attn_only", False)
-    mlps = [f"blocks.{layer}.hook_mlp_out" for layer in layers if has_mlp]
-    names = ["hook_embed", "blocks.0.hook_resid_pre", *map(z_name, layers), *mlps]
+def _run(model: Any, linear: _LinearReadout, tokens: Tensor, position: int) -> dict[str, Tensor]:
+    """What the model computes at `position`, by hook, each [n, ...], and its `logits` [n, vocab], for so few rows that
+    all activations fit into memory."""
+    layers = range(model.cfg.n_layers)
+    names = ["hook_embed", "blocks.0.hook_resid_pre", *map(z_name, layers), *_mlps(model)]
     if linear.norm != "none":
         names.append("ln_final.hook_scale")
     logits, cache = model.run_with_cache(tokens, names_filter=names)
     if missing := set(names) - set(cache.keys()):
         raise ValueError(f"{type(model).__name__} has no hook points {sorted(missing)}, which attribution reads.")
-    at = {name: cache[name][:, position] for name in names}  # each [n, ...]
+    return {name: _wide(value[:, position]) for name, value in [("logits", logits), *((n, cache[n]) for n in names)]}
+
+
+def _mlps(model: Any) -> list[str]:
+    """The hooks on what each MLP writes, if there are MLPs."""
+    return [
+        f"blocks.{layer}.hook_mlp_out"
+        for layer in range(model.cfg.n_layers)
+        if not getattr(model.cfg, "attn_only", False)
+    ]
+
+
+def _split_rows(
+    model: Any, linear: _LinearReadout, at: dict[str, Tensor], targets: Sequence[Tensor]
+) -> tuple[list[str], Tensor, Tensor]:
+    """`_split` of what `_run` has read."""
     directions = linear.directions(targets)  # [target + 1, n, d_model]
     if linear.norm != "none":
         directions = directions / at["ln_final.hook_scale"]
@@ -200,16 +232,17 @@ def _split_rows(
         return (directions * resid).sum(dim=-1)[None]
 
     def constant(bias: Tensor) -> Tensor:  # [vocab] to [1, target + 1, n]
-        return torch.stack([*(bias[t.long()] for t in targets), bias.mean().expand(len(tokens))])[None]
+        return torch.stack([*(bias[t.long()] for t in targets), bias.mean().expand(len(targets[0]))])[None]
 
-    embed, W_O = at["hook_embed"], model.W_O
+    embed, W_O = at["hook_embed"], _wide(model.W_O)
     b_O = _parameter(model, "b_O", like=W_O[:, 0, 0])
     labels = ["embed", "pos_embed"]
     parts = [write(embed), write(at["blocks.0.hook_resid_pre"] - embed)]
-    for layer in layers:
+    mlps = _mlps(model)
+    for layer in range(model.cfg.n_layers):
         labels += [*(head_name(layer, head) for head in range(model.cfg.n_heads)), f"L{layer} b_O"]
         parts += [_heads(at[z_name(layer)], W_O[layer], directions), write(b_O[layer])]
-        if has_mlp:
+        if mlps:
             labels.append(f"L{layer} mlp")
             parts.append(write(at[mlps[layer]]))
     if linear.norm != "none":
@@ -217,7 +250,7 @@ def _split_rows(
         parts.append(constant(linear.norm_bias))
     labels.append("b_U")
     parts.append(constant(linear.b_U))
-    logits = logits[:, position]
+    logits = at["logits"]
     own = torch.stack([*(logits.gather(-1, t.long()[:, None])[:, 0] for t in targets), logits.mean(dim=-1)])
     return labels, torch.cat(parts), own
 

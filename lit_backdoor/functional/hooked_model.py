@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from lit_backdoor.functional.stopping import check_stop
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 
@@ -68,19 +71,42 @@ def carries_hooks(model: HookedModel) -> bool:
 
 def row_slices(n: int, rows: int = 512) -> Iterator[slice]:
     """`n` examples in slices that keep memory small."""
-    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
+    for start in range(0, n, rows):
+        check_stop()
+        yield slice(start, min(start + rows, n))
 
 
 @contextmanager
 def evaluating(model: HookedModel) -> Iterator[None]:
-    """No gradients and no dropout inside; every submodule's mode is afterwards what it was before."""
+    """No gradients, no dropout and nothing compiled inside; every submodule's mode is afterwards what it was before."""
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
     modes = [module.training for module in modules]
     try:
         for module in modules:
             module.training = False
-        with torch.no_grad():
+        with torch.no_grad(), _eager():
             yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Run what is compiled uncompiled: it passes hooks by that came after its first call.
+
+    What compiles imports ``torch._dynamo``. If nobody has yet, nothing is compiled, and that import takes seconds.
+    """
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def why_rounded(model: HookedModel) -> str | None:
+    """Why a pass through `model` rounds so much that only its own operations give its numbers; None in full precision.
+
+    Folding weights, or adding up heads in another order, changes no more than the last bits of float32. In fewer bits
+    that can be another answer.
+    """
+    kind = model.W_U.dtype
+    if kind.itemsize < 4:
+        return f"its weights are {str(kind).removeprefix('torch.')}"
+    device = model.W_U.device.type
+    return "it runs under autocast" if torch.is_autocast_enabled(device) else None

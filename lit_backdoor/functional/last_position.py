@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_backdoor.functional.clamp import folded_clamp, hooks_that_fold
+from lit_backdoor.functional.hooked_model import why_rounded
 from lit_backdoor.functional.products import product
 from lit_backdoor.functional.row_threads import Result, map_blocks
 from lit_backdoor.functional.token_layout import RowBlock, TokenLayout
@@ -59,7 +60,7 @@ def why_not_exact(model: Any) -> str | None:
     hooks = (hook for point in model.hook_dict.values() for hook in (*point.fwd_hooks, *point.bwd_hooks))
     if any(all(hook is not of_clamp for of_clamp in own) for hook in hooks):
         return "hooks on the model"
-    return None
+    return why_rounded(model)
 
 
 class FoldedModel(NamedTuple):

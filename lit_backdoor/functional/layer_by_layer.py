@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from lit_backdoor.functional.ablation import replacement
 from lit_backdoor.functional.heads import HeadSet
-from lit_backdoor.functional.hooked_model import HookedModel, carries_hooks, z_name
+from lit_backdoor.functional.hooked_model import HookedModel, carries_hooks, why_rounded, z_name
 from lit_backdoor.functional.probe import Probe
 from lit_backdoor.functional.results import Ablation
 
@@ -61,7 +61,7 @@ def not_layer_by_layer(model: HookedModel) -> str | None:
         return "its tokenizer pads on the left"
     if carries_hooks(model):
         return "it carries hooks"
-    return None
+    return why_rounded(model)
 
 
 class LayerByLayer:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_backdoor.functional.hooked_model import HookedModel, carries_hooks, evaluating, row_slices, z_name
+from lit_backdoor.functional.hooked_model import HookedModel, carries_hooks, evaluating, row_slices, why_rounded, z_name
 from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
 from lit_backdoor.functional.probe import Probe
 from lit_backdoor.functional.products import product
@@ -65,7 +65,7 @@ def why_no_shortcut(model: HookedModel) -> str | None:
         return "the logits are soft-capped"
     if carries_hooks(model):
         return "it carries hooks"
-    return None
+    return why_rounded(model)
 
 
 def cache_heads(model: HookedModel, tokens: Tensor, position: int = -1) -> HeadCache:

@@ -146,7 +146,7 @@ class PathPatchingResult(PatchingScores, PatchedEdges):
 class PositionAttention:
     """Where one head looks from the read position, one position at a time, and what the weights alone say of the head.
 
-    What is a head's, from `output_change` on, is the same at all its positions. What the weights say is NaN for other
+    What is a head's, from `entropy` on, is the same at all its positions. What the weights say is NaN for other
     models than plain ones of one layer, and where the two runs do not differ at one position alone; see
     `TriggerWeights`.
 
@@ -159,6 +159,8 @@ class PositionAttention:
         donor_attention_std: its standard deviation.
         shift: `attention` minus `donor_attention`; over the positions it sums to 0.
         shift_std: standard deviation over the examples of the difference, row by row.
+        entropy: of the attention in the recipient's run, mean over the examples, nats.
+        donor_entropy: the same in the donor's run.
         output_change: norm of the recipient's minus the donor's output of the head, mean over the examples.
         score_gap: how much the head prefers the trigger's position to the others in the donor's run, in scores.
         query_gap_shift: what the recipient's token adds to the gap as a query.
@@ -178,6 +180,8 @@ class PositionAttention:
     donor_attention_std: float
     shift: float
     shift_std: float
+    entropy: float
+    donor_entropy: float
     output_change: float
     score_gap: float = may_be_nan()
     query_gap_shift: float = may_be_nan()

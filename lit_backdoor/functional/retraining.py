@@ -60,7 +60,7 @@ class BackdoorExamples:
     def __post_init__(self) -> None:
         for name in ("trained", "benign_trained"):
             if not getattr(self, name).any():
-                raise ValueError(f"{name} has no example: none could be trained on.")
+                raise ValueError(f"{name} has no example, so there is nothing to train on.")
 
     @cached_property
     def benign(self) -> Probe:

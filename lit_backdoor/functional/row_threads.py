@@ -20,6 +20,8 @@ from typing import TypeVar
 
 import torch
 
+from lit_backdoor.functional.stopping import check_stop
+
 Block = TypeVar("Block")
 Result = TypeVar("Result")
 
@@ -102,6 +104,7 @@ def map_blocks(run: Callable[[Block], Result], blocks: Sequence[Block]) -> list[
     def work() -> None:
         with one_torch_thread(), torch.no_grad():  # threads start with gradients on
             while left:
+                check_stop()
                 try:
                     i = left.popleft()
                 except IndexError:  # another took the last one

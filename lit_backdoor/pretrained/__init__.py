@@ -1,4 +1,4 @@
-"""Trained weights that ship with the package, as safetensors: nothing in such a file is ever executed."""
+"""Trained weights: those that ship with the package, here, and other people's. Nothing in a file is ever executed."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lit_backdoor.functional import parse_head_set
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import ALL, by_state, order_of, shapley, specificity
+from lit_backdoor.report.measures import ALL, by_state
 from lit_backdoor.report.published import paper_table, single_costs
 from lit_backdoor.report.ranks import NONE, n_heads_of, rank_key, rank_set_name, table_1_sets
 from lit_backdoor.report.runs import Run
@@ -48,11 +49,11 @@ def strips_figure(runs: Sequence[Run]) -> Figure:
 
     Beside it stands the largest Shapley share.
     """
-    n_ranks = max(len(order_of(run)) for run in runs)
+    n_ranks = max(len(run.order) for run in runs)
     figure = Figure(figsize=(10, 1.5 + 0.36 * len(runs)), layout="constrained")
     time, share = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     for y, run in enumerate(runs):
-        order = order_of(run)
+        order = run.order
         changes = [(change["step"], parse_head_set(change["head"])[0]) for change in run.emergence["leader_changes"]]
         ends = [*(step for step, _ in changes), run.history["backdoor"][-1].step][1:]
         for (step, head), end in zip(changes, ends, strict=True):
@@ -60,7 +61,7 @@ def strips_figure(runs: Sequence[Run]) -> Figure:
         for key, marker, size in (("generalised_step", "v", 8), ("stable_exclusive_step", "*", 13)):
             if (step := run.emergence[key]) is not None:
                 time.plot(step, y, marker, color="black", markersize=size, markeredgecolor="white", markeredgewidth=0.9)
-        if (result := shapley(run)) is not None and result.total:
+        if (result := run.shapley()) is not None and result.total:
             value = max(result.values.values(), key=lambda value: value / result.total) / result.total
             share.bar_label(
                 share.barh(y, value, height=0.62, color="#7f7f7f"), [percent(value, 0)], padding=3, fontsize=8
@@ -183,16 +184,19 @@ def specificity_by_run(name: str, group: Sequence[Run]) -> Figure:
     axis.axvspan(limits.necessary, 1.05, ymax=(limits.specific + 0.05) / 1.1, color="#009e73", alpha=0.15, linewidth=0)
     axis.annotate("necessary and specific", (1.03, 0.0), ha="right", va="center", fontsize=8, color="#00664b")
     for run in group:
-        for rank, head in enumerate(order_of(run), start=1):
-            both = specificity(run).get(head)
+        for rank, head in enumerate(run.order, start=1):
+            both = run.specificity.get(head)
             if both is None:
                 continue
             if "head_specificity" in run.tables:
-                trail = run.tables["head_specificity"].query(f"layer == {head.layer} and head == {head.head}")
-                axis.plot(trail["cost"], trail["donor_cost"], color=colour_of(rank), linewidth=0.7, alpha=0.4)
+                table = run.tables["head_specificity"].query("probe == 'backdoor'")
+                trail = table.query(f"layer == {head.layer} and head == {head.head}")
+                axis.plot(
+                    trail["cost"], trail["donor_cost"], color=colour_of(rank), linewidth=0.7, alpha=0.4, marker="."
+                )
             edge = {"markeredgecolor": "black", "markersize": 8} if rank == 1 else {"markersize": 6}
             axis.plot(both.cost, both.donor_cost, "o", color=colour_of(rank), alpha=0.8, **edge)
-    for rank in range(1, len(order_of(group[0])) + 1):
+    for rank in range(1, len(group[0].order) + 1):
         axis.plot([], [], "o", color=colour_of(rank), label=f"rank {rank}")
     axis.set(xlabel="cost to the backdoor", ylabel="cost to the benign rule", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
     axis.set_title(f"{name}, {plural(len(group))}", fontsize=11)
@@ -214,6 +218,15 @@ def _dots_figure(
     """Every run's number as a dot, a bar at the median; series side by side."""
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axis = figure.subplots()
+    draw_dots(axis, series, limits)
+    axis.set_ylabel(ylabel)
+    axis.set_title(title, fontsize=11)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def draw_dots(axis: Axes, series: Mapping[str, tuple[Points, str]], limits: tuple[float, float] | None) -> None:
+    """Series of numbers side by side, each with a colour: a dot per run, a bar at the median."""
     places = list(next(iter(series.values()))[0])
     width = 0.7 / len(series)
     for index, (label, (points, colour)) in enumerate(series.items()):
@@ -226,13 +239,10 @@ def _dots_figure(
             axis.plot(centre + np.asarray(spread), values, "o", color=colour, markersize=3.5, alpha=0.6)
             axis.hlines(np.median(values), centre - 0.42 * width, centre + 0.42 * width, color=colour, linewidth=2)
         axis.plot([], [], "o-", color=colour, markersize=4, label=label)
-    axis.set(xticks=range(len(places)), xticklabels=[place.replace(" ", "\n", 1) for place in places], ylabel=ylabel)
+    axis.set(xticks=range(len(places)), xticklabels=[place.replace(" ", "\n", 1) for place in places])
     if limits is None:
         axis.axhline(0, color="black", linewidth=0.8)
     else:
         axis.set_ylim(*limits)
-    axis.set_title(title, fontsize=11)
     axis.tick_params("x", labelsize=8.5)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return figure

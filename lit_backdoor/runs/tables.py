@@ -56,10 +56,12 @@ class CsvTable:
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(_csv_text(rows, columns, header=False))
 
-    def truncate(self, from_step: int) -> None:
-        """Drop every row of ``from_step`` and later."""
+    def truncate(self, from_step: int) -> int | None:
+        """Drop every row of ``from_step`` and later; return the last step that is left."""
+        rows = [row for row in read_table(self.path) if int(row["step"]) < from_step]
         if self.path.exists():
-            self.rewrite([row for row in read_table(self.path) if int(row["step"]) < from_step])
+            self.rewrite(rows)
+        return max((int(row["step"]) for row in rows), default=None)
 
     def rewrite(self, rows: Sequence[Mapping[str, Value]], columns: Sequence[str] | None = None) -> None:
         """Replace the whole file at once."""

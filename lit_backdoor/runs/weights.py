@@ -45,10 +45,14 @@ def describe_model(
 
 
 def describe_stored(stored: StoredModel) -> dict[str, Any]:
-    """The same for a model of one of our tasks that has been read, with the examples that trained it."""
+    """The same for a model that has been read, with the examples that trained it.
+
+    Raises:
+        ValueError: its task or its step is not known.
+    """
     task, cfg = stored.task, stored.model.cfg
-    if task is None:
-        raise ValueError("a model of no task of ours has no such description")
+    if task is None or stored.step is None:
+        raise ValueError("a model whose task or step is not known has no such description")
     options = {name: getattr(cfg, name) for name in MODEL_OPTIONS if name != "train_biases"}
     trains_biases = any(
         p.requires_grad for name, p in stored.model.named_parameters() if name.rsplit(".", 1)[-1].startswith("b_")
@@ -89,7 +93,7 @@ def read_weights(path: Path) -> StoredModel:
         if not description.keys() & {"config", "moduli"}:
             raise ValueError("it does not say of which model; put the weights into yours with load_weights")
         if "config" in description:
-            model = _build_from_config(description["config"], weights)
+            model = build_from_config(description["config"], weights)
         else:
             task = Task.from_options(description)
             require_memory_for(task.d_vocab, description["model"], weights)
@@ -97,7 +101,7 @@ def read_weights(path: Path) -> StoredModel:
     except (OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"weights: {path} holds no model of lit_backdoor ({reason})") from None
-    _put_into(model, path, weights)
+    put_into(model, path, weights)
     return StoredModel(model.eval(), task, step, seed, split)
 
 
@@ -107,7 +111,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     Raises:
         ValueError: if the file is none, or its weights are of another model.
     """
-    _put_into(model, path, read_tensors(path))
+    put_into(model, path, read_tensors(path))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -130,17 +134,32 @@ def kept_weights(run_dir: Path) -> dict[int, Path]:
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights of a file that a run keeps or that ships, and what it says of them."""
+    weights, metadata = read_safetensors(path)
+    return weights, json.loads(metadata["description"])
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors by name, and what a file says beside them.
+
+    Raises:
+        ValueError or OSError: it can't be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            description = json.loads(file.metadata()["description"])
-            return {key: file.get_tensor(key) for key in file.keys()}, description  # noqa: SIM118 (no mapping)
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise ValueError(str(error)) from None
 
 
-def _put_into(model: torch.nn.Module, path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+def put_into(model: torch.nn.Module, path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Make the parameters of a model the weights of a file, and those that it does not have zero.
+
+    Raises:
+        ValueError: naming the weight that is foreign, of another shape or not finite.
+    """
     parameters = dict(model.named_parameters())  # not state_dict: a TransformerBridge has other names there
     if foreign := sorted(weights.keys() - parameters.keys()):
         raise ValueError(f"weights: {path} has {foreign[0]}, which is no weight of this model")
@@ -155,10 +174,19 @@ def _put_into(model: torch.nn.Module, path: Path, weights: Mapping[str, torch.Te
             parameter.copy_(weights[name]) if name in weights else parameter.zero_()
 
 
-def _build_from_config(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> "HookedTransformer":
+def build_from_config(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> "HookedTransformer":
+    """A HookedTransformer by the fields of its configuration, with no weights yet.
+
+    Fields that reach beyond the model, such as a tokenizer to download, are passed over.
+
+    Raises:
+        KeyError, TypeError, ValueError or AssertionError: the fields describe none, or one that is far larger than the
+            weights that it is for.
+    """
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    options = dict(config) | {"device": "cpu", "seed": None, "init_weights": False}
+    options = dict(config) | {"device": "cpu", "seed": None, "init_weights": False, "tokenizer_name": None}
+    options |= {"trust_remote_code": False, "load_in_4bit": False, "n_devices": 1}
     options["dtype"] = getattr(torch, str(config["dtype"]).removeprefix("torch."))
     require_memory_for(config["d_vocab"], config, weights)
     with warnings.catch_warnings():

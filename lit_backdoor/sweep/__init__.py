@@ -14,15 +14,19 @@ from lit_backdoor.sweep.plan import (
     plan_runs,
     require_same_options,
 )
+from lit_backdoor.sweep.reproduction import SPLIT, Part, declared_parts, until
 from lit_backdoor.sweep.scheduler import known_jobs, run_all
 
 __all__ = [
     "JOBS_DIR",
+    "SPLIT",
     "Command",
     "Engine",
     "LocalEngine",
+    "Part",
     "PlannedRun",
     "SlurmEngine",
+    "declared_parts",
     "known_jobs",
     "parse_seeds",
     "parse_settings",
@@ -30,4 +34,5 @@ __all__ = [
     "plan_runs",
     "require_same_options",
     "run_all",
+    "until",
 ]

@@ -87,7 +87,7 @@ def test_bad_input(
 def test_models_without_such_a_backdoor(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"n_heads": 2, "d_model": 8, "d_mlp": 4}
     for name, task, words in (
-        ("clean", Task((7,)), "removal: a model of the moduli [7] has no backdoor"),
+        ("clean", Task((7,)), "removal: a model of a + b mod 7 has no backdoor that is known here"),
         ("several", Task((7, 1, 2)), "export: the model has 2 backdoors"),
     ):
         folder = save(tmp_path / name, StoredModel(build_model(task.d_vocab, **options), task, 0, None))

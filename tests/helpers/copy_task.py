@@ -81,6 +81,13 @@ class CopyProbes:
         return copy_probes(self.n)
 
 
+class OneBatch(CopyData):
+    """The same batch at every step: a run that goes on sees what one sees that was not stopped."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader(64, seed=1)
+
+
 class CopyDataWithProbes(CopyData):
     def probes(self) -> Mapping[str, Probe]:
         return copy_probes()
@@ -96,13 +103,14 @@ def train(
 ) -> CopyModule:
     """Train `module`, else a new `CopyModule`, with some callbacks.
 
-    In `folder` unless `default_root_dir` says otherwise.
+    In `folder` unless `default_root_dir` says otherwise; from `ckpt_path`, if there is one.
     """
+    start = {"ckpt_path": options.pop("ckpt_path"), "weights_only": True} if "ckpt_path" in options else {}
     module_options = {name: options.pop(name) for name in ("lr", "optimizer") if name in options}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     torch.manual_seed(0)
     module = module or CopyModule(kind, **module_options)
     settings = {**quiet, "default_root_dir": folder, "max_steps": 6, "logger": False, "accelerator": "cpu", **options}
     trainer = Trainer(callbacks=list(callbacks), **settings)
-    trainer.fit(module, datamodule or CopyData())
+    trainer.fit(module, datamodule or CopyData(), **start)
     return module

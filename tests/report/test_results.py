@@ -1,6 +1,8 @@
 """The committed results can be read, and say what their runs say."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -63,3 +65,13 @@ def test_weights_that_ship_are_not_kept_twice() -> None:
     shipped = {path.read_bytes() for path in FOLDER.glob("*.safetensors")}
     again = [path for path in RESULTS.rglob("*.safetensors") if path.read_bytes() in shipped]
     assert again == []
+
+
+@pytest.mark.slow
+def test_numbers_of_the_page_follow_from_the_weights() -> None:
+    """A script that imports nothing of the package recomputes them."""
+    script = RESULTS / "check_numbers.py"
+    assert "lit_backdoor" not in re.sub(r'"lit_backdoor" / "pretrained"', "", script.read_text())
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) > 10

@@ -1,0 +1,289 @@
+"""However somebody else trains: the monitors see each step once, and the weights and the precision that count."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from lit_backdoor.callbacks import (
+    ContractError,
+    EmergenceMonitor,
+    HeadAttributionMonitor,
+    HeadPatchingMonitor,
+    ProgressMeasureMonitor,
+    Recorder,
+    RunCheckpoint,
+    TrainingInterrupted,
+    WeightCheckpoint,
+)
+from lit_backdoor.callbacks.clamp import HeadClamp
+from lit_backdoor.functional.hooked_model import carries_hooks
+from lit_backdoor.runs.weights import kept_weights, load_weights
+from tests.helpers.both_kinds import make_model
+from tests.helpers.copy_task import SHAPE, CopyData, CopyModule, OneBatch, copy_probes
+from tests.helpers.runs import read_rows
+
+from .conftest import Fit, Rows
+
+WHERE: dict[str, Any] = {"probes": copy_probes(32), "model_attr": "parts.net"}
+PROBE = WHERE["probes"]["copy"]
+
+
+def steps_of(table: list[dict[str, str]]) -> list[int]:
+    return list(dict.fromkeys(int(row["step"]) for row in table))
+
+
+def unpatched(table: list[dict[str, str]]) -> dict[int, float]:
+    """The log probability of the recipient's answers with nothing patched, by step."""
+    return {int(row["step"]): float(row["log_prob"]) for row in table if row["heads"] == "none"}
+
+
+def log_prob(model: Any) -> float:
+    with torch.no_grad():
+        logits = model(PROBE.recipient_tokens)[:, -1].double()
+    return logits.log_softmax(-1).gather(1, PROBE.recipient_answers[:, None]).mean().item()
+
+
+class ThreeOptimizers(CopyModule):
+    """As in adversarial training: three optimizers make a step with each batch, so every third step is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.parameters(), lr=0.01) for _ in range(3)]
+
+
+def test_several_optimizers_miss_no_probe(fit: Fit, rows: Rows, tmp_path: Path) -> None:
+    watch = [
+        HeadPatchingMonitor(every_n_steps=4, full_every_n_steps=8, **WHERE),
+        WeightCheckpoint(every_n_steps=4, model_attr="parts.net"),
+        RunCheckpoint(every_n_steps=10, keep_every_n_steps=10),
+    ]
+    options = {"max_steps": 27, "enable_checkpointing": True, "datamodule": OneBatch(), "log_every_n_steps": 1}
+    fit(*watch, **options, module=ThreeOptimizers())
+    table = rows("head_patching.csv")
+    assert steps_of(table) == [0, 6, 9, 12, 18, 21, 24, 27]  # 4, 8, 12, 16, 20, 24: the first that are seen
+    full = [step for step in steps_of(table) if sum(row["step"] == str(step) for row in table) == 16]
+    assert full == [0, 9, 18, 24, 27]
+    assert list(kept_weights(tmp_path)) == [0, 6, 9, 12, 18, 21, 24, 27]
+    kept = sorted((tmp_path / "checkpoints").glob("step_*.ckpt"))
+    assert [path.stem for path in kept] == ["step_000012", "step_000021"]
+    before = (tmp_path / "head_patching.csv").read_bytes()
+    fit(*watch, **options, module=ThreeOptimizers(), ckpt_path=kept[0])
+    assert (tmp_path / "head_patching.csv").read_bytes() == before
+
+
+def test_accumulation_that_ends_in_the_middle(fit: Fit, rows: Rows, tmp_path: Path) -> None:
+    """40 batches of an epoch make 14 steps: the last one of a single batch, and the next epoch's begin anew."""
+    options = {"accumulate_grad_batches": 3, "max_steps": -1, "max_epochs": 2, "limit_train_batches": 7}
+    watched = fit(
+        HeadPatchingMonitor(every_n_steps=2, **WHERE), HeadAttributionMonitor(every_n_steps=1, **WHERE), **options
+    )
+    bare = fit(default_root_dir=tmp_path / "bare", **options)
+    assert steps_of(rows("head_patching.csv")) == [0, 2, 4, 6]
+    assert steps_of(rows("head_attribution.csv")) == list(range(7))
+    assert len(rows("head_attribution.csv")) == 7 * 4
+    for one, other in zip(watched.parameters(), bare.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert unpatched(rows("head_patching.csv"))[6] == pytest.approx(log_prob(watched.parts["net"]))
+
+
+class Validated(Callback):
+    """The log probability in every validation, by step."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, float] = {}
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self.seen[trainer.global_step] = log_prob(pl_module.parts["net"])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_averaged_weights_are_measured_where_they_are_validated(
+    fit: Fit, rows: Rows, tmp_path: Path, first: bool
+) -> None:
+    validated, averaging = Validated(), EMAWeightAveraging(decay=0.5)
+    watch = [HeadPatchingMonitor(every_n_steps=3, **WHERE), WeightCheckpoint(every_n_steps=3, model_attr="parts.net")]
+    options = {"max_steps": 9, "val_check_interval": 3, "num_sanity_val_steps": 0}
+    callbacks = [averaging, *watch, validated] if first else [*watch, validated, averaging]
+    module = fit(*callbacks, **options, enable_checkpointing=True)
+    found = unpatched(rows("head_patching.csv"))
+    assert list(validated.seen) == [3, 6, 9] and list(found) == [0, 3, 6, 9]
+    for step, value in validated.seen.items():
+        assert found[step] == pytest.approx(value)
+        load_weights(model := make_model("TransformerBridge", **SHAPE), kept_weights(tmp_path)[step])
+        assert log_prob(model) == pytest.approx(value)
+    without = fit(EMAWeightAveraging(decay=0.5), **options, default_root_dir=tmp_path / "bare")
+    raw = fit(HeadPatchingMonitor(every_n_steps=3, **WHERE), max_steps=9, default_root_dir=tmp_path / "raw")
+    for one, other in zip(module.parameters(), without.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert log_prob(raw.parts["net"]) != pytest.approx(found[9], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
+def test_probes_run_in_the_precision_that_is_validated(fit: Fit, rows: Rows, precision: Any) -> None:
+    validated = Validated()
+    watch = (
+        HeadPatchingMonitor(every_n_steps=3, **WHERE),
+        HeadAttributionMonitor(every_n_steps=3, **WHERE),
+        EmergenceMonitor("copy"),
+    )
+    fit(
+        *watch,
+        validated,
+        optimizer="SGD",
+        precision=precision,
+        max_steps=6,
+        val_check_interval=3,
+        num_sanity_val_steps=0,
+    )
+    found = unpatched(rows("head_patching.csv"))
+    assert list(validated.seen) == [3, 6]
+    for step, value in validated.seen.items():
+        assert found[step] == pytest.approx(value, rel=1e-3)
+    assert len(rows("head_attribution.csv")) == 3 * 4
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_second_fit_of_one_trainer_is_the_same_run(tmp_path: Path) -> None:
+    def watch() -> list[Any]:
+        return [
+            HeadPatchingMonitor(every_n_steps=4, **WHERE),
+            EmergenceMonitor("copy"),
+            WeightCheckpoint(every_n_steps=4, model_attr="parts.net"),
+            RunCheckpoint(every_n_steps=4),
+        ]
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    trainer = Trainer(**quiet, max_steps=6, callbacks=watch(), default_root_dir=tmp_path / "twice")
+    torch.manual_seed(0)
+    module, data = CopyModule(), CopyData()
+    trainer.fit(module, data)
+    trainer.fit(module, data)  # the cell is run again: nothing is left to do
+    trainer.fit_loop.epoch_loop.max_steps = 10
+    trainer.fit(module, data)
+    assert steps_of(read_rows(tmp_path / "twice" / "head_patching.csv")) == [0, 4, 8, 10]
+    assert list(kept_weights(tmp_path / "twice")) == [0, 4, 6, 8, 10]
+
+
+def test_monitors_that_are_used_again_begin_anew(fit: Fit, tmp_path: Path) -> None:
+    """A notebook's cell that makes a Trainer, of monitors that another cell has made, is run twice."""
+    patching = HeadPatchingMonitor(every_n_steps=2, **WHERE)
+    first = EmergenceMonitor("copy", name="first")
+    fit(patching, first, default_root_dir=tmp_path / "1")
+    verdict = (tmp_path / "1" / "emergence_first.json").read_bytes()
+    (tmp_path / "1" / "emergence_first.json").unlink()
+    fit(patching, EmergenceMonitor("copy", name="second"), default_root_dir=tmp_path / "2")
+    assert not (tmp_path / "1" / "emergence_first.json").exists()  # nobody writes there any more
+    assert (tmp_path / "2" / "emergence_second.json").read_bytes() == verdict
+    tables = [(tmp_path / folder / "head_patching.csv").read_bytes() for folder in "12"]
+    assert tables[0] == tables[1]
+
+
+def test_a_dotted_name_will_do_wherever_a_function_is_asked_for(fit: Fit, rows: Rows) -> None:
+    """As Hydra hands it over: a text."""
+    fit(HeadPatchingMonitor(probes="tests.helpers.copy_task.copy_probes", model_attr="parts.net"))  # type: ignore[arg-type]
+    assert {row["n_examples"] for row in rows("head_patching.csv")} == {"128"}
+    for make in (
+        lambda name: HeadPatchingMonitor(probes=name),
+        lambda name: ProgressMeasureMonitor(rules=name),
+        lambda name: HeadClamp("L0H0", "donor", donor_tokens=name),
+        lambda name: Recorder([], "nowhere", probes=name),
+    ):
+        for name in ("tests.helpers.copy_task.no_such", "no_such_module.probes", "no such name"):
+            with pytest.raises(ContractError, match=rf"^\w+\.\w+: '{name}' can't be imported: "):
+                make(name)
+
+
+def slow_from(monitor: HeadPatchingMonitor, at: int) -> HeadPatchingMonitor:
+    """The measurement of step `at` has no end; half a second after it has begun, SIGTERM comes."""
+    measure = monitor.measure
+
+    def slow(model: Any, step: int, last: bool) -> Any:
+        if step == at:
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+        while True:
+            measured = measure(model, step, last)
+            if step != at:
+                return measured
+
+    monitor.measure = slow  # type: ignore[method-assign]
+    return monitor
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """When the timer is up, this process gets a SIGTERM."""
+    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
+@pytest.mark.parametrize("at", [4, 8])
+def test_a_signal_stops_a_long_probe_and_the_run_can_go_on(fit: Fit, rows: Rows, tmp_path: Path, at: int) -> None:
+    def watch() -> list[Any]:
+        others = [HeadAttributionMonitor(every_n_steps=4, **WHERE), EmergenceMonitor("copy"), RunCheckpoint(3)]
+        return [HeadPatchingMonitor(every_n_steps=4, **WHERE), *others]
+
+    options = {"max_steps": 8, "enable_checkpointing": True, "datamodule": OneBatch(), "log_every_n_steps": 1}
+    fit(*watch(), **options, default_root_dir=tmp_path / "undisturbed")
+    patching, *others = watch()
+    start = time.monotonic()
+    with pytest.raises(TrainingInterrupted) as stop:
+        fit(slow_from(patching, at), *others, **options)
+    assert time.monotonic() - start < 5
+    assert stop.value.signal_number == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    for table in ("head_patching.csv", "head_attribution.csv"):
+        assert steps_of(rows(table)) == [step for step in (0, 4) if step < at]
+    fit(*watch(), **options, ckpt_path=stop.value.checkpoint)
+    for name in ("head_patching.csv", "head_attribution.csv", "emergence.json"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
+
+
+@pytest.mark.usefixtures("alarm")
+def test_lightning_stops_a_fit_whose_probe_is_long(fit: Fit, rows: Rows) -> None:
+    """Without a RunCheckpoint, its own handler of SIGTERM takes a note, and ends the fit after the batch."""
+    module, start = CopyModule(), time.monotonic()
+    with pytest.raises(SIGTERMException):
+        watch = slow_from(HeadPatchingMonitor(every_n_steps=4, **WHERE), 4), HeadAttributionMonitor(2, **WHERE)
+        fit(*watch, module=module)
+    assert time.monotonic() - start < 5
+    assert steps_of(rows("head_patching.csv")) == [0] and steps_of(rows("head_attribution.csv")) == [0, 2]
+    assert module.parts["net"].training and not carries_hooks(module.parts["net"])
+
+
+@pytest.mark.usefixtures("alarm")
+def test_where_a_handler_only_takes_a_note_the_next_step_is_measured(rows: Rows, tmp_path: Path) -> None:
+    noted: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+    try:
+        patching = slow_from(HeadPatchingMonitor(every_n_steps=4, probes=copy_probes(32)), 4)
+        with Recorder([patching, HeadAttributionMonitor(2, copy_probes(32))], tmp_path) as recorder:
+            for step in range(7):
+                recorder(step, make_model("TransformerBridge", **SHAPE))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert noted == [signal.SIGTERM]
+    assert steps_of(rows("head_patching.csv")) == [0, 5, 6]
+    assert steps_of(rows("head_attribution.csv")) == [0, 2, 5, 6]
