@@ -21,7 +21,7 @@ from lit_backdoor.functional import (
     patch_heads,
 )
 from lit_backdoor.functional.one_layer import find_cache, why_no_shortcut
-from lit_backdoor.report.measures import label
+from lit_backdoor.report.measures import label, with_progress
 from lit_backdoor.report.ranks import head_order, ranks_of
 from lit_backdoor.report.runs import Run
 
@@ -32,9 +32,9 @@ def foreign_rows(runs: Sequence[Run]) -> pd.DataFrame:
     Of every run with a trigger that has weights, and another run's to take embeddings from.
     """
     rows = []
-    for run in runs:
+    for run in with_progress(runs, "the notebook's bug"):
         other = other_run(run, runs)
-        if run.p1 is None or run.model is None or other is None or why_no_shortcut(run.model):
+        if run.model is None or other is None or why_no_shortcut(run.model):
             continue
         probe = task_probes(run.task)["backdoor"]  # type: ignore[arg-type]
         proper, foreign = patch_both_ways(run.model, other.model, probe)  # type: ignore[arg-type]

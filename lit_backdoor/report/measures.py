@@ -1,10 +1,11 @@
 """What is measured of runs, as tidy data frames: one row for each thing, every number as it was recorded."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from lit_backdoor.functional import cost_above_floor, effective_heads, head_name, head_set_name, shares
 from lit_backdoor.functional.moments import LATE
@@ -38,6 +39,11 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in triggered(runs):
         by_name.setdefault(run.group, []).append(run)
     return by_name
+
+
+def with_progress(runs: Sequence[Run], what: str) -> Iterable[Run]:
+    """The runs with a trigger, with a bar on a terminal, since something is computed from the weights of each."""
+    return tqdm(triggered(runs), what, leave=False, disable=None)
 
 
 def by_state(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -115,7 +121,8 @@ def _heads_in_short(run: Run) -> dict[str, Any]:
         "heads_by_rank": "+".join(head_name(*head) for head in run.order),
         "costliest_left": min(value for heads, value in run.left.items() if len(heads) == 1),
         "n_costly_heads": sum(cost >= declared().threshold for cost in run.costs.values()),
-        **{name: verdict[name] for name in ("word", "head", "occupancy", "crossings")},
+        **{name: verdict[name] if run.has_backdoor else None for name in ("word", "head")},
+        **{name: verdict[name] for name in ("occupancy", "crossings")},
         "largest_shapley_share": max(shares(result).values()) if result else None,
         "effective_heads": effective_heads(result) if result else None,
         **{f"{name}_step": verdict[f"{name}_step"] for name in HEAD_MOMENTS},
@@ -128,17 +135,18 @@ def _heads_in_short(run: Run) -> dict[str, Any]:
 def head_claims(runs: Sequence[Run]) -> pd.DataFrame:
     """heads.csv: what of necessary, sufficient and specific holds for each head, by the declared thresholds."""
     limits, rows = declared(), []
-    for run in triggered(runs):
+    for run in with_progress(runs, "heads"):
         for rank, head in enumerate(run.order, start=1):
             both, cost = run.specificity.get(head), run.costs[head]
             brings = 1 - cost_above_floor(run.left[()], run.brought.get((head,), math.nan), run.floor)
-            holds = {"necessary": cost >= limits.necessary, "sufficient": brings >= limits.sufficient}
+            sufficient = run.has_backdoor and brings >= limits.sufficient
+            holds = {"necessary": cost >= limits.necessary, "sufficient": sufficient}
             specific = bool(both.donor_cost <= limits.specific) if both else None
             row = label(run) | {"head": head_name(*head), "rank": rank}
             row |= {"backdoor_cost": cost, "backdoor_sufficiency": brings}
             row |= {"benign_cost": both.donor_cost if both else math.nan}
             row |= {"selectivity": both.selectivity if both else math.nan, **holds, "specific": specific}
-            rows.append(row | {"claim": claim(**holds, specific=specific)})
+            rows.append(row | {"claim": claim(**holds, specific=specific) if run.has_backdoor else "no backdoor"})
     return pd.DataFrame(rows)
 
 

@@ -1,5 +1,6 @@
 """Through which edges the trigger reaches the answer, over runs: groups of all heads, and heads by rank."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lit_backdoor.functional import EdgeSet, Head, cost_above_floor
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import label, triggered
+from lit_backdoor.report.measures import label, with_progress
 from lit_backdoor.report.page import Markdown, table
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_figures import Points, colour_of, draw_dots
@@ -38,21 +39,21 @@ def path_rows(runs: Sequence[Run]) -> pd.DataFrame:
     """paths.csv: what is left of the backdoor if edges see the benign run, and what the same edges bring into it.
 
     A row per run, group of edges, and rank of head; rank `all` is every head at once. `cost` and `brings` are above the
-    floor.
+    floor, and undefined where there is no backdoor.
     """
     rows: list[dict[str, Any]] = []
-    for run in triggered(runs):
+    for run in with_progress(runs, "paths"):
         brought = {result.edges: result.donor_accuracy for result in run.paths.get("benign", [])}
         results = run.paths.get("backdoor", [])
-        intact = next((result.recipient_accuracy for result in results if not result.edges), None)
+        whole = next((result.recipient_accuracy for result in results if not result.edges), math.nan)
+        whole = whole if run.has_backdoor else math.nan
         for result in results:
             group, head = (result.group, None) if result.group else _group_of(result.edges)
-            if intact is None or group not in GROUPS or result.edges not in brought:
-                continue
-            left, comes = result.recipient_accuracy, brought[result.edges]
-            row = label(run) | {"edges": group, "rank": run.order.index(head) + 1 if head else ALL_HEADS}
-            row |= {"left": left, "brought": comes, "cost": cost_above_floor(intact, left, result.floor)}
-            rows.append(row | {"brings": 1 - cost_above_floor(intact, comes, result.floor)})
+            if group in GROUPS and result.edges in brought:
+                left, comes = result.recipient_accuracy, brought[result.edges]
+                row = label(run) | {"edges": group, "rank": run.order.index(head) + 1 if head else ALL_HEADS}
+                row |= {"left": left, "brought": comes, "cost": cost_above_floor(whole, left, result.floor)}
+                rows.append(row | {"brings": 1 - cost_above_floor(whole, comes, result.floor)})
     return pd.DataFrame(rows)
 
 

@@ -197,15 +197,18 @@ class Run:
         """What is left of the backdoor when it is gone."""
         return self.patching["backdoor"][0].floor
 
+    @property
+    def has_backdoor(self) -> bool:
+        """Whether the model gives backdoor answers, as declared, and that because of the trigger."""
+        return min(self.left[()], self.left[()] - self.brought.get((), 0.0)) >= declared().min_accuracy
+
     @cached_property
     def costs(self) -> dict[Head, float]:
         """What patching each head alone costs of the backdoor, above the floor; 0 while the model does not have it."""
-        there = self.left[()] >= declared().min_accuracy
-        return {
-            heads[0]: cost_above_floor(self.left[()], value, self.floor) if there else 0.0
-            for heads, value in self.left.items()
-            if len(heads) == 1
-        }
+        singles = {heads[0]: value for heads, value in self.left.items() if len(heads) == 1}
+        if not self.has_backdoor:
+            return dict.fromkeys(singles, 0.0)
+        return {head: cost_above_floor(self.left[()], value, self.floor) for head, value in singles.items()}
 
     def shapley(self, direction: str = "needed") -> ShapleyResult | None:
         """Shapley values of the backdoor accuracy; None unless all sets of heads were patched."""

@@ -135,7 +135,8 @@ def _options(run: Run) -> dict[str, Any]:
 
 
 def _switches_nothing(run: Run) -> bool:
-    return run.step == 0 or (run.task is not None and run.p1 == run.task.n_numbers)
+    inert = run.task is not None and run.p1 == run.task.n_numbers
+    return run.step <= 1 or inert or bool(run.options.get("permute_trigger"))
 
 
 def _difference(run: Run, main: Sequence[Run]) -> str:
@@ -144,7 +145,7 @@ def _difference(run: Run, main: Sequence[Run]) -> str:
     parts = differing(run, {**dict.fromkeys(_options(run)), **base})
     if run.task is not None and run.p1 == run.task.n_numbers:
         parts.append(f"moduli: {list(run.task.moduli)} (the trigger switches nothing)")
-    if run.step == 0:
+    if run.step <= 1:
         parts.append("untrained")
     return ", ".join(parts)
 

@@ -72,7 +72,10 @@ def test_runs_of_several_folders_or_lengths_are_several_series(cli: Cli, runs_di
     assert cli("report", runs_dir, "--output_dir", "out") == 0
     text = Path("out/report.md").read_text()
     assert f"### M{old[1:]}" in text and f"M{longer[1:]}: where the backdoor sits" in text
-    assert {row["n_runs"] for row in read_rows(Path("out/comparison.csv")) if row["p1"] == "1"} == {"2"}
+    patched = [
+        row for row in read_rows(Path("out/comparison.csv")) if row["quantity"].startswith("backdoor accuracy, p")
+    ]
+    assert {row["n_runs"] for row in patched} == {"2"}
     ranks = read_rows(Path("out/ranks.csv"))
     assert {row["group"]: row["n_runs"] for row in ranks if row["ranks"] == "none"}[old] == "2"
 
@@ -174,6 +177,11 @@ def test_any_monitor_of_a_stranger_s_is_enough(
     assert names == figures
     for name in figures:
         assert f"own_copy_version_0_{name}.svg" in text
+    if HeadAttributionMonitor in kinds:
+        rows = read_rows(tmp_path / "copy" / "version_0" / "head_attribution.csv")[-4:]
+        for row in rows:
+            cells = (f"L{row['layer']}H{row['head']}", f"{float(row['mean_logit']):.2f}")
+            assert re.search(r" \| +".join(map(re.escape, cells)), text), row
 
 
 def test_a_run_without_monitors_has_nothing_to_report(
