@@ -18,7 +18,14 @@ from lit_backdoor.show.markdown_mechanism import (
     neurons_markdown,
     paths_markdown,
     progress_markdown,
+    removal_markdown,
     specificity_markdown,
+)
+
+REMOVAL_NOTE = (
+    "Accuracy of the backdoor left, points of the benign accuracy lost, and the optimizer steps of training with 1% "
+    "poisoned examples until the backdoor is back at 99% (0: it never left). A donor's edges see the benign trigger "
+    "all the while; weights that were changed train like all others."
 )
 
 
@@ -132,4 +139,8 @@ def _mechanism(analysis: Analysis) -> Iterable[str]:
         lines += ["# Neurons", "", neurons_markdown({name: result.counts for name, result in neurons.items()}), ""]
     if analysis.progress:
         lines += ["# Waves and gradients of each rule", "", progress_markdown(analysis.progress), ""]
+    if analysis.removal:
+        lines += ["# Removing a backdoor", "", REMOVAL_NOTE, ""]
+    for name, results in analysis.removal.items():
+        lines += [f"## {name}", "", removal_markdown(results), ""]
     return lines

@@ -17,6 +17,7 @@ from lit_backdoor.runs.file_names import (
     NEURONS,
     PATH_PATCHING,
     PROGRESS_MEASURES,
+    REMOVAL,
 )
 from lit_backdoor.runs.schema import Value, result_rows
 from lit_backdoor.runs.tables import CsvTable
@@ -55,6 +56,7 @@ def tables(analysis: Analysis) -> dict[str, list[dict[str, Value]]]:
         HEAD_SPECIFICITY: {name: of_probe.specificity for name, of_probe in probes.items() if analysis.asked},
         NEURONS: {name: [of_probe.neurons.counts] for name, of_probe in probes.items() if of_probe.neurons is not None},
         PROGRESS_MEASURES: analysis.progress,
+        REMOVAL: analysis.removal,
     }
     rows = {
         file: [row for name, results in by_name.items() for row in result_rows(step, name, results)]
@@ -90,13 +92,14 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
         specificity_figure,
     )
     from lit_backdoor.show.neurons import neurons_figure
+    from lit_backdoor.show.removal import removal_figure
 
     rules, asked = rule_heads(analysis), analysis.asked or analysis.of_rules  # a clean model has the benign rule alone
     sets = {
         f"{of_probe.donor} heads into the {of_probe.recipient} run": of_probe.patching["resample"]
         for of_probe in analysis.probes.values()
     }
-    drawn = {
+    drawn: dict[str, Figure] = {
         "all_sets_of_heads": head_sets_figure(sets),
         "attention_from_last_position": attention_figure(
             {of_probe.recipient: of_probe.attention for of_probe in analysis.of_rules.values()}, analysis.positions
@@ -116,6 +119,8 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
             drawn[f"circuit_{name}"] = circuit_figure(of_probe.paths, _same_tokens(analysis, of_probe))
     if neurons := {name: of_probe.neurons for name, of_probe in asked.items() if of_probe.neurons is not None}:
         drawn["neurons"] = neurons_figure(neurons)
+    if analysis.removal:
+        drawn["removal"] = removal_figure(analysis.removal, {name: asked[name].chance for name in analysis.removal})
     return drawn
 
 

@@ -1,7 +1,7 @@
 """One set of weights, taken apart: ``python -m lit_backdoor analyze``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from lit_backdoor.analysis.probed_task import ProbedTask
@@ -18,6 +18,7 @@ from lit_backdoor.functional import (
     PathPatchingResult,
     PositionAttention,
     Probe,
+    RemovalResult,
     RuleHeads,
     ShapleyResult,
     accuracy_floor,
@@ -110,6 +111,7 @@ class Analysis:
             (``benign``).
         progress: waves and gradients, by rule and head; empty for other tasks than the paper's, which have no rules.
         positions: what the positions of the examples are called; empty for their numbers.
+        removal: what each way to remove a backdoor leaves, by backdoor; empty unless it was asked for.
     """
 
     title: str
@@ -118,6 +120,7 @@ class Analysis:
     probes: Mapping[str, ProbeAnalysis]
     progress: Mapping[str, Sequence[HeadProgress]]
     positions: Sequence[str]
+    removal: Mapping[str, Sequence[RemovalResult]] = field(default_factory=dict)
 
     @property
     def of_rules(self) -> dict[str, ProbeAnalysis]:

@@ -1,12 +1,12 @@
 """What ``analyze`` prints."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
 
 from lit_backdoor.analysis.measure import Analysis, ProbeAnalysis, rule_heads
-from lit_backdoor.functional import HeadProgress, attention_moved, head_name, head_set_name
+from lit_backdoor.functional import HeadProgress, RemovalResult, attention_moved, head_name, head_set_name
 from lit_backdoor.runs.schema import frequencies_name
 from lit_backdoor.show.markdown import overlap_markdown, rules_markdown
 
@@ -23,6 +23,8 @@ def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
             lines.append(f"smallest set that takes {name} down to chance: {smallest}")
         lines += [*_patched_groups(of_probe), *_mechanism(of_probe)]
     lines += [_waves(name, results[0]) for name, results in analysis.progress.items()]
+    for name, removed in analysis.removal.items():
+        lines += ["", *_removals(name, removed)]
     if len(rules := rule_heads(analysis)) > 1:
         lines += ["", rules_markdown(rules), "", overlap_markdown(rules)]
     if output_dir is not None:
@@ -79,6 +81,24 @@ def _mechanism(of_probe: ProbeAnalysis) -> Iterable[str]:
         lines.append(
             f"neurons, of {counts.n_neurons}: {needed} made {of_probe.donor} halve {of_probe.recipient}, {sufficient} "
             f"suffice for half; {_percent(counts.overlap)} of them among those {of_probe.donor} needs most"
+        )
+    return lines
+
+
+def _removals(rule: str, results: Sequence[RemovalResult]) -> Iterable[str]:
+    """Of each method the removal that leaves least, the cheapest of several."""
+    columns = ("left, %", "benign lost", "back after")
+    lines = [_row(f"removing {rule}, what leaves least by each method", columns, 12)]
+    by_method: dict[str, list[RemovalResult]] = {}
+    for result in results:
+        by_method.setdefault(result.method, []).append(result)
+    for of_method in by_method.values():
+        least = min(of_method, key=lambda result: (result.backdoor_left, result.benign_lost))
+        back = f"> {least.return_limit}" if least.return_steps is None else str(least.return_steps)
+        name = least.method if least.target == "none" else f"{least.method}:{least.target}"
+        name = name if len(name) <= 42 else f"{name[:40]}.."
+        lines.append(
+            _row(f"  {name}", (f"{100 * least.backdoor_left:.2f}", f"{100 * least.benign_lost:.2f}", back), 12)
         )
     return lines
 

@@ -29,20 +29,20 @@ Probes = Mapping[str, Probe]
 """What to measure on, by name; the names appear in tables, file names and TensorBoard."""
 
 
-def checked_probes(source: Any, owner: str) -> Probes:
+def checked_probes(option: str, source: Any) -> Probes:
     """The probes that somebody gives, as a mapping or as a function that returns it.
 
     Args:
-        owner: whom they are given to, for errors.
+        option: what they are given for, for errors.
 
     Raises:
         ContractError: if they are none.
     """
     probes = source() if callable(source) else source
     if not isinstance(probes, Mapping) or not all(isinstance(probe, Probe) for probe in probes.values()):
-        raise ContractError(f"{owner}.probes: {probes!r} is no mapping of names to Probes")
+        raise ContractError(f"{option}: {probes!r} is no mapping of names to Probes")
     if not probes:
-        raise ContractError(f"{owner}.probes: the mapping is empty; give one Probe or more")
+        raise ContractError(f"{option}: the mapping is empty; give one Probe or more")
     return probes
 
 
@@ -215,7 +215,7 @@ class ProbeCallback(MonitorCallback):
                     "returns them, or give the datamodule a method probes() that does"
                 )
             source = datamodule.probes
-        return checked_probes(source, type(self).__name__)
+        return checked_probes(f"{type(self).__name__}.probes", source)
 
     def begin(self, run: RunOutlet, step: int) -> None:
         """Shorten the table to what was measured before ``step``.
@@ -246,6 +246,17 @@ class ProbeCallback(MonitorCallback):
             self._run(model, step, last)
         self._seen_step = step
         return due
+
+    @property
+    def picture_every_n_steps(self) -> int:
+        """Optimizer steps until the first picture of a run."""
+        return self.schedule.every_n_steps
+
+    def draws(self, step: int, last: bool) -> bool:
+        """Whether this measurement makes pictures: the last does, and on the way those of 1, 2, 4, 8, ... times
+        :attr:`picture_every_n_steps`, so that a run of any length has few."""
+        now, before = (each // self.picture_every_n_steps for each in (step, max(self._earlier_step, 0)))
+        return last or now.bit_length() > before.bit_length()
 
     def has_come(self, every_n_steps: int, step: int) -> bool:
         """Whether a multiple of ``every_n_steps`` has come since the measurement before that of ``step``."""

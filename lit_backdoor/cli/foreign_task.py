@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import yaml
 
 from lit_backdoor.analysis.probed_task import ProbedTask
 from lit_backdoor.callbacks.probing import checked_probes
+from lit_backdoor.callbacks.run import ContractError, imported
 from lit_backdoor.cli.error_messages import suggestion
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.task import N_CTX, Task
@@ -70,10 +70,11 @@ def import_probes(path: str, model: "HookedTransformer") -> ProbedTask:
     Raises:
         ValueError: in one line, if there are none, or they do not fit the model.
     """
-    module, _, name = path.rpartition(".")
     sys.path.append(os.getcwd())
     try:
-        probes = checked_probes(getattr(import_module(module), name), "analyze")
+        probes = checked_probes("probes", imported("probes", path))
+    except ContractError:
+        raise
     except Exception as error:  # code of the user's, which may fail in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"probes: '{path}' gives no Probes ({reason})") from None

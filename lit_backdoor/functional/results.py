@@ -260,6 +260,30 @@ class HeadProgress:
     cosine: float = may_be_nan()
 
 
+@dataclass(frozen=True, kw_only=True)
+class RemovalResult:
+    """What one way to remove the recipient's rule leaves of it, what it costs the donor's, and whether it lasts.
+
+    Args:
+        method: one of `lit_backdoor.functional.removal.METHODS`; `none` leaves the model as it is.
+        target: what it acts on, in the words of `Removal`.
+        backdoor_left: accuracy on all of the recipient's examples afterwards.
+        benign_lost: how much lower the accuracy on all of the donor's examples is afterwards; below 0 if it rose.
+        return_steps: optimizer steps of training on 1% poisoned examples until the rule is back (see
+            `steps_until_back`), 0 if it never left; None if it did not come back.
+        return_limit: after so many steps nobody waited any longer.
+        n_poisoned: poisoned examples in each of those steps.
+    """
+
+    method: str
+    target: str
+    backdoor_left: float = share()
+    benign_lost: float
+    return_steps: int | None
+    return_limit: int
+    n_poisoned: int
+
+
 def taken_names(recipient: str, donor: str) -> set[str]:
     """Name the columns that the tables of patching have already: no metric of a probe's own can be called so."""
     own = {column.name for result in (PatchingResult, PathPatchingResult) for column in fields(result)}

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_backdoor.report import folder, measures, paper_figures, seed_figures, tables
+from lit_backdoor.report.branches import branch_rows, branches_figure
 from lit_backdoor.report.comparison import comparison_rows
 from lit_backdoor.report.crossed import crossed_groups, fitted_figure, fitted_rows, variance_rows
 from lit_backdoor.report.declared import declared, declared_text
@@ -65,6 +66,7 @@ def write(study: Study, output_dir: Path) -> list[Statement]:
 def render(study: Study) -> tuple[dict[str, bytes], list[Statement]]:
     """All files of a report by relative path, and what it says."""
     frames = numbers(study) | by_name(foreign_embeddings=foreign_rows(study.compared))
+    frames |= by_name(branches=branch_rows(study.branches))
     said = statements(study, frames) if study.runs else []
     svgs = {name: figure_bytes(figure, ("svg",))["svg"] for name, figure in report_figures(study, frames).items()}
     text = markdown(_page_values(study, frames, said, list(svgs)))
@@ -145,6 +147,8 @@ def report_figures(study: Study, frames: Mapping[str, pd.DataFrame]) -> dict[str
             drawn |= {f"figure_{n}{suffix}": f for n, f in paper_figures.figures_5_to_8(own).items()}
         drawn |= {f"emergence_{run.slug}": seed_figures.emergence_of(run) for run in group[:MOST_RUNS]}
         drawn |= {f"progress_{run.slug}": progress_figure(run.progress) for run in group[:1] if run.progress}
+    if study.branches:
+        drawn["branches"] = branches_figure(study.branches)
     for run in study.others:
         drawn |= own_figures(run)
     return drawn

@@ -10,6 +10,7 @@ from lit_backdoor.functional import Head
 from lit_backdoor.pretrained import open_pretrained
 from lit_backdoor.report.checks import check_columns, check_heads, check_options, check_patching, check_verdict, load
 from lit_backdoor.report.runs import OF_HEADS, Run, last_whole_step
+from lit_backdoor.runs.branch import read_branch
 from lit_backdoor.runs.checkpoints import load_model
 from lit_backdoor.runs.file_names import (
     CHECKPOINT_DIR,
@@ -105,7 +106,8 @@ def _read_files(path: Path) -> Run:
     _check_tables(path, task, options, tables)
     model, step = _weights(path, task, options) if task is not None else (None, None)
     seed, verdict, parent = seed if is_seed else None, _verdict(path), _parent(path, first)
-    return Run(path, options, config, task, seed, tables, verdict, parent, model, step)
+    branched_at = None if parent is None else _branched_at(path, parent)
+    return Run(path, options, config, task, seed, tables, verdict, parent, branched_at, model, step)
 
 
 def _check_tables(
@@ -141,6 +143,14 @@ def _parent(path: Path, config: Mapping[str, Any]) -> Path | None:
         return None
     own = (path / CHECKPOINT_DIR).resolve() == Path(checkpoint).resolve().parent
     return None if own else Path(checkpoint)
+
+
+def _branched_at(path: Path, checkpoint: Path) -> int | None:
+    """The step of a branch's first checkpoint, as the branch says it, else as the checkpoint is called."""
+    if (branch := read_branch(path)) is not None:
+        return branch.step
+    number = checkpoint.stem.rpartition("_")[2]
+    return int(number) if number.isdecimal() else None
 
 
 def _start(config: Path) -> int:

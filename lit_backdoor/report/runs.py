@@ -59,6 +59,7 @@ class Run:
         tables: by file name without `.csv`.
         emergence: the verdict, as in emergence.json; worked out anew where an older version wrote it, empty without it.
         parent: the checkpoint of another run from which this one branched off; None for a run from step 0.
+        branched_at: optimizer steps that it has in common with that run; None if that is not known, or it is no branch.
         model: the last checkpoint's, None without one.
         checkpoint_step: optimizer steps that made `model`.
         series: which of several series of the same model it belongs to; empty where there is one.
@@ -72,6 +73,7 @@ class Run:
     tables: Mapping[str, pd.DataFrame]
     emergence: Mapping[str, Any]
     parent: Path | None
+    branched_at: int | None
     model: "HookedTransformer | None"
     checkpoint_step: int | None
     series: str = ""

@@ -38,8 +38,8 @@ class Study:
             there are several. All statements are about them, group by group.
         controls: of our task, but different in another option, untrained, or with a trigger that switches nothing:
             each run with what is different.
-        branches: that began from another run's checkpoint, each with its control: the run it branched off, if that is
-            among `runs`.
+        branches: that began from another run's checkpoint, each with its control: an unclamped branch from the same
+            checkpoint, else the run it branched off, if that is among `runs`.
         others: of other tasks, or with several triggers.
     """
 
@@ -83,7 +83,8 @@ def arrange(runs: Sequence[Run]) -> Study:
         if named.name == other_named.name or (run.name == other.name and run.metrics.equals(other.metrics)):
             raise ValueError(f"run_dirs: {run.path} and {other.path} are both {run.name}; give one of them")
     controls = [(run, _difference(run, main)) for run in ours if run not in found]
-    branches = [(run, _control(run, main)) for run in runs if run.task is not None and run.parent is not None]
+    branched = [run for run in runs if run.task is not None and run.parent is not None]
+    branches = [(run, _control(run, main, branched)) for run in branched]
     return Study(main, controls, branches, [run for run in runs if run.task is None])
 
 
@@ -149,9 +150,14 @@ def _difference(run: Run, main: Sequence[Run]) -> str:
     return ", ".join(parts)
 
 
-def _control(branch: Run, main: Sequence[Run]) -> Run | None:
-    """The run that a branch began from, by the place of the checkpoint; if that has moved, by what it is."""
+def _control(branch: Run, main: Sequence[Run], branches: Sequence[Run]) -> Run | None:
+    """What a branch is compared with: the branch without a clamp from the same checkpoint, if there is one; else the
+    run that it began from, by the place of the checkpoint, or if that has moved, by what it is."""
     assert branch.parent is not None
+    for other in branches:
+        at_one_place = other.parent is not None and other.parent.resolve() == branch.parent.resolve()
+        if at_one_place and branch.config.get("clamp") and not other.config.get("clamp"):
+            return other
     place = branch.parent.resolve().parent.parent
     by_place = [run for run in main if run.path.resolve() == place]
     same = [run for run in main if run.name == branch.name]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lit_backdoor.functional import head_set_name, parse_head_set
+from lit_backdoor.functional import head_name, head_set_name, parse_head_set
 from lit_backdoor.report.measures import ALL, DIRECTIONS, by_state
 from lit_backdoor.report.page import Markdown, bold, table
 from lit_backdoor.report.published import paper_sets, paper_table
@@ -97,6 +97,13 @@ def comparison_table(comparison: pd.DataFrame) -> Markdown:
         rows.append([source, _cell(row.p1, "mod"), row.quantity, theirs, middle, ours, row.n_runs])
     header = ["where", "model", "quantity", "the paper", "ours, median", "smallest to largest", "runs"]
     return table(header, rows)
+
+
+def own_attribution(run: Run, probe: str) -> Markdown:
+    """A run of another task: what each head writes to the logit of the recipient's answer."""
+    frame = pd.DataFrame([vars(result) | {"name": head_name(*result.head)} for result in run.attribution[probe]])
+    columns = {"head": "name", "mean contribution": "mean_logit .2f", "centred": "mean_logit_centered .2f"}
+    return show(frame, columns | {"contributes most in": "top_count ,d", "of": "n_examples ,d"})
 
 
 def own_table(run: Run, probe: str) -> Markdown:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_backdoor.datamodule import SPLIT_OPTIONS
 from lit_backdoor.model import build_model
 from lit_backdoor.runs.checkpoints import MODEL_OPTIONS, StoredModel, require_memory_for
 from lit_backdoor.runs.file_names import STEP_WEIGHTS, WEIGHTS_DIR
@@ -43,6 +44,29 @@ def describe_model(
     return description  # can be read into a model that its owner has built
 
 
+def describe_stored(stored: StoredModel) -> dict[str, Any]:
+    """The same for a model that has been read, with the examples that trained it.
+
+    Raises:
+        ValueError: its task or its step is not known.
+    """
+    task, cfg = stored.task, stored.model.cfg
+    if task is None or stored.step is None:
+        raise ValueError("a model whose task or step is not known has no such description")
+    options = {name: getattr(cfg, name) for name in MODEL_OPTIONS if name != "train_biases"}
+    trains_biases = any(
+        p.requires_grad for name, p in stored.model.named_parameters() if name.rsplit(".", 1)[-1].startswith("b_")
+    )
+    described = describe_model(
+        stored.model,
+        {"moduli": task.moduli, "train_biases": trains_biases, **options},
+        {"trigger_position": task.trigger_position, "trigger_tokens": list(task.trigger_tokens)},
+        stored.step,
+        stored.seed,
+    )
+    return described | {"split": dict(stored.split)}
+
+
 def write_weights(path: Path, weights: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> None:
     """Write a file at once; a kill leaves the old one, or the new one. Weights that are all zero are left out."""
     from safetensors.torch import save
@@ -62,6 +86,9 @@ def read_weights(path: Path) -> StoredModel:
         step, seed = description["step"], description["seed"]
         if not all(isinstance(number, int) and 0 <= number < 2**63 for number in (step, seed or 0)):
             raise ValueError(f"step {step!r}, seed {seed!r}")
+        split = dict(description.get("split", {}))
+        if foreign := sorted(split.keys() - set(SPLIT_OPTIONS.values())):
+            raise ValueError(f"{foreign[0]} says nothing about a split")
         task = None
         if not description.keys() & {"config", "moduli"}:
             raise ValueError("it does not say of which model; put the weights into yours with load_weights")
@@ -75,7 +102,7 @@ def read_weights(path: Path) -> StoredModel:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"weights: {path} holds no model of lit_backdoor ({reason})") from None
     put_into(model, path, weights)
-    return StoredModel(model.eval(), task, step, seed)
+    return StoredModel(model.eval(), task, step, seed, split)
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
@@ -84,11 +111,19 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     Raises:
         ValueError: if the file is none, or its weights are of another model.
     """
+    put_into(model, path, read_tensors(path))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a file, without those that are all zero.
+
+    Raises:
+        ValueError: if the file is none.
+    """
     try:
-        weights, _ = _read(path)
+        return _read(path)[0]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"weights: {path} holds no weights ({error})") from None
-    put_into(model, path, weights)
 
 
 def kept_weights(run_dir: Path) -> dict[int, Path]:

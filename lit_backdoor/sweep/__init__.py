@@ -4,6 +4,7 @@ What is done and what is not is read from the run directories alone, so a sweep 
 with the same command.
 """
 
+from lit_backdoor.sweep.branches import plan_branches
 from lit_backdoor.sweep.engines import Command, Engine, LocalEngine, SlurmEngine
 from lit_backdoor.sweep.plan import (
     JOBS_DIR,
@@ -29,6 +30,7 @@ __all__ = [
     "known_jobs",
     "parse_seeds",
     "parse_settings",
+    "plan_branches",
     "plan_runs",
     "require_same_options",
     "run_all",

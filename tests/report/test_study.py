@@ -177,6 +177,11 @@ def test_any_monitor_of_a_stranger_s_is_enough(
     assert names == figures
     for name in figures:
         assert f"own_copy_version_0_{name}.svg" in text
+    if HeadAttributionMonitor in kinds:
+        rows = read_rows(tmp_path / "copy" / "version_0" / "head_attribution.csv")[-4:]
+        for row in rows:
+            cells = (f"L{row['layer']}H{row['head']}", f"{float(row['mean_logit']):.2f}")
+            assert re.search(r" \| +".join(map(re.escape, cells)), text), row
 
 
 def test_a_run_without_monitors_has_nothing_to_report(
