@@ -3,7 +3,7 @@
     python benchmarks/long_run.py --steps 20000
 
 Trains the debug configuration, with its probes at the shipped cadence of every 200 steps. Exits with 1 if memory grows
-by more than a few MB in the second half, if open files grow at all, or if TensorBoard gets pictures along the way.
+by more than a few MB in the second half, if open files grow at all, or if TensorBoard gets many pictures.
 """
 
 import argparse
@@ -24,6 +24,8 @@ from lit_backdoor.functional.row_threads import set_row_threads
 CONFIG = Path(__file__).parents[1] / "configs" / "debug.yaml"
 ALLOWED_GROWTH = 8.0
 """MB of memory in the second half of the run: the histories, and what the allocator keeps."""
+MOST_PICTURES = 10
+"""Of a kind: with the first, second, fourth, eighth ... measurement that makes any, and with the last."""
 
 curve: list[tuple[int, float, int, float]] = []
 
@@ -66,12 +68,12 @@ def main() -> int:
             return 1
         events = EventAccumulator("lightning_logs/version_0", size_guidance={"images": 0})
         events.Reload()
-        pictures = [event.step for tag in events.Tags()["images"] for event in events.Images(tag)]
+        most = max(len(events.Images(tag)) for tag in events.Tags()["images"])
     half = curve[len(curve) // 2 :]
     growth = half[-1][1] - half[0][1]
     opened = half[-1][2] - half[0][2]
-    print(f"second half: {growth:+.1f} MB of memory, {opened:+d} open files; pictures only at step {set(pictures)}")
-    return int(growth > ALLOWED_GROWTH or opened > 0 or set(pictures) != {options.steps})
+    print(f"second half: {growth:+.1f} MB of memory, {opened:+d} open files; at most {most} pictures of a kind")
+    return int(growth > ALLOWED_GROWTH or opened > 0 or most > MOST_PICTURES)
 
 
 if __name__ == "__main__":

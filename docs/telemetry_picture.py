@@ -8,10 +8,9 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from lit_backdoor import read_run
-from lit_backdoor.show.style import figure_bytes, head_colour
+from lit_backdoor.show.style import Picture, figure_bytes, head_colour, new_figure
 
 
 def main() -> None:
@@ -36,9 +35,9 @@ def entropy_and_cost(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return entropy[["step", "heads", "entropy"]].merge(cost, on=["step", "heads"])
 
 
-def telemetry_figure(both: pd.DataFrame) -> Figure:
+def telemetry_figure(both: pd.DataFrame) -> Picture:
     """Entropy and cost against the step, a line per head."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = new_figure(8, 4.8)
     axes = figure.subplots(2, 1, sharex=True)
     for index, (head, rows) in enumerate(both.groupby("heads")):
         for axis, column in zip(axes, ("entropy", "cost"), strict=True):

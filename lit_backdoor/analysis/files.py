@@ -99,7 +99,7 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
         f"{of_probe.donor} heads into the {of_probe.recipient} run": of_probe.patching["resample"]
         for of_probe in analysis.probes.values()
     }
-    drawn = {
+    drawn: dict[str, Figure] = {
         "all_sets_of_heads": head_sets_figure(sets),
         "attention_from_last_position": attention_figure(
             {of_probe.recipient: of_probe.attention for of_probe in analysis.of_rules.values()}, analysis.positions

@@ -45,7 +45,8 @@ class HeadAttributionMonitor(ProbeCallback):
         }
 
     def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
-        """One row per probe and head: see :class:`lit_backdoor.functional.HeadAttribution`. The last is drawn."""
+        """One row per probe and head: see :class:`lit_backdoor.functional.HeadAttribution`. Pictures: see
+        :meth:`ProbeCallback.draws`."""
         from lit_backdoor.show.heads import attribution_figure
 
         caches = cache_probes(model, *self.probes.values())
@@ -58,6 +59,9 @@ class HeadAttributionMonitor(ProbeCallback):
                 numbers[f"attribution_{name}/mean_logit_centered/{head}"] = result.mean_logit_centered
                 numbers[f"attribution_{name}/top_share/{head}"] = result.top_count / result.n_examples
         rows = [row for name, heads in results.items() for row in result_rows(step, name, heads)]
-        titled = {f"{name} answers": heads for name, heads in results.items()}
-        figures = {f"figures/{self.file_stem}": attribution_figure(titled)} if last else {}
-        return Measurement(rows, numbers, figures)
+        measured = Measurement(rows, numbers)
+        if self.draws(step, last):
+            measured.figures[f"figures/{self.file_stem}"] = attribution_figure(
+                {f"{name} answers": heads for name, heads in results.items()}
+            )
+        return measured

@@ -73,6 +73,7 @@ class RunCheckpoint(Checkpoint):
         self._last = Path()
         self._last_is_good = False
         self._received: int | None = None
+        self._launcher: Any = None
         self._handlers: dict[int, Any] = {}
         self._old_handlers: dict[int, Any] = {}
 
@@ -111,6 +112,7 @@ class RunCheckpoint(Checkpoint):
         """Make the run directory."""
         self._last = run_dir(trainer) / CHECKPOINT_DIR / LAST
         self._received = None
+        self._launcher = trainer.strategy.launcher
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():  # before Lightning puts handlers of its own there
             for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
@@ -129,10 +131,10 @@ class RunCheckpoint(Checkpoint):
             return  # training is over; what the others write at its end comes before its checkpoint
         if step // self.every_n_steps > self._saved_step // self.every_n_steps or self._is_kept(step):
             self._save(trainer)
-        if self._received is not None:
+        if self._asked_to_stop(trainer):
             if step != self._saved_step:
                 self._save(trainer)
-            raise TrainingInterrupted(self._received, self._last)
+            raise TrainingInterrupted(self._received or signal.SIGTERM, self._last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back.
@@ -157,10 +159,15 @@ class RunCheckpoint(Checkpoint):
         every_n_steps = self.keep_every_n_steps
         return every_n_steps is not None and step // every_n_steps > self._saved_step // every_n_steps
 
+    def _asked_to_stop(self, trainer: Trainer) -> bool:
+        """Whether a signal has come to any of the processes; all ask together, and stop together."""
+        return trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
+
     def _stop_at_the_end(self, trainer: Trainer) -> None:
         """Stop where a signal has stopped the last measurements: the checkpoint before them makes them again."""
-        if self._received is not None and history_of(trainer).stopped_step == trainer.global_step:
-            raise TrainingInterrupted(self._received, self._last if self._last.exists() else None)
+        stopped = history_of(trainer).stopped_step == trainer.global_step
+        if trainer.strategy.reduce_boolean_decision(stopped, all=False) and self._asked_to_stop(trainer):
+            raise TrainingInterrupted(self._received or signal.SIGTERM, self._last if self._last.exists() else None)
 
     def _save(self, trainer: Trainer) -> None:
         keep = self._is_kept(trainer.global_step)
@@ -193,6 +200,8 @@ class RunCheckpoint(Checkpoint):
         if self._received is not None:
             raise TrainingInterrupted(number, self._last if self._last.exists() else None)
         self._received = number
+        if number == signal.SIGTERM and self._launcher is not None:  # a terminal sends Ctrl-C to all processes itself
+            self._launcher.kill(number)
 
     def _restore_handlers(self) -> None:
         for number, handler in self._old_handlers.items():

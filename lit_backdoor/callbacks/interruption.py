@@ -27,12 +27,8 @@ def stopped_by_signals() -> Iterator[None]:
         }
     received: list[int] = []
 
-    def hand_on() -> None:
-        for number in received:
-            signal.raise_signal(number)
-
     with ExitStack() as stack:
-        stack.callback(hand_on)  # the last of all
+        stack.callback(_hand_on, received)  # after all else
         stop = stack.enter_context(stoppable())
 
         def on_signal(number: int, frame: FrameType | None) -> None:
@@ -43,3 +39,8 @@ def stopped_by_signals() -> Iterator[None]:
             stack.callback(signal.signal, number, handler)
             signal.signal(number, on_signal)
         yield
+
+
+def _hand_on(received: list[int]) -> None:
+    for number in received:
+        signal.raise_signal(number)

@@ -1,6 +1,6 @@
 """Head activation patching during training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lit_backdoor.callbacks.charts import Charts, curve_patterns
@@ -69,6 +69,11 @@ class HeadPatchingMonitor(ProbeCallback):
         self.all_sets: dict[str, AllSets] = {}
         """Per probe, the last measurement of all sets of heads."""
 
+    @property
+    def picture_every_n_steps(self) -> int:
+        """Pictures come with full measurements."""
+        return self.full_every_n_steps
+
     def state_dict(self) -> dict[str, Any]:
         """The history and the last measurement of all sets, as plain numbers."""
         return {
@@ -114,8 +119,10 @@ class HeadPatchingMonitor(ProbeCallback):
     def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
         """One row per probe, ablation and set of heads: see :class:`lit_backdoor.functional.PatchingResult`.
 
-        The last is drawn, and written as the paper's Table 1.
+        The last is written as the paper's Table 1. Pictures: see :meth:`ProbeCallback.draws`.
         """
+        from lit_backdoor.show.markdown import patching_markdown
+
         heads = all_heads(model)
         n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
         full = last or self.has_come(self.full_every_n_steps, step)
@@ -136,8 +143,11 @@ class HeadPatchingMonitor(ProbeCallback):
                     numbers |= _scalars(name, [one for one in results if len(one.heads) in (0, 1, len(heads))], heads)
                     first_ablation[name] = results
         measured = Measurement(rows, numbers)
+        if self.draws(step, last):
+            self._draw(measured)
         if last:
-            self._draw(measured, first_ablation)
+            tables = (f"{name}\n\n{patching_markdown(results)}" for name, results in first_ablation.items())
+            measured.texts[f"{self.file_stem}/table_1"] = "\n\n".join(tables)
         return measured
 
     def custom_scalars(self) -> Charts:
@@ -152,15 +162,12 @@ class HeadPatchingMonitor(ProbeCallback):
             for name, probe in self.probes.items()
         }  # fmt: skip
 
-    def _draw(self, measured: Measurement, results: Mapping[str, list[PatchingResult]]) -> None:
-        from lit_backdoor.show.markdown import patching_markdown
+    def _draw(self, measured: Measurement) -> None:
         from lit_backdoor.show.training import emergence_figure
 
-        for name in results:
+        for name in self.probes:
             figure = emergence_figure(self.history[name], f"{self.probes[name].recipient} accuracy")
             measured.figures[f"figures/{self.prefix}patching_{name}"] = figure
-        tables = "\n\n".join(f"{name}\n\n{patching_markdown(table)}" for name, table in results.items())
-        measured.texts[f"{self.file_stem}/table_1"] = tables
 
 
 def _scores(step: int, results: Sequence[PatchingResult], heads: Sequence[Head]) -> HeadScores:

@@ -62,6 +62,11 @@ class PathPatchingMonitor(ProbeCallback):
         self.history: dict[str, dict[int, GroupAccuracies]] = {}
         """Per probe and step, what is left with each group patched."""
 
+    @property
+    def picture_every_n_steps(self) -> int:
+        """Pictures come with full measurements."""
+        return self.full_every_n_steps
+
     def state_dict(self) -> dict[str, Any]:
         """The history, as plain numbers."""
         return {"history": self.history}
@@ -103,7 +108,7 @@ class PathPatchingMonitor(ProbeCallback):
             }
             for group, result in groups.items():
                 measured.numbers |= {f"paths_{name}/{tag}/{group}": value for tag, value in _scalars(result).items()}
-        if last:
+        if self.draws(step, last):
             self._draw(measured, results)
         return measured
 

@@ -247,6 +247,17 @@ class ProbeCallback(MonitorCallback):
         self._seen_step = step
         return due
 
+    @property
+    def picture_every_n_steps(self) -> int:
+        """Optimizer steps until the first picture of a run."""
+        return self.schedule.every_n_steps
+
+    def draws(self, step: int, last: bool) -> bool:
+        """Whether this measurement makes pictures: the last does, and on the way those of 1, 2, 4, 8, ... times
+        :attr:`picture_every_n_steps`, so that a run of any length has few."""
+        now, before = (each // self.picture_every_n_steps for each in (step, max(self._earlier_step, 0)))
+        return last or now.bit_length() > before.bit_length()
+
     def has_come(self, every_n_steps: int, step: int) -> bool:
         """Whether a multiple of ``every_n_steps`` has come since the measurement before that of ``step``."""
         return step // every_n_steps > self._earlier_step // every_n_steps

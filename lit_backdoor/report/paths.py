@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from lit_backdoor.functional import EdgeSet, Head, cost_above_floor
 from lit_backdoor.report.declared import declared
@@ -24,6 +23,7 @@ from lit_backdoor.report.wording import (
     plural,
     span,
 )  # fmt: skip
+from lit_backdoor.show.style import Picture, new_figure
 
 GROUPS = {"Q": "query", "K": "key", "V": "value", "QK": "query and key", "D": "past the heads",
           "A_mlp": "heads to MLP", "A_logits": "heads to logits"}  # fmt: skip
@@ -81,9 +81,9 @@ def paths_by_rank(paths: pd.DataFrame, column: str) -> Markdown:
     return table([column, *(f"rank {rank}" if rank != ALL_HEADS else "all heads" for rank in ranks)], rows)
 
 
-def paths_figure(name: str, paths: pd.DataFrame) -> Figure:
+def paths_figure(name: str, paths: pd.DataFrame) -> Picture:
     """The runs of one group: what is left and what is brought by each kind of edges, of all heads and by rank."""
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    figure = new_figure(9, 6.4)
     axes = figure.subplots(2, 1, sharex=True)
     ranks = sorted(rank for rank in paths["rank"].unique() if rank != ALL_HEADS)
     colours = {ALL_HEADS: ("all heads", "black")} | {rank: (f"rank {rank}", colour_of(rank)) for rank in ranks}

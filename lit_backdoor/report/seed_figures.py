@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lit_backdoor.functional import parse_head_set
@@ -17,6 +16,7 @@ from lit_backdoor.report.ranks import NONE, n_heads_of, rank_key, rank_set_name,
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import exactly_one_curve
 from lit_backdoor.report.wording import percent, plural
+from lit_backdoor.show.style import Picture, new_figure
 from lit_backdoor.show.training import emergence_figure
 
 RANK_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#7f7f7f")
@@ -32,7 +32,7 @@ def colour_of(rank: int) -> str:
     return RANK_COLOURS[(rank - 1) % len(RANK_COLOURS)]
 
 
-def emergence_of(run: Run, probe: str = "backdoor") -> Figure:
+def emergence_of(run: Run, probe: str = "backdoor") -> Picture:
     """One run: its accuracy against the step with each head patched alone."""
     marks = {}
     if probe == run.emergence.get("probe"):
@@ -44,13 +44,13 @@ def emergence_of(run: Run, probe: str = "backdoor") -> Figure:
     return figure
 
 
-def strips_figure(runs: Sequence[Run]) -> Figure:
+def strips_figure(runs: Sequence[Run]) -> Picture:
     """Every run as a strip of time: which head costs most, when one was alone, when the run generalised.
 
     Beside it stands the largest Shapley share.
     """
     n_ranks = max(len(run.order) for run in runs)
-    figure = Figure(figsize=(10, 1.5 + 0.36 * len(runs)), layout="constrained")
+    figure = new_figure(10, 1.5 + 0.36 * len(runs))
     time, share = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     for y, run in enumerate(runs):
         order = run.order
@@ -98,9 +98,9 @@ def curve_rows(ours: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def curve_figure(curve: pd.DataFrame) -> Figure:
+def curve_figure(curve: pd.DataFrame) -> Picture:
     """`curve_rows` as lines, with Wilson's bands for all of ours and for the paper's."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = new_figure(6.4, 4)
     axis = figure.subplots()
     for name, rows in curve.groupby("whose", sort=False):
         state = str(name).removeprefix("ours, ")
@@ -118,7 +118,7 @@ def curve_figure(curve: pd.DataFrame) -> Figure:
     return figure
 
 
-def ranks_figure(name: str, sets: pd.DataFrame) -> Figure:
+def ranks_figure(name: str, sets: pd.DataFrame) -> Picture:
     """The runs of one model: what is left after patching, by rank.
 
     Args:
@@ -138,7 +138,7 @@ def ranks_figure(name: str, sets: pd.DataFrame) -> Figure:
     return _dots_figure(f"{name}, {plural(n_runs)}", "backdoor accuracy left", series, (-0.04, 1.06))
 
 
-def shapley_figure(name: str, rows: pd.DataFrame) -> Figure:
+def shapley_figure(name: str, rows: pd.DataFrame) -> Picture:
     """The runs of one model: Shapley values of the backdoor accuracy, by rank, both directions."""
     values = rows[rows["kind"] == "value"]
     names = {"needed": ("benign heads into the triggered run", OURS), "sufficient": ("the other way round", PAPER)}
@@ -149,11 +149,11 @@ def shapley_figure(name: str, rows: pd.DataFrame) -> Figure:
     return _dots_figure(f"{name}: Shapley values", "change of the backdoor accuracy", series, None)
 
 
-def all_sets_figure(name: str, sets: pd.DataFrame) -> Figure:
+def all_sets_figure(name: str, sets: pd.DataFrame) -> Picture:
     """The runs of one model: all sets of heads by rank, in both directions; bars are medians, dots runs."""
     places = sorted(sets["ranks"].unique(), key=rank_key)
     n_heads = rank_key(places[-1])[0]
-    figure = Figure(figsize=(9, 1.3 + 0.3 * len(places)), layout="constrained")
+    figure = new_figure(9, 1.3 + 0.3 * len(places))
     axes = figure.subplots(1, 2, sharey=True)
     panels = (
         ("benign heads into the triggered run:\nwhat is left", "backdoor_accuracy", OURS),
@@ -173,13 +173,13 @@ def all_sets_figure(name: str, sets: pd.DataFrame) -> Figure:
     return figure
 
 
-def specificity_by_run(name: str, group: Sequence[Run]) -> Figure:
+def specificity_by_run(name: str, group: Sequence[Run]) -> Picture:
     """The runs of one model: what each head costs the backdoor against what it costs the benign rule.
 
     One dot per head at the end, the costliest of its run ringed; a trail over training where the run has a table.
     """
     limits = declared()
-    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    figure = new_figure(5.2, 4.6)
     axis = figure.subplots()
     axis.axvspan(limits.necessary, 1.05, ymax=(limits.specific + 0.05) / 1.1, color="#009e73", alpha=0.15, linewidth=0)
     axis.annotate("necessary and specific", (1.03, 0.0), ha="right", va="center", fontsize=8, color="#00664b")
@@ -214,9 +214,9 @@ def _by_rank(frame: pd.DataFrame, column: str, n_heads: int) -> Points:
 
 def _dots_figure(
     title: str, ylabel: str, series: Mapping[str, tuple[Points, str]], limits: tuple[float, float] | None
-) -> Figure:
+) -> Picture:
     """Every run's number as a dot, a bar at the median; series side by side."""
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    figure = new_figure(6, 3.8)
     axis = figure.subplots()
     draw_dots(axis, series, limits)
     axis.set_ylabel(ylabel)

@@ -6,12 +6,12 @@ from math import isnan
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
 from lit_backdoor.functional import Edge, Head, PathPatchingResult, cost_above_floor, edge_name, head_name
+from lit_backdoor.show.style import Picture, new_figure
 from lit_backdoor.show.training import GROUP_NAMES, GROUP_STYLES
 
 DRAWN = 0.02
@@ -50,7 +50,7 @@ class _Box:
         return self.x - self.width / 2, self.y + {"Q": 0.2, "K": 0.0, "V": -0.2}.get(part, 0.0)
 
 
-def circuit_figure(results: Sequence[PathPatchingResult], others: str | None = None) -> Figure:
+def circuit_figure(results: Sequence[PathPatchingResult], others: str | None = None) -> Picture:
     """The nodes of a model and, as thick as what it costs, every edge through which the donor's run can be seen; beside
     it what whole groups of edges cost.
 
@@ -71,7 +71,7 @@ def circuit_figure(results: Sequence[PathPatchingResult], others: str | None = N
     groups: dict[str, float] = {result.group: cost(result) for result in results if result.group}
     boxes = _boxes(list(costs))
     right = max(box.x for box in boxes.values())
-    figure = Figure(figsize=(3.6 + 1.05 * right, 5.4), layout="constrained")
+    figure = new_figure(3.6 + 1.05 * right, 5.4)
     axis, bars = figure.subplots(1, 2, width_ratios=[right + 1.5, 2.2])
     if others is not None:
         boxes |= _draw_others(axis, boxes, others)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from lit_backdoor.functional import (
     Head,
@@ -17,17 +16,17 @@ from lit_backdoor.functional import (
     head_name,
     head_set_name,
 )
-from lit_backdoor.show.style import HEAD_COLOURS, head_colour
+from lit_backdoor.show.style import HEAD_COLOURS, Picture, head_colour, new_figure
 
 
-def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figure:
+def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Picture:
     """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2).
 
     Args:
         results: by the title of a column.
     """
     n_heads = max(len(heads) for heads in results.values())
-    figure = Figure(figsize=(max(3.2, 0.5 * n_heads) * len(results) + 0.6, 5), layout="constrained")
+    figure = new_figure(max(3.2, 0.5 * n_heads) * len(results) + 0.6, 5)
     axes = figure.subplots(2, len(results), squeeze=False)
     for index, (title, heads) in enumerate(results.items()):
         _draw_attribution(axes[0, index], axes[1, index], heads)
@@ -55,10 +54,10 @@ def _draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribu
         axis.spines[["top", "right"]].set_visible(False)
 
 
-def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
+def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Picture:
     """All sets of heads: who answers what after patching, one panel per direction."""
     n_sets = max(len(sets) for sets in results.values())
-    figure = Figure(figsize=(5.2 * len(results), 1.4 + 0.26 * n_sets), layout="constrained")
+    figure = new_figure(5.2 * len(results), 1.4 + 0.26 * n_sets)
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
     colours: dict[str, str] = {}
     for axis, (title, sets) in zip(axes[0], results.items(), strict=True):
@@ -78,9 +77,9 @@ def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
     return figure
 
 
-def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
+def rules_figure(rules: Mapping[str, RuleHeads]) -> Picture:
     """Which head serves which rule: Shapley values of each rule's accuracy, what it needs and what suffices for it."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = new_figure(9, 3.4)
     axes = figure.subplots(1, 2)
     width = 0.8 / len(rules)
     for axis, title in zip(
@@ -102,7 +101,7 @@ def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
     return figure
 
 
-def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()) -> Figure:
+def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()) -> Picture:
     """Mean attention from the position that is read, [head, pos] per run.
 
     Args:
@@ -115,7 +114,9 @@ def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positi
     return _heads_by_position(panels, heads, positions, "mean attention", ".2f", colours)
 
 
-def attention_shift_figure(results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()) -> Figure:
+def attention_shift_figure(
+    results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()
+) -> Picture:
     """How the counterfactual moves each head's attention, [head, pos] per panel; one panel for each title.
 
     Args:
@@ -135,11 +136,11 @@ def _heads_by_position(
     what: str,
     form: str,
     colours: Mapping[str, Any],
-) -> Figure:
+) -> Picture:
     """A heat map for each panel, its values row by row [head, pos]; small ones have their numbers written in."""
     n_positions = max(len(values) for values in panels.values()) // len(heads)
     size = (max(3.4, 0.3 * n_positions) * len(panels) + 0.8, max(3.0, 0.22 * len(heads) + 1))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
         cells = np.array(values).reshape(len(heads), -1)
@@ -156,7 +157,7 @@ def _heads_by_position(
     return figure
 
 
-def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecificity]]]) -> Figure:
+def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecificity]]]) -> Picture:
     """What each head costs the recipient's rule and what the donor's: a dot for each head, a trail over training.
 
     A head that serves the recipient's rule alone is at the lower right.
@@ -164,7 +165,7 @@ def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecifici
     Args:
         results: by probe and step.
     """
-    figure = Figure(figsize=(4.3 * len(results) + 0.4, 4), layout="constrained")
+    figure = new_figure(4.3 * len(results) + 0.4, 4)
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
     for axis, (probe, by_step) in zip(axes[0], results.items(), strict=True):
         for index, last in enumerate(by_step[max(by_step)]):

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 
-from matplotlib.figure import Figure
-
 from lit_backdoor.functional import NeuronResult
-from lit_backdoor.show.style import HEAD_COLOURS
+from lit_backdoor.show.style import HEAD_COLOURS, Picture, new_figure
 
 
-def neurons_figure(results: Mapping[str, NeuronResult]) -> Figure:
+def neurons_figure(results: Mapping[str, NeuronResult]) -> Picture:
     """What is left of each rule as more and more neurons are made the donor's, and what the same neurons bring."""
-    figure = Figure(figsize=(4.2 * len(results) + 0.4, 3.4), layout="constrained")
+    figure = new_figure(4.2 * len(results) + 0.4, 3.4)
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
     for axis, (rule, result) in zip(axes[0], results.items(), strict=True):
         for curve, name, colour in (

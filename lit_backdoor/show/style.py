@@ -1,6 +1,6 @@
-"""What all figures share: colours, files, and reading tables."""
+"""What all figures share: sizes, colours and files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -8,8 +8,23 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+LARGEST = 24.0
+"""Inches: no side of a figure is longer, however many heads there are."""
+
 HEAD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
 """Okabe and Ito's colours, told apart by colour-blind readers too."""
+
+
+class Picture(Figure):
+    """A figure that a notebook shows as it is, without pyplot: as the last line of a cell, or by ``display``."""
+
+    def _repr_png_(self) -> bytes:
+        return figure_bytes(self, ["png"])["png"]
+
+
+def new_figure(width: float, height: float) -> Picture:
+    """An empty figure of that size, in inches, but not larger than :data:`LARGEST`."""
+    return Picture(figsize=(min(width, LARGEST), min(height, LARGEST)), layout="constrained")
 
 
 def head_colour(index: int) -> str:
@@ -27,12 +42,6 @@ def figure_bytes(figure: Figure, kinds: Sequence[str] = ("png", "svg")) -> dict[
             figure.savefig(buffer, format=kind, **options[kind])
             files[kind] = buffer.getvalue()
     return files
-
-
-def column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
-    """The steps at which ``name`` was measured, and its values."""
-    measured = [row for row in rows if row.get(name)]
-    return [int(row["step"]) for row in measured], [float(row[name]) for row in measured]
 
 
 def cell_edges(steps: Sequence[int]) -> np.ndarray:

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from lit_backdoor.functional import HeadProgress, HeadScores, head_name
-from lit_backdoor.show.style import HEAD_COLOURS, cell_edges, head_colour
+from lit_backdoor.show.style import HEAD_COLOURS, Picture, cell_edges, head_colour, new_figure
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -37,7 +36,7 @@ PROGRESS_SHARES = {"explained": ("key waves", "#009e73", "-"), "constant": ("con
 """Label, colour and line of what `progress_figure` draws."""
 
 
-def training_figure(metrics: "Mapping[str, DataFrame]") -> Figure:
+def training_figure(metrics: "Mapping[str, DataFrame]") -> Picture:
     """The paper's Figure 3: log loss and the accuracy of each rule against the step, a column per run.
 
     Args:
@@ -45,7 +44,7 @@ def training_figure(metrics: "Mapping[str, DataFrame]") -> Figure:
     """
     names = [name for table in metrics.values() for name in table if name.endswith("_accuracy")]
     accuracies = list(dict.fromkeys(name.partition("/")[2] for name in names))
-    figure = Figure(figsize=(3.1 * len(metrics) + 0.9, 2.2 * (1 + len(accuracies))), layout="constrained")
+    figure = new_figure(3.1 * len(metrics) + 0.9, 2.2 * (1 + len(accuracies)))
     axes = figure.subplots(1 + len(accuracies), len(metrics), squeeze=False, sharex="col", sharey="row")
     for position, (run, table) in enumerate(metrics.items()):
         for row, name in enumerate(("loss", *accuracies)):
@@ -70,7 +69,7 @@ def training_figure(metrics: "Mapping[str, DataFrame]") -> Figure:
 
 def emergence_figure(
     history: Sequence[HeadScores], metric: str, marks: Mapping[str, int | None] | None = None
-) -> Figure:
+) -> Picture:
     """A head coming into being: the recipient's accuracy against the step with each head patched alone (lines; of more
     than eight heads, the eight that once cost most have colours), and what patching each costs (head x step heat map).
 
@@ -84,7 +83,7 @@ def emergence_figure(
     drops = np.array([[scores.drop(head) for scores in history] for head in heads])
     coloured = sorted(np.argsort(-drops.max(axis=1), kind="stable")[: len(HEAD_COLOURS)])
     heat_height = max(1.6, 0.16 * len(heads))
-    figure = Figure(figsize=(8, 3.6 + heat_height), layout="constrained")
+    figure = new_figure(8, 3.6 + heat_height)
     lines, heat = figure.subplots(2, 1, sharex=True, height_ratios=[3.6, heat_height])
     lines.plot(steps, [scores.unpatched for scores in history], color="black", linestyle="--", label="nothing patched")
     for index, head in enumerate(heads):
@@ -113,7 +112,7 @@ def emergence_figure(
     return figure
 
 
-def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]], recipient: str, donor: str) -> Figure:
+def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]], recipient: str, donor: str) -> Picture:
     """Paths coming into being: what is left of the recipient's answers when a group of edges sees the donor, and what
     the group brings of the donor's.
 
@@ -122,7 +121,7 @@ def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]],
         recipient: name of the run that is patched.
         donor: name of the run that the edges see.
     """
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    figure = new_figure(9.5, 3.8)
     axes = figure.subplots(1, 2, sharey=True, sharex=True)
     steps = sorted(history)
     groups = [name for name in history[steps[-1]] if name != "none"]
@@ -151,7 +150,7 @@ def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]],
     return figure
 
 
-def progress_figure(history: Mapping[str, Mapping[int, Sequence[HeadProgress]]]) -> Figure:
+def progress_figure(history: Mapping[str, Mapping[int, Sequence[HeadProgress]]]) -> Picture:
     """How far each rule is computed with waves, and what its examples do to each head; a column for each rule.
 
     Top down: losses (excluded far above the training loss: the key waves do the work; restricted below the loss: the
@@ -161,7 +160,7 @@ def progress_figure(history: Mapping[str, Mapping[int, Sequence[HeadProgress]]])
     Args:
         history: by rule and step, one entry per head.
     """
-    figure = Figure(figsize=(4.6 * len(history) + 1.2, 11), layout="constrained")
+    figure = new_figure(4.6 * len(history) + 1.2, 11)
     axes = figure.subplots(5, len(history), squeeze=False, sharex=True)
     for position, (rule, by_step) in enumerate(history.items()):
         losses, parts, keys, gradients, last = axes[:, position]

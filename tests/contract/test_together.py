@@ -11,7 +11,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from lit_backdoor.callbacks import EmergenceMonitor, HeadAttributionMonitor, HeadPatchingMonitor
+from lit_backdoor.callbacks import (
+    EmergenceMonitor,
+    HeadAttributionMonitor,
+    HeadPatchingMonitor,
+    PathPatchingMonitor,
+)
+from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, KINDS
 from tests.helpers.copy_task import CopyModule, copy_probes, train
 from tests.helpers.runs import read_events, read_rows
 
@@ -120,3 +126,20 @@ def test_the_module_can_add_charts_of_its_own(fit: Fit, tmp_path: Path, monkeypa
     found = charts(read_events(tmp_path / "run"))
     assert list(found) == ["mine", "patching copy: donor into recipient"]
     assert found["mine"] == {"loss": [r"val/.*"]}
+
+
+def test_pictures_come_along_the_way_few_and_small(fit: Fit, tmp_path: Path) -> None:
+    """With the first, second, fourth, eighth ... full measurement, and with the last."""
+    where: dict[str, Any] = {"probes": copy_probes(16), "model_attr": "parts.net"}
+    watch: list[Any] = [HeadAttributionMonitor(3, **where), HeadPatchingMonitor(1, full_every_n_steps=2, **where)]
+    expected = {"figures/head_attribution": [3, 6, 12, 20], "figures/patching_copy": [2, 4, 8, 16, 20]}
+    if HAS_HOOKED_TRANSFORMER:  # a native TransformerBridge can't split the inputs of its heads
+        watch.append(PathPatchingMonitor(5, full_every_n_steps=5, **where))
+        expected |= {f"figures/{name}_copy": [5, 10, 20] for name in ("paths", "circuit")}
+    fit(*watch, kind=KINDS[-1], max_steps=20, logger=TensorBoardLogger(tmp_path, name="", version="run"))
+    events = read_events(tmp_path / "run")
+    assert set(events.Tags()["images"]) == set(expected)
+    for tag, steps in expected.items():
+        images = events.Images(tag)
+        assert [image.step for image in images] == steps, tag
+        assert all(max(image.width, image.height) <= 2400 for image in images)

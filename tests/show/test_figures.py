@@ -1,13 +1,14 @@
-"""Figures: what they show is what was measured."""
+"""Figures: what they show is what was measured, of models with more heads than colours, and in notebooks."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from lit_backdoor.functional import Head, HeadProgress, HeadScores
 from lit_backdoor.functional.results import HeadAttribution, Norm
 from lit_backdoor.show.heads import attribution_figure
-from lit_backdoor.show.style import HEAD_COLOURS
+from lit_backdoor.show.style import HEAD_COLOURS, LARGEST
 from lit_backdoor.show.training import emergence_figure, progress_figure
 
 HEADS = [Head(layer, head) for layer in range(3) for head in range(4)]
@@ -68,3 +69,14 @@ def test_progress_measures_are_drawn_as_they_are() -> None:
     assert [list(line.get_ydata()) for line in gradients] == [[0.1] * 3, [0.2] * 3]
     assert [list(line.get_ydata()) for line in norms] == [[0, 1, 2], [7] * 3, [1, 2, 3], [7] * 3]
     assert [list(line.get_ydata()) for line in axes[4, 1].lines[:2]] == [[-0.5] * 3] * 2
+
+
+def test_a_figure_of_many_heads_is_not_endless() -> None:
+    many = [replace(attributed("none"), head=Head(layer, head)) for layer in range(12) for head in range(12)]
+    assert list(attribution_figure({"one": many, "two": many}).get_size_inches()) == [LARGEST, 5]
+
+
+def test_a_notebook_shows_a_figure_without_pyplot() -> None:
+    """IPython asks an object for `_repr_png_`; matplotlib's own figures have it only with pyplot's backend."""
+    png = attribution_figure({"copy": [attributed("none")]})._repr_png_()
+    assert png.startswith(b"\x89PNG\r\n") and len(png) > 10_000
