@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lit_backdoor.functional import (
     HeadAttribution,
@@ -14,10 +15,10 @@ from lit_backdoor.functional import (
     head_name,
     head_set_name,
 )
-from lit_backdoor.show.style import HEAD_COLOURS, Picture, head_colour, new_figure
+from lit_backdoor.show.style import HEAD_COLOURS, head_colour, new_figure
 
 
-def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Picture:
+def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figure:
     """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2)."""
     n_heads = max(len(heads) for heads in results.values())
     figure = new_figure(max(3.2, 0.5 * n_heads) * len(results) + 0.6, 5)
@@ -46,7 +47,7 @@ def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribut
         axis.spines[["top", "right"]].set_visible(False)
 
 
-def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Picture:
+def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
     """All sets of heads: who answers what after patching, one panel per direction."""
     n_sets = max(len(sets) for sets in results.values())
     figure = new_figure(5.2 * len(results), 1.4 + 0.26 * n_sets)
@@ -69,7 +70,7 @@ def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Picture
     return figure
 
 
-def rules_figure(rules: Mapping[str, RuleHeads]) -> Picture:
+def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
     """Which head serves which rule: Shapley values of each rule's accuracy, what it needs and what suffices for it."""
     figure = new_figure(9, 3.4)
     axes = figure.subplots(1, 2)
@@ -93,7 +94,7 @@ def rules_figure(rules: Mapping[str, RuleHeads]) -> Picture:
     return figure
 
 
-def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str]) -> Picture:
+def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str]) -> Figure:
     """Mean attention from the last position, [head, pos] per rule, layer 0."""
     figure = new_figure(3.4 * len(patterns) + 0.8, 3)
     axes = figure.subplots(1, len(patterns), squeeze=False)
@@ -114,7 +115,7 @@ def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positi
 
 def attention_shift_figure(
     results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] | None = None
-) -> Picture:
+) -> Figure:
     """How the counterfactual moves each head's attention, [head, pos] per panel; one panel for each title.
 
     Args:
@@ -139,7 +140,7 @@ def attention_shift_figure(
     return figure
 
 
-def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecificity]]]) -> Picture:
+def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecificity]]]) -> Figure:
     """What each head costs the recipient's rule and what the donor's: a dot for each head, a trail over training.
 
     A head that serves the recipient's rule alone is at the lower right.

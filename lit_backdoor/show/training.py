@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from lit_backdoor.functional import HeadScores, head_name
-from lit_backdoor.show.style import HEAD_COLOURS, Picture, cell_edges, column, head_colour, new_figure
+from lit_backdoor.show.style import HEAD_COLOURS, cell_edges, column, head_colour, new_figure
 
 GROUP_STYLES = {
     "Q": ("#0072b2", "-"),
@@ -22,7 +23,7 @@ GROUP_NAMES = {"D": "past heads", "A_mlp": "heads>MLP", "A_logits": "heads>logit
 """What figures call a group, where its name alone says little."""
 
 
-def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> Picture:
+def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> Figure:
     """The paper's Figure 3 for one run: log loss, and the validation accuracy of each rule, from metrics.csv."""
     figure = new_figure(8, 4.6)
     loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
@@ -42,7 +43,7 @@ def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> 
 
 def emergence_figure(
     history: Sequence[HeadScores], metric: str, marks: Mapping[str, int | None] | None = None
-) -> Picture:
+) -> Figure:
     """A head coming into being: the recipient's accuracy against the step with each head patched alone (lines; of more
     than eight heads, the eight that once cost most have colours), and what patching each costs (head x step heat map).
 
@@ -85,7 +86,7 @@ def emergence_figure(
     return figure
 
 
-def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]], recipient: str, donor: str) -> Picture:
+def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]], recipient: str, donor: str) -> Figure:
     """Paths coming into being: what is left of the recipient's answers when a group of edges sees the donor, and what
     the group brings of the donor's.
 
