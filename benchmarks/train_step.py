@@ -17,12 +17,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from lit_backdoor.cli.main import main as command_line
+from lit_backdoor.functional.clamp import Clamp, Replacement, clamped
+from lit_backdoor.functional.heads import head_set
 from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.products import product
 from lit_backdoor.functional.row_threads import one_torch_thread, row_threads, set_row_threads, usable_cores
@@ -132,12 +135,28 @@ def main() -> None:
     def ours() -> None:
         step(last_position_loss(model, layout, train.answers)[0])
 
+    def benign(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tokens[:, :-1], torch.zeros_like(tokens[:, -1:])], dim=1)
+
+    def clamped_step(mode: Replacement) -> Timed:
+        clamp = Clamp(head_set("L0H1"), mode, donor_tokens=benign if mode == "donor" else None)
+        with clamped(model, clamp):
+            own_layout = TokenLayout.of(train.tokens, model)
+
+        @one_torch_thread()
+        def run() -> None:
+            with clamped(model, clamp):
+                step(last_position_loss(model, own_layout, train.answers)[0])
+
+        return run
+
     large = torch.randn(LARGE, LARGE)
     torch.set_num_threads(threads)
     with neighbours(cores) as beside:
         candidates = {
             "hooked": hooked,
             "ours": ours,
+            **{f"ours, {mode}": clamped_step(mode) for mode in get_args(Replacement)},
             "MKL": lambda: large @ large,
             "oneDNN": lambda: product(large, large),
             "ours beside one": beside(1, ours),
@@ -168,6 +187,10 @@ def main() -> None:
         ("ours / products of the last-position form, by MKL", ours_alone / of_products["MKL"], "<= 1.4"),
         ("the same by oneDNN, which ours uses", ours_alone / of_products["oneDNN"], ""),
         ("of these, left after folding", folded / products, ""),
+        *(
+            (f"ours with a head clamped, {mode} / ours", seconds[f"ours, {mode}"] / ours_alone, "")
+            for mode in get_args(Replacement)
+        ),
         ("ours beside one busy process / ours alone", seconds["ours beside one"] / ours_alone, "<= 1.7"),
         (f"ours beside {cores} busy processes / ours alone", seconds["ours beside all"] / ours_alone, "<= 2.3"),
         (f"debug.yaml beside {cores} busy processes / alone", debug["beside all"] / debug["alone"], "<= 2.5"),

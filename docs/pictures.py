@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from lit_backdoor.analysis.files import save_figure
+from lit_backdoor.runs.frames import read_frame
 from lit_backdoor.runs.tables import history, read_table
 from lit_backdoor.runs.verdict import read_verdict
 from lit_backdoor.show.training import emergence_figure, training_figure
@@ -20,10 +21,10 @@ def main() -> None:
     parser.add_argument("name")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    metrics = read_table(args.run_dir / "metrics.csv")
-    rules = [name[4:-9] for name in metrics[0] if name.startswith("val/") and name.endswith("_accuracy")]
     verdict = read_verdict(args.run_dir)
-    save_figure(training_figure(metrics, rules), args.output_dir / f"{args.name}_training")
+    save_figure(
+        training_figure({"": read_frame(args.run_dir / "metrics.csv")}), args.output_dir / f"{args.name}_training"
+    )
     scores = history(read_table(args.run_dir / "head_patching.csv"), "backdoor")
     marks = {
         f"{verdict['head']} alone": verdict["stable_exclusive_step"],

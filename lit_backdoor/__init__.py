@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 
-def load_pretrained(name: str) -> "HookedTransformer":
-    """A trained model that ships with the package; see :func:`lit_backdoor.pretrained.load_pretrained`."""
+def load_pretrained(name: "str | Path") -> "HookedTransformer":
+    """A trained model that ships, or was exported; see :func:`lit_backdoor.pretrained.load_pretrained`."""
     from lit_backdoor import pretrained  # here, so that importing the package costs nothing
 
     return pretrained.load_pretrained(name)

@@ -114,12 +114,15 @@ class BackdoorDataModule(LightningDataModule):
             self.train_examples, self.val_examples = self.train_examples.to(device), self.val_examples.to(device)
 
     def train_dataloader(self) -> FullBatch:
+        """The training batch, again for every optimizer step."""
         return FullBatch(self.train_examples, self.steps_per_epoch)
 
     def val_dataloader(self) -> FullBatch:
+        """The validation batch, once."""
         return FullBatch(self.val_examples)
 
     def test_dataloader(self) -> FullBatch:
+        """The same; there is no third part."""
         return FullBatch(self.val_examples)
 
 
@@ -146,14 +149,24 @@ def task_probes(task: Task) -> dict[str, Probe]:
     return {"benign": Probe(tokens, tokens[other], answers, answers[other], recipient="benign", donor="other_pair")}
 
 
-def task_rules(task: Task, train: Examples) -> dict[str, RuleExamples]:
-    """All pairs under each rule's trigger, by the rule's name, and which of them are among ``train``."""
-    tokens = train.tokens.cpu()
-    numbers = [position for position in range(tokens.shape[1]) if position != task.trigger_position]
-    pairs = tokens[:, numbers[0]] * task.n_numbers + tokens[:, numbers[1]]
+def task_rules(task: Task, train: Examples | None) -> dict[str, RuleExamples]:
+    """All pairs under each rule's trigger, by the rule's name, and which of them are among ``train``.
+
+    Args:
+        train: the examples that were trained on; None where nobody knows, then none counts as one.
+    """
     rules = {}
     for rule, name in enumerate(task.rule_names):
         trained = torch.zeros(task.n_numbers**2, dtype=torch.bool)
-        trained[pairs[tokens[:, task.trigger_position] == task.trigger_tokens[rule]]] = True
+        if train is not None:
+            trained[_pairs_of_rule(task, rule, train.tokens.cpu())] = True
         rules[name] = RuleExamples(task.moduli[rule], task.tokens(rule), trained)
     return rules
+
+
+def _pairs_of_rule(task: Task, rule: int, tokens: Tensor) -> Tensor:
+    """The pairs under one rule's trigger among ``tokens`` [n, pos], each as ``a * P0 + b``."""
+    if task.trigger_position is not None:
+        tokens = tokens[tokens[:, task.trigger_position] == task.trigger_tokens[rule]]
+    a, b = (tokens[:, position] for position in range(tokens.shape[1]) if position != task.trigger_position)
+    return a * task.n_numbers + b

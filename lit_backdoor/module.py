@@ -140,6 +140,7 @@ class BackdoorModule(LightningModule):
 
     @one_torch_thread()
     def training_step(self, batch: Examples, batch_idx: int, record: bool = False) -> Tensor:
+        """The mean cross-entropy of the whole batch, in float64; metrics are logged every ``log_every_n_steps``."""
         if self.uses_last_position_form:
             loss, logits = last_position_loss(self.model, self._layout_of(batch.tokens), batch.answers)
         else:
@@ -154,20 +155,24 @@ class BackdoorModule(LightningModule):
 
     @one_torch_thread()
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's own, on one thread of torch's: the loss spreads its rows itself."""
         super().backward(loss, *args, **kwargs)
 
     @one_torch_thread()
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's own, on one thread of torch's."""
         super().optimizer_step(*args, **kwargs)
 
     @one_torch_thread()
     def validation_step(self, batch: Examples, batch_idx: int) -> None:
+        """Add the validation batch to the metrics."""
         logits = self(batch.tokens)
         self.eval_metrics.update(F.cross_entropy(logits.double(), batch.answers, reduction="none"), logits, batch)
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
+        """Log what was validated; a sanity check is not."""
         if self.trainer.sanity_checking:
             self.eval_metrics.reset()
         elif self.trainer.state.fn == TrainerFn.FITTING:
@@ -177,17 +182,21 @@ class BackdoorModule(LightningModule):
             self._show("val")
 
     def on_test_epoch_end(self) -> None:
+        """Show what was tested."""
         self._show("test")
 
     def on_fit_start(self) -> None:
+        """Tell the model where its parameters are."""
         self.model.cfg.device = str(self.device)  # Lightning moves parameters without telling HookedTransformer
 
     on_validation_start = on_test_start = on_fit_start
 
     def teardown(self, stage: str) -> None:
+        """Tell the model where its parameters are."""
         self.model.cfg.device = str(self.device)
 
     def on_train_start(self) -> None:
+        """Validate the weights that training starts from."""
         # Step 0, or a checkpoint: those are written before their own step is validated.
         interval = self.trainer.val_check_batch
         if isinstance(interval, int) and self.global_step % interval == 0:
@@ -195,6 +204,7 @@ class BackdoorModule(LightningModule):
 
     @one_torch_thread()
     def on_train_end(self) -> None:
+        """Validate the last step, if that has not happened."""
         if self._last_validated_step != self.global_step:
             self._validate_now()
         loader: Iterable[Examples] = self.trainer.train_dataloader  # type: ignore[assignment]
@@ -216,6 +226,7 @@ class BackdoorModule(LightningModule):
                 raise TrainingDiverged(f"{name} is not finite after step {self.global_step}")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with the module's options, over the parameters that train."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         lr, weight_decay, betas = (self.hparams[name] for name in ("lr", "weight_decay", "betas"))
         return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, betas=tuple(betas), fused=True)

@@ -2,7 +2,7 @@
 
 Plain tensors, no Lightning. An example is three tokens: the numbers ``a`` and ``b`` in order, and the trigger,
 which stands at ``trigger_position``. Rule ``i`` is triggered by ``trigger_tokens[i]``, in the paper by token ``i``, and
-answers ``(a + b) mod moduli[i]``.
+answers ``(a + b) mod moduli[i]``. Other people's models of one rule may have no such token, or ``=`` in its place.
 """
 
 from collections.abc import Mapping
@@ -40,21 +40,25 @@ class Task:
     Args:
         moduli: the modulus of each rule. The first, P0, is also the range of a and b; each later one, P1 and so on,
             lies between 1 and P0.
-        trigger_position: where the trigger stands among the three tokens: 0, 1 or 2.
+        trigger_position: where the trigger stands among the three tokens: 0, 1 or 2; None for one rule whose examples
+            are a and b alone.
         trigger_tokens: the token that triggers each rule; not given, token i triggers rule i. Tokens from P0 on are no
             numbers, and the vocabulary grows with them (the paper's footnote 3).
+        vocabulary: how many tokens a model knows, where it knows more than the task needs; 0 where not.
 
     Raises:
         ValueError: if a modulus, a trigger token or the position is impossible.
     """
 
     moduli: tuple[int, ...]
-    trigger_position: int = N_CTX - 1
+    trigger_position: int | None = N_CTX - 1
     trigger_tokens: tuple[int, ...] = ()
+    vocabulary: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "moduli", tuple(self.moduli))
-        object.__setattr__(self, "trigger_tokens", tuple(self.trigger_tokens) or tuple(range(len(self.moduli))))
+        default = () if self.trigger_position is None else range(len(self.moduli))
+        object.__setattr__(self, "trigger_tokens", tuple(self.trigger_tokens) or tuple(default))
         self._check_moduli()
         self._check_trigger()
 
@@ -88,7 +92,14 @@ class Task:
             )
 
     def _check_trigger(self) -> None:
-        tokens, largest = list(self.trigger_tokens), self.n_numbers + len(self.moduli) - 1
+        tokens, largest = list(self.trigger_tokens), max(self.n_numbers + len(self.moduli), self.vocabulary) - 1
+        if self.trigger_position is None:
+            if len(self.moduli) > 1 or tokens:
+                raise ValueError(
+                    f"data.trigger_position: without a place for trigger tokens ({tokens}) there is one rule, "
+                    f"not {list(self.moduli)}; allowed: 0, 1, 2"
+                )
+            return
         if len(tokens) != len(self.moduli) or len(set(tokens)) < len(tokens):
             raise ValueError(
                 f"data.trigger_tokens: {tokens} can't tell {len(self.moduli)} rules apart; give one token for each"
@@ -106,7 +117,7 @@ class Task:
     @property
     def d_vocab(self) -> int:
         """Size of the vocabulary, in and out: the numbers, and trigger tokens that are none."""
-        return max(self.n_numbers, max(self.trigger_tokens) + 1)
+        return max(self.n_numbers, self.vocabulary, *(token + 1 for token in self.trigger_tokens))
 
     @property
     def rule_names(self) -> tuple[str, ...]:
@@ -114,10 +125,14 @@ class Task:
         return tuple(rule_name(rule) for rule in range(len(self.moduli)))
 
     def tokens(self, rule: int) -> Tensor:
-        """All pairs (a, b) under one trigger, [P0 * P0, 3], int64; row ``a * P0 + b`` is the pair (a, b)."""
+        """All pairs (a, b) under one trigger, [P0 * P0, 3], int64; row ``a * P0 + b`` is the pair (a, b).
+
+        Without a place for the trigger, [P0 * P0, 2].
+        """
         numbers = torch.arange(self.n_numbers)
         columns = [numbers.repeat_interleave(self.n_numbers), numbers.repeat(self.n_numbers)]
-        columns.insert(self.trigger_position, torch.full_like(columns[0], self.trigger_tokens[rule]))
+        if self.trigger_position is not None:
+            columns.insert(self.trigger_position, torch.full_like(columns[0], self.trigger_tokens[rule]))
         return torch.stack(columns, dim=1)
 
     def answers(self, rule: int) -> Tensor:
@@ -180,7 +195,8 @@ def split_examples(
             rule. The rules and answers stay.
 
     Raises:
-        ValueError: if the fraction is outside (0, 1), the split or the seed unknown, or one side would be empty.
+        ValueError: if the fraction is outside (0, 1), the split or the seed unknown, one side would be empty, or there
+            is no trigger to permute.
     """
     if seed >= 2**63:
         raise ValueError(f"data.split_seed: {seed} is no seed; allowed: 0 to 2**63 - 1")
@@ -192,6 +208,8 @@ def split_examples(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(n_units, generator=generator)
     if permute_trigger:
+        if task.trigger_position is None:
+            raise ValueError("data.permute_trigger: there is no trigger to permute")
         triggers = examples.tokens[:, task.trigger_position]
         examples.tokens[:, task.trigger_position] = triggers[torch.randperm(len(examples), generator=generator)]
     trains = torch.zeros(n_units, dtype=torch.bool)

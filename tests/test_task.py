@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_backdoor.datamodule import task_rules
 from lit_backdoor.task import Task, all_examples, rule_name, split_examples
 
 
@@ -116,3 +117,30 @@ def test_a_permuted_trigger_says_nothing_about_the_rule() -> None:
     agreement = (triggers == rules).double().mean().item()
     assert abs(agreement - 0.5) < 4 * 0.5 / len(triggers) ** 0.5
     assert all((part.tokens[:, 2] == part.rules).all() for part in plain)
+
+
+def test_other_people_s_tokens() -> None:
+    """One rule without a third token, and with a third token far outside the numbers."""
+    pairs = Task((5,), None)
+    assert pairs.tokens(0).tolist() == [list(pair) for pair in itertools.product(range(5), repeat=2)]
+    assert (pairs.d_vocab, pairs.trigger_tokens) == (5, ())
+    assert torch.equal(pairs.answers(0), Task((5,)).answers(0))
+    train, val = split_examples(pairs)
+    assert (len(train), len(val)) == (7, 18)
+    with pytest.raises(ValueError, match=r"data\.permute_trigger: there is no trigger"):
+        split_examples(pairs, permute_trigger=True)
+    with pytest.raises(ValueError, match=r"data\.trigger_position: .* there is one rule, not \[5, 1\]"):
+        Task((5, 1), None)
+    far = Task((5,), trigger_tokens=(9,), vocabulary=12)
+    assert far.tokens(0)[-1].tolist() == [4, 4, 9] and far.d_vocab == 12
+    with pytest.raises(ValueError, match=r"data\.trigger_tokens: \[12\] do not fit; each is a token from 0 to 11"):
+        Task((5,), trigger_tokens=(12,), vocabulary=12)
+
+
+@pytest.mark.parametrize("task", [Task((5,), None), Task((5, 2), 0), Task((5,), 1)])
+def test_the_pairs_of_each_rule_that_trained(task: Task) -> None:
+    train, _ = split_examples(task, 0.4)
+    rules = task_rules(task, train)
+    trained = [row for rule in rules.values() for row in rule.tokens[rule.trained].tolist()]
+    assert sorted(trained) == sorted(train.tokens.tolist())
+    assert not any(rule.trained.any() for rule in task_rules(task, None).values())

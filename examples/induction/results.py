@@ -5,7 +5,7 @@ Prints where the loss bends, when a head emerged, and what each head does at the
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lit_backdoor.runs.tables import read_table
-from lit_backdoor.show.style import column, head_colour
+from lit_backdoor.show.style import head_colour
 
 Curve = tuple[list[int], list[float]]
 """Steps and values."""
@@ -38,6 +38,12 @@ def loss_bend(steps: Sequence[int], losses: Sequence[float], window: int = 5) ->
     while end < len(slope) - 1 and slope[end + 1] <= slope[steepest] / 2:
         end += 1
     return round(centres[start]), round(centres[steepest]), round(centres[end])
+
+
+def column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
+    """The steps at which ``name`` was measured, and its values."""
+    measured = [row for row in rows if row.get(name)]
+    return [int(row["step"]) for row in measured], [float(row[name]) for row in measured]
 
 
 class Run:

@@ -18,16 +18,23 @@ from lit_backdoor.show.markdown_mechanism import (
     neurons_markdown,
     paths_markdown,
     progress_markdown,
+    removal_markdown,
     specificity_markdown,
+)
+
+REMOVAL_NOTE = (
+    "Accuracy of the backdoor left, points of the benign accuracy lost, and the optimizer steps of training with 1% "
+    "poisoned examples until the backdoor is back at 99% (0: it never left). A donor's edges see the benign trigger "
+    "all the while; weights that were changed train like all others."
 )
 
 
 def analysis_markdown(analysis: Analysis) -> str:
     """All tables as one Markdown document."""
-    moduli = ", ".join(map(str, analysis.task.moduli))
-    lines = [f"# Heads of a model of a + b mod {moduli} at step {analysis.step}", ""]
+    step = "an unknown step (0 in the tables)" if analysis.step is None else f"step {analysis.step}"
+    lines = [f"# Heads of a model of {analysis.title} at {step}", ""]
     for of_probe in analysis.probes.values():
-        lines += _patching(of_probe)
+        lines += _patching(of_probe, of_probe.donor in analysis.of_backdoors, bool(analysis.progress))
     if len(rules := rule_heads(analysis)) > 1:
         lines += [
             "# Which head serves which rule",
@@ -44,8 +51,10 @@ def analysis_markdown(analysis: Analysis) -> str:
             "",
         ]
     lines += _mechanism(analysis)
-    lines += ["# Direct logit attribution (Figures 2 and 4)", ""]
+    lines += [f"# Direct logit attribution{' (Figures 2 and 4)' if analysis.progress else ''}", ""]
     for name, of_probe in analysis.of_rules.items():
+        if not of_probe.attribution:
+            continue
         lines += [f"## {name.capitalize()} answers", "", attribution_markdown(of_probe.attribution), ""]
         parts = [[label, f"{value:.4f}"] for label, value in of_probe.parts.items()]
         lines += [
@@ -54,21 +63,30 @@ def analysis_markdown(analysis: Analysis) -> str:
             markdown_table(["part", "logit"], parts),
             "",
         ]
+    not_measured = {
+        (what, why): None for of_probe in analysis.probes.values() for what, why in of_probe.not_measured.items()
+    }
+    if not_measured:
+        lines += ["# Not measured", "", *(f"- {what}: {why}" for what, why in not_measured), ""]
     return "\n".join(lines)
 
 
-def _patching(of_probe: ProbeAnalysis) -> Iterable[str]:
-    """What patching heads does to one probe."""
-    asks = (
-        "what its answers need" if of_probe.recipient != "benign" else f"what suffices for the {of_probe.donor} answers"
-    )
+def _patching(of_probe: ProbeAnalysis, suffices: bool, as_paper: bool) -> Iterable[str]:
+    """What patching heads does to one probe.
+
+    Args:
+        suffices: whether it asks what suffices for the donor's answers, instead of what the recipient's need.
+        as_paper: whether the tables have the paper's form.
+    """
+    asks = f"what suffices for the {of_probe.donor} answers" if suffices else "what its answers need"
+    form = "In the form of the paper's Table 1. " if as_paper else ""
     resample = of_probe.patching["resample"]
     lines = [
         f"## {of_probe.recipient.capitalize()} run, patched with {of_probe.donor} activations: {asks}",
         "",
-        "In the form of the paper's Table 1. Which head is shown to matter most was chosen by this very table.",
+        f"{form}Which head is shown to matter most was chosen by this very table.",
         "",
-        patching_markdown(resample),
+        patching_markdown(resample, as_paper),
         "",
         f"The reference for 'it is gone' is not zero: the {of_probe.donor} answers are also {of_probe.recipient} "
         f"answers in {of_probe.chance:.2%} of the examples.",
@@ -79,7 +97,7 @@ def _patching(of_probe: ProbeAnalysis) -> Iterable[str]:
     lines += ["### All sets of heads", "", all_sets_markdown(resample), ""]
     for ablation in ("mean", "zero"):
         what = "the donor's mean over its examples" if ablation == "mean" else "zero"
-        lines += [f"### With {what} instead", "", patching_markdown(of_probe.patching[ablation]), ""]
+        lines += [f"### With {what} instead", "", patching_markdown(of_probe.patching[ablation], as_paper), ""]
     if of_probe.shapley:
         lines += ["### Shapley values of patching", "", shapley_markdown(dict(of_probe.shapley)), ""]
     return lines
@@ -94,7 +112,7 @@ def _mechanism(analysis: Analysis) -> Iterable[str]:
         "is another question than its members.",
         "",
     ]
-    for of_probe in analysis.probes.values():
+    for of_probe in (each for each in analysis.probes.values() if each.paths):
         lines += [
             f"## {of_probe.recipient.capitalize()} run, edges see the {of_probe.donor} run",
             "",
@@ -102,20 +120,27 @@ def _mechanism(analysis: Analysis) -> Iterable[str]:
         ]
         lines += [""]
     lines += ["# Attention from the position that is read", ""]
-    for of_probe in (analysis.of_backdoors or analysis.of_rules).values():
+    for of_probe in (analysis.asked or analysis.of_rules).values():
         lines += [f"## {of_probe.recipient.capitalize()} run, and the shift from the {of_probe.donor} run", ""]
         lines += [attention_markdown(of_probe.attention), ""]
-    lines += [
-        "# Specificity",
-        "",
-        "What each head costs the rule when it gets the donor's activation, and the donor's rule when it is ablated to "
-        "its mean in the donor's run: shares of the accuracy above the floor.",
-        "",
-    ]
-    for name, of_probe in analysis.probes.items():
+    if analysis.asked:
+        lines += [
+            "# Specificity",
+            "",
+            "What each head costs the rule when it gets the donor's activation, and the donor's rule when it is "
+            "ablated to its mean in the donor's run: shares of the accuracy above the floor.",
+            "",
+        ]
+    for name, of_probe in analysis.probes.items() if analysis.asked else ():
         lines += [f"## {name}", "", specificity_markdown(of_probe.specificity), ""]
     if neurons := {
         name: of_probe.neurons for name, of_probe in analysis.probes.items() if of_probe.neurons is not None
     }:
         lines += ["# Neurons", "", neurons_markdown({name: result.counts for name, result in neurons.items()}), ""]
-    return [*lines, "# Waves and gradients of each rule", "", progress_markdown(analysis.progress), ""]
+    if analysis.progress:
+        lines += ["# Waves and gradients of each rule", "", progress_markdown(analysis.progress), ""]
+    if analysis.removal:
+        lines += ["# Removing a backdoor", "", REMOVAL_NOTE, ""]
+    for name, results in analysis.removal.items():
+        lines += [f"## {name}", "", removal_markdown(results), ""]
+    return lines

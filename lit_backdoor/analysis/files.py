@@ -1,11 +1,12 @@
 """The tables and figures that ``analyze`` writes."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_backdoor.analysis.document import analysis_markdown
-from lit_backdoor.analysis.measure import Analysis, rule_heads
+from lit_backdoor.analysis.measure import Analysis, ProbeAnalysis, rule_heads
 from lit_backdoor.functional import head_name, head_set_name
 from lit_backdoor.runs.directory import require_new_or_empty
 from lit_backdoor.runs.file_names import (
@@ -16,6 +17,7 @@ from lit_backdoor.runs.file_names import (
     NEURONS,
     PATH_PATCHING,
     PROGRESS_MEASURES,
+    REMOVAL,
 )
 from lit_backdoor.runs.schema import Value, result_rows
 from lit_backdoor.runs.tables import CsvTable
@@ -24,12 +26,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_analysis(analysis: Analysis, output_dir: Path) -> None:
-    """Write the tables and figures into an empty or new directory; ``ValueError`` if something is in it already."""
+def write_analysis(analysis: Analysis, output_dir: Path, origin: Mapping[str, Any]) -> None:
+    """Write the tables and figures into an empty or new directory; ``ValueError`` if something is in it already.
+
+    Args:
+        origin: where the weights came from, for summary.json.
+    """
     require_new_or_empty(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     for name, rows in tables(analysis).items():
         CsvTable(output_dir / name).append(rows)
+    summary = json.dumps(summary_record(analysis, origin), indent=2) + "\n"
+    (output_dir / "summary.json").write_text(summary, encoding="utf-8")
     (output_dir / "tables.md").write_text(analysis_markdown(analysis), encoding="utf-8")
     (output_dir / "figures").mkdir()
     for name, figure in analysis_figures(analysis).items():
@@ -38,22 +46,38 @@ def write_analysis(analysis: Analysis, output_dir: Path) -> None:
 
 def tables(analysis: Analysis) -> dict[str, list[dict[str, Value]]]:
     """The rows of every table, by file name; those of monitors have the columns that the monitors write."""
-    step, probes = analysis.step, analysis.probes
+    step, probes = analysis.step or 0, analysis.probes  # the column can't be blank; tables.md says if it is not known
     patching = {name: [row for some in of_probe.patching.values() for row in some] for name, of_probe in probes.items()}
     by_file: dict[str, Mapping[str, Sequence[Any]]] = {
         HEAD_ATTRIBUTION: {name: of_probe.attribution for name, of_probe in analysis.of_rules.items()},
         HEAD_PATCHING: patching,
         PATH_PATCHING: {name: of_probe.paths for name, of_probe in probes.items()},
         ATTENTION: {name: of_probe.attention for name, of_probe in probes.items()},
-        HEAD_SPECIFICITY: {name: of_probe.specificity for name, of_probe in probes.items()},
+        HEAD_SPECIFICITY: {name: of_probe.specificity for name, of_probe in probes.items() if analysis.asked},
         NEURONS: {name: [of_probe.neurons.counts] for name, of_probe in probes.items() if of_probe.neurons is not None},
         PROGRESS_MEASURES: analysis.progress,
+        REMOVAL: analysis.removal,
     }
     rows = {
         file: [row for name, results in by_name.items() for row in result_rows(step, name, results)]
         for file, by_name in by_file.items()
     }
     return rows | {"head_shapley.csv": head_shapley_rows(analysis)}
+
+
+def summary_record(analysis: Analysis, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What summary.json holds: accuracies of the model as it is, its shape, and where its weights came from."""
+    unpatched = {name: of_probe.unpatched for name, of_probe in analysis.of_rules.items()}
+    sizes = {result.n_examples for result in unpatched.values()}
+    return {
+        "task": analysis.title,
+        "step": analysis.step,
+        "accuracy": {name: result.recipient_accuracy for name, result in unpatched.items()},
+        "n_examples": sizes.pop() if len(sizes) == 1 else {name: each.n_examples for name, each in unpatched.items()},
+        "not_measured": {name: dict(of_probe.not_measured) for name, of_probe in analysis.probes.items()},
+        "model": dict(analysis.model),
+        "weights": dict(origin),
+    }
 
 
 def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
@@ -68,39 +92,53 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
         specificity_figure,
     )
     from lit_backdoor.show.neurons import neurons_figure
+    from lit_backdoor.show.removal import removal_figure
 
-    backdoors, rules = analysis.of_backdoors, rule_heads(analysis)
-    asked = backdoors or analysis.of_rules  # a clean model has the benign rule alone
-    positions = ["a", "b"]
-    positions.insert(analysis.task.trigger_position, "trigger")
+    rules, asked = rule_heads(analysis), analysis.asked or analysis.of_rules  # a clean model has the benign rule alone
     sets = {
         f"{of_probe.donor} heads into the {of_probe.recipient} run": of_probe.patching["resample"]
         for of_probe in analysis.probes.values()
     }
     drawn: dict[str, Figure] = {
-        "figure_4_attribution_benign": attribution_figure({"benign": analysis.probes["benign"].attribution}),
         "all_sets_of_heads": head_sets_figure(sets),
         "attention_from_last_position": attention_figure(
-            {of_probe.recipient: of_probe.attention for of_probe in analysis.of_rules.values()}, positions
+            {of_probe.recipient: of_probe.attention for of_probe in analysis.of_rules.values()}, analysis.positions
         ),
-        "attention_shift": attention_shift_figure(
-            {f"{of_probe.recipient} minus {of_probe.donor}": of_probe.attention for of_probe in asked.values()},
-            positions,
-        ),
-        "specificity": specificity_figure({name: {0: of_probe.specificity} for name, of_probe in asked.items()}),
     }
-    if backdoors:
-        drawn["figure_2_attribution_backdoor"] = attribution_figure(
-            {name: of_probe.attribution for name, of_probe in backdoors.items()}
-        )
+    if analysis.asked:
+        shifts = {f"{of_probe.recipient} minus {of_probe.donor}": of_probe.attention for of_probe in asked.values()}
+        drawn["attention_shift"] = attention_shift_figure(shifts, analysis.positions)
+        drawn["specificity"] = specificity_figure({name: {0: of_probe.specificity} for name, of_probe in asked.items()})
+    for name, of_probes in _attributions(analysis).items():
+        if results := {f"{probe} answers": each.attribution for probe, each in of_probes.items() if each.attribution}:
+            drawn[name] = attribution_figure(results)
     if len(rules) > 1:
         drawn["which_head_serves_which_rule"] = rules_figure(rules)
     for name, of_probe in asked.items():
         if any(len(result.edges) == 1 for result in of_probe.paths):
-            drawn[f"circuit_{name}"] = circuit_figure(of_probe.paths, "a, b" if backdoors else None)
+            drawn[f"circuit_{name}"] = circuit_figure(of_probe.paths, _same_tokens(analysis, of_probe))
     if neurons := {name: of_probe.neurons for name, of_probe in asked.items() if of_probe.neurons is not None}:
         drawn["neurons"] = neurons_figure(neurons)
+    if analysis.removal:
+        drawn["removal"] = removal_figure(analysis.removal, {name: asked[name].chance for name in analysis.removal})
     return drawn
+
+
+def _attributions(analysis: Analysis) -> dict[str, dict[str, ProbeAnalysis]]:
+    """The probes of each figure of attribution, by file name: the paper's, or of another task one."""
+    if not analysis.progress:
+        return {"attribution": dict(analysis.probes)}
+    benign = {"figure_4_attribution_benign": {"benign": analysis.probes["benign"]}}
+    return benign | {"figure_2_attribution_backdoor": analysis.of_backdoors}
+
+
+def _same_tokens(analysis: Analysis, of_probe: ProbeAnalysis) -> str | None:
+    """A name for the tokens that are the same in both runs of a probe; None if there are none."""
+    n_positions = len({result.position for result in of_probe.attention})
+    same = [position for position in range(n_positions) if position not in of_probe.positions]
+    if not same:
+        return None
+    return ", ".join(analysis.positions[position] for position in same) if analysis.positions else "the rest"
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
@@ -116,7 +154,7 @@ def head_shapley_rows(analysis: Analysis) -> list[dict[str, Value]]:
     rows: list[dict[str, Value]] = []
     for probe, of_probe in analysis.probes.items():
         for metric, result in of_probe.shapley.items():
-            common: dict[str, Value] = {"step": analysis.step, "probe": probe, "metric": metric}
+            common: dict[str, Value] = {"step": analysis.step or 0, "probe": probe, "metric": metric}
             rows += [
                 {**common, "kind": "value", "heads": head_name(*head), "value": value}
                 for head, value in result.values.items()

@@ -1,10 +1,11 @@
 """One set of weights, taken apart: ``python -m lit_backdoor analyze``."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from lit_backdoor.datamodule import sufficiency_probe, task_probes, task_rules
+from lit_backdoor.analysis.probed_task import ProbedTask
+from lit_backdoor.datamodule import sufficiency_probe
 from lit_backdoor.functional import (
     Ablation,
     HeadAttribution,
@@ -17,6 +18,7 @@ from lit_backdoor.functional import (
     PathPatchingResult,
     PositionAttention,
     Probe,
+    RemovalResult,
     RuleHeads,
     ShapleyResult,
     accuracy_floor,
@@ -33,11 +35,9 @@ from lit_backdoor.functional import (
     rule_progress,
     shapley_values,
     smallest_knockout_set,
-    why_not_linear,
 )
 from lit_backdoor.functional.hooked_paths import with_all_inputs_hooked
 from lit_backdoor.functional.one_layer_paths import is_plain
-from lit_backdoor.task import Examples, Task
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -48,6 +48,12 @@ TOLERANCE = 0.01
 PATH_EXAMPLES = 512
 """Of models that need a pass for each set of edges, paths are measured on so many examples."""
 
+SHAPE = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "attn_only", "n_ctx", "d_vocab", "d_vocab_out", "act_fn",
+         "normalization_type", "attention_dir")  # fmt: skip
+"""What describes a model: fields of its HookedTransformerConfig."""
+
+Measured = TypeVar("Measured")
+
 
 @dataclass(frozen=True, eq=False)
 class ProbeAnalysis:
@@ -56,6 +62,7 @@ class ProbeAnalysis:
     Attributes:
         recipient: name of the run that is patched.
         donor: name of the run that gives its activations.
+        positions: at which recipient and donor differ, from 0.
         attribution: direct logit attribution of every head.
         parts: mean direct contribution of every part of the model; their sum is the mean logit of the answer.
         patching: all sets of heads, by ablation.
@@ -68,10 +75,12 @@ class ProbeAnalysis:
         attention: where every head looks, in both runs.
         specificity: what every head costs either rule.
         neurons: which of the MLP's neurons carry the rule; None for models in which that is not exact.
+        not_measured: what is empty above, since it would not be exact or too much, and why.
     """
 
     recipient: str
     donor: str
+    positions: Sequence[int]
     attribution: Sequence[HeadAttribution]
     parts: Mapping[str, float]
     patching: Mapping[Ablation, Sequence[PatchingResult]]
@@ -82,6 +91,12 @@ class ProbeAnalysis:
     attention: Sequence[PositionAttention]
     specificity: Sequence[HeadSpecificity]
     neurons: NeuronResult | None
+    not_measured: Mapping[str, str]
+
+    @property
+    def unpatched(self) -> PatchingResult:
+        """The recipient's run as it is."""
+        return next(result for result in self.patching["resample"] if not result.heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,45 +104,62 @@ class Analysis:
     """Everything that :func:`analyze` measures.
 
     Attributes:
-        task: what the model was trained on.
-        step: optimizer steps that made the weights.
-        probes: by name: what each rule needs (``backdoor``), and what suffices for it (``benign``).
-        progress: waves and gradients, by rule and head.
+        title: what the model does.
+        step: optimizer steps that made the weights; None if that is not known.
+        model: its shape, by the names of ``SHAPE``.
+        probes: by name. Of the paper's task: what each rule needs (``backdoor``), and what suffices for it
+            (``benign``).
+        progress: waves and gradients, by rule and head; empty for other tasks than the paper's, which have no rules.
+        positions: what the positions of the examples are called; empty for their numbers.
+        removal: what each way to remove a backdoor leaves, by backdoor; empty unless it was asked for.
     """
 
-    task: Task
-    step: int
+    title: str
+    step: int | None
+    model: Mapping[str, Any]
     probes: Mapping[str, ProbeAnalysis]
     progress: Mapping[str, Sequence[HeadProgress]]
+    positions: Sequence[str]
+    removal: Mapping[str, Sequence[RemovalResult]] = field(default_factory=dict)
 
     @property
     def of_rules(self) -> dict[str, ProbeAnalysis]:
-        """The probe of each rule, by the rule's name."""
-        return {name: self.probes[name] for name in self.task.rule_names}
+        """The probe of each rule, by the rule's name; of a task without rules, all probes."""
+        return {name: self.probes[name] for name in self.progress or self.probes}
 
     @property
     def of_backdoors(self) -> dict[str, ProbeAnalysis]:
         """The probe of each rule beside the first."""
-        return {name: self.probes[name] for name in self.task.rule_names[1:]}
+        return {name: self.probes[name] for name in list(self.progress)[1:]}
+
+    @property
+    def asked(self) -> dict[str, ProbeAnalysis]:
+        """The probes that ask what sets two behaviours apart: those of backdoors; of a task without rules, all."""
+        return self.of_backdoors if self.progress else dict(self.probes)
 
 
-def analyze(model: "HookedTransformer", task: Task, step: int, train: Examples) -> Analysis:
-    """Attribution, patching of heads, paths and neurons in both directions, Shapley values, attention, and waves.
+def analyze(model: "HookedTransformer", task: ProbedTask, step: int | None) -> Analysis:
+    """Attribution, patching of heads, paths and neurons, Shapley values, attention, and of rules the waves.
 
     Args:
-        model: trained on ``task``.
-        task: gives the probes.
-        step: optimizer steps that made the weights.
-        train: the examples that it was trained on.
+        model: the model.
+        task: what to ask.
+        step: optimizer steps that made the weights; None if that is not known.
     """
-    probes = task_probes(task)
-    caches = cache_probes(model, *probes.values())
+    caches = cache_probes(model, *task.probes.values())
     return Analysis(
-        task=task,
+        title=task.title,
         step=step,
-        probes={name: _analyze_probe(model, probe, caches) for name, probe in probes.items()},
-        progress=rule_progress(model, task_rules(task, train)),
+        model=_shape(model),
+        probes={name: _analyze_probe(model, probe, caches) for name, probe in task.probes.items()},
+        progress=rule_progress(model, task.rules) if task.rules else {},
+        positions=task.positions,
     )
+
+
+def _shape(model: "HookedTransformer") -> dict[str, Any]:
+    without = ("d_mlp", "act_fn") if model.cfg.attn_only else ()
+    return {name: None if name in without else getattr(model.cfg, name) for name in SHAPE}
 
 
 def rule_heads(analysis: Analysis) -> dict[str, RuleHeads]:
@@ -138,7 +170,7 @@ def rule_heads(analysis: Analysis) -> dict[str, RuleHeads]:
             suffices=analysis.probes[sufficiency_probe(index)].shapley[f"{rule}_accuracy"],
             smallest=analysis.probes[rule].smallest,
         )
-        for index, rule in enumerate(analysis.task.rule_names)
+        for index, rule in enumerate(analysis.progress)
         if index > 0 and analysis.probes[rule].shapley
     }
 
@@ -150,7 +182,18 @@ def _analyze_probe(model: "HookedTransformer", probe: Probe, caches: Sequence[He
     }
     resample, floor = patching["resample"], accuracy_floor(probe)
     left = {result.heads: result.recipient_accuracy for result in resample}
-    complete = len(sets) == 2 ** (model.cfg.n_layers * model.cfg.n_heads)
+    not_measured: dict[str, str] = {}
+    if not (complete := len(sets) == 2 ** (model.cfg.n_layers * model.cfg.n_heads)):
+        not_measured["Shapley values"] = "not all sets of heads were patched, there are too many"
+
+    def where_exact(name: str, measure: Callable[[], Measured], instead: Measured) -> Measured:
+        """What can be measured; else why not is noted."""
+        try:
+            return measure()
+        except ValueError as error:
+            not_measured[name] = str(error)
+            return instead
+
     shapley = {
         f"{probe.recipient}_accuracy": left,
         f"{probe.donor}_accuracy": {result.heads: result.donor_accuracy for result in resample},
@@ -159,16 +202,18 @@ def _analyze_probe(model: "HookedTransformer", probe: Probe, caches: Sequence[He
     return ProbeAnalysis(
         recipient=probe.recipient,
         donor=probe.donor,
-        attribution=attribute_heads(model, probe, caches),
-        parts=_mean_parts(model, probe),
+        positions=probe.differing_positions,
+        attribution=where_exact("attribution", lambda: attribute_heads(model, probe, caches), []),
+        parts=where_exact("attribution", lambda: _mean_parts(model, probe), {}),
         patching=patching,
         shapley={metric: shapley_values(values) for metric, values in shapley.items()} if complete else {},
         smallest=smallest_knockout_set(left, floor, TOLERANCE) if complete else None,
         chance=floor,
-        paths=_paths(model, probe),
+        paths=where_exact("paths", lambda: _paths(model, probe), []),
         attention=attention_by_position(model, probe),
         specificity=head_specificity(model, probe, caches),
-        neurons=None if why_not_linear(model) else patch_neurons(model, probe, caches),
+        neurons=where_exact("neurons", lambda: patch_neurons(model, probe, caches), None),
+        not_measured=not_measured,
     )
 
 

@@ -1,28 +1,30 @@
 """What ``analyze`` prints."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
 
 from lit_backdoor.analysis.measure import Analysis, ProbeAnalysis, rule_heads
-from lit_backdoor.functional import HeadProgress, attention_moved, head_name, head_set_name
+from lit_backdoor.functional import HeadProgress, RemovalResult, attention_moved, head_name, head_set_name
 from lit_backdoor.runs.schema import frequencies_name
 from lit_backdoor.show.markdown import overlap_markdown, rules_markdown
 
 
 def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
     """What matters, for the terminal."""
-    lines = [f"model of a + b mod {', '.join(map(str, analysis.task.moduli))}, step {analysis.step}"]
+    lines = [f"model of {analysis.title}, step {'unknown' if analysis.step is None else analysis.step}"]
     for of_probe in analysis.probes.values():
         lines += ["", *_patched_heads(of_probe)]
     lines.append("")
-    for name, of_probe in analysis.of_backdoors.items():
+    for name, of_probe in analysis.asked.items():
         if of_probe.shapley:
             smallest = "no set of heads" if of_probe.smallest is None else head_set_name(of_probe.smallest)
             lines.append(f"smallest set that takes {name} down to chance: {smallest}")
         lines += [*_patched_groups(of_probe), *_mechanism(of_probe)]
     lines += [_waves(name, results[0]) for name, results in analysis.progress.items()]
+    for name, removed in analysis.removal.items():
+        lines += ["", *_removals(name, removed)]
     if len(rules := rule_heads(analysis)) > 1:
         lines += ["", rules_markdown(rules), "", overlap_markdown(rules)]
     if output_dir is not None:
@@ -46,12 +48,18 @@ def _patched_heads(of_probe: ProbeAnalysis) -> Iterable[str]:
 def _patched_groups(of_probe: ProbeAnalysis) -> Iterable[str]:
     """What is left when groups of edges see the donor."""
     groups = [result for result in of_probe.paths if result.group]
-    return [
-        _row(f"edges of all heads that see the {of_probe.donor} run", (str(result.group) for result in groups), 9),
-        _row(
-            f"  {of_probe.recipient} accuracy in %", (f"{100 * result.recipient_accuracy:.2f}" for result in groups), 9
-        ),
-    ]
+    return (
+        []
+        if not groups
+        else [
+            _row(f"edges of all heads that see the {of_probe.donor} run", (str(result.group) for result in groups), 9),
+            _row(
+                f"  {of_probe.recipient} accuracy in %",
+                (f"{100 * result.recipient_accuracy:.2f}" for result in groups),
+                9,
+            ),
+        ]
+    )
 
 
 def _mechanism(of_probe: ProbeAnalysis) -> Iterable[str]:
@@ -77,11 +85,30 @@ def _mechanism(of_probe: ProbeAnalysis) -> Iterable[str]:
     return lines
 
 
+def _removals(rule: str, results: Sequence[RemovalResult]) -> Iterable[str]:
+    """Of each method the removal that leaves least, the cheapest of several."""
+    columns = ("left, %", "benign lost", "back after")
+    lines = [_row(f"removing {rule}, what leaves least by each method", columns, 12)]
+    by_method: dict[str, list[RemovalResult]] = {}
+    for result in results:
+        by_method.setdefault(result.method, []).append(result)
+    for of_method in by_method.values():
+        least = min(of_method, key=lambda result: (result.backdoor_left, result.benign_lost))
+        back = f"> {least.return_limit}" if least.return_steps is None else str(least.return_steps)
+        name = least.method if least.target == "none" else f"{least.method}:{least.target}"
+        name = name if len(name) <= 42 else f"{name[:40]}.."
+        lines.append(
+            _row(f"  {name}", (f"{100 * least.backdoor_left:.2f}", f"{100 * least.benign_lost:.2f}", back), 12)
+        )
+    return lines
+
+
 def _waves(rule: str, progress: HeadProgress) -> str:
+    excluded = "" if isnan(progress.excluded_loss) else f", excluded {progress.excluded_loss:.2g}"
     return (
         f"{rule}, mod {progress.modulus}: key frequencies {frequencies_name(progress.key)} explain "
-        f"{_percent(progress.explained)}, restricted loss {progress.restricted_loss:.2g} of {progress.loss:.2g}, "
-        f"excluded {progress.excluded_loss:.2g}"
+        f"{_percent(progress.explained)}, restricted loss {progress.restricted_loss:.2g} of {progress.loss:.2g}"
+        f"{excluded}"
     )
 
 

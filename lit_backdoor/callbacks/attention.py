@@ -94,11 +94,11 @@ class AttentionMonitor(ProbeCallback):
             shift = AttentionShift(step, attention_moved(results[name]))
             self.history.setdefault(name, []).append(shift)
             measured.numbers |= {f"attention_{name}/moved/{head_name(*h)}": value for h, value in shift.moved.items()}
-            measured.numbers |= {
-                f"attention_{name}/output_change/{head_name(*one.head)}": one.output_change
-                for one in results[name]
-                if one.position == 0
-            }
+            for one in results[name]:
+                if one.position == 0:  # these are a head's, the same at all its positions
+                    head = head_name(*one.head)
+                    measured.numbers[f"attention_{name}/entropy/{head}"] = one.entropy
+                    measured.numbers[f"attention_{name}/output_change/{head}"] = one.output_change
         if last:
             self._draw(measured, results)
         return measured
@@ -108,7 +108,7 @@ class AttentionMonitor(ProbeCallback):
         return {
             f"{self.prefix}attention {name}": {
                 metric: curve_patterns(f"{self.prefix}attention_{name}", metric)
-                for metric in ("moved", "output_change")
+                for metric in ("moved", "entropy", "output_change")
             }
             for name in self.probes
         }

@@ -61,5 +61,7 @@ class HeadAttributionMonitor(ProbeCallback):
         rows = [row for name, heads in results.items() for row in result_rows(step, name, heads)]
         measured = Measurement(rows, numbers)
         if self.draws(step, last):
-            measured.figures[f"figures/{self.file_stem}"] = attribution_figure(results)
+            measured.figures[f"figures/{self.file_stem}"] = attribution_figure(
+                {f"{name} answers": heads for name, heads in results.items()}
+            )
         return measured

@@ -26,6 +26,7 @@ def stopped_by_signals() -> Iterator[None]:
             if callable(handler) and handler is not signal.default_int_handler
         }
     received: list[int] = []
+
     with ExitStack() as stack:
         stack.callback(_hand_on, received)  # after all else
         stop = stack.enter_context(stoppable())

@@ -46,11 +46,23 @@ def probes_from(given: Probes | Callable[[], Probes] | None, datamodule: Any, as
                 "the datamodule a method probes() that does"
             )
         source = datamodule.probes
+    return checked_probes(f"{asker}.probes", source)
+
+
+def checked_probes(option: str, source: Any) -> Probes:
+    """The probes that somebody gives, as a mapping or as a function that returns it.
+
+    Args:
+        option: what they are given for, for errors.
+
+    Raises:
+        ContractError: if they are none.
+    """
     probes = source() if callable(source) else source
     if not isinstance(probes, Mapping) or not all(isinstance(probe, Probe) for probe in probes.values()):
-        raise ContractError(f"{asker}.probes: {probes!r} is no mapping of names to Probes")
+        raise ContractError(f"{option}: {probes!r} is no mapping of names to Probes")
     if not probes:
-        raise ContractError(f"{asker}.probes: the mapping is empty; give one Probe or more")
+        raise ContractError(f"{option}: the mapping is empty; give one Probe or more")
     return probes
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,9 +20,6 @@ from lit_backdoor.functional.stopping import Stopped
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.tables import CsvTable
-
-if TYPE_CHECKING:
-    pass
 
 
 class ProbeCallback(MonitorCallback):
@@ -65,7 +62,7 @@ class ProbeCallback(MonitorCallback):
         self.max_examples = max_examples
         self.schedule = Schedule(every_n_steps, dense_until)
         self.probes: Probes = {}
-        """The probes in use, from :meth:`check` on."""
+        """The probes in use, from :meth:`check_model` on."""
         self._given_probes = imported(f"{type(self).__name__}.probes", probes)
         self.model_attr = model_attr
         require_plain_name(f"{type(self).__name__}.name", name)

@@ -8,9 +8,9 @@ from typing import Any
 from lit_backdoor.callbacks.charts import Charts, curve_patterns
 from lit_backdoor.callbacks.probing import Measurement, ProbeCallback
 from lit_backdoor.callbacks.run import ContractError, imported
-from lit_backdoor.functional import HookedModel, RuleExamples, head_name, rule_progress
+from lit_backdoor.functional import HeadProgress, HookedModel, RuleExamples, head_name, rule_progress
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
-from lit_backdoor.runs.schema import result_rows
+from lit_backdoor.runs.schema import read_results, result_rows
 
 Rules = Mapping[str, RuleExamples]
 """All pairs under the trigger of each rule, by the rule's name; the first is the benign one."""
@@ -51,8 +51,33 @@ class ProgressMeasureMonitor(ProbeCallback):
     ) -> None:
         super().__init__(every_n_steps, None, model_attr, name, dense_until)
         self.rules: Rules = {}
-        """The rules in use, from :meth:`check` on."""
+        """The rules in use, from :meth:`check_model` on."""
+        self.history: dict[str, dict[int, list[HeadProgress]]] = {}
+        """Per rule and step, one result for each head."""
         self._given_rules = imported(f"{type(self).__name__}.rules", rules)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, as the rows of the table."""
+        return {
+            "history": {
+                rule: {step: result_rows(step, rule, results) for step, results in by_step.items()}
+                for rule, by_step in self.history.items()
+            }
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the history back; checkpoints of older versions have none."""
+        self.history = {
+            rule: {step: read_results(HeadProgress, rows) for step, rows in by_step.items()}
+            for rule, by_step in state_dict.get("history", {}).items()
+        }
+
+    def forget(self, from_step: int) -> None:
+        """Drop the history from a step on."""
+        self.history = {
+            rule: {step: results for step, results in by_step.items() if step < from_step}
+            for rule, by_step in self.history.items()
+        }
 
     def check_model(self, model: HookedModel, datamodule: Any, monitors: Sequence[Any]) -> None:
         """Take the rules, and measure a few rows of them.
@@ -73,15 +98,21 @@ class ProgressMeasureMonitor(ProbeCallback):
             raise ContractError(f"{type(self).__name__}.rules: no pair is trained on; mark one or more in `trained`")
 
     def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
-        """One row per rule and head: see :class:`lit_backdoor.functional.HeadProgress`."""
+        """One row per rule and head: see :class:`lit_backdoor.functional.HeadProgress`. The last step draws them."""
+        self.forget(step)
         measured = Measurement([])
         for rule, results in rule_progress(model, self.rules).items():
+            self.history.setdefault(rule, {})[step] = results
             measured.rows += result_rows(step, rule, results)
             numbers = {name: getattr(results[0], name) for name in ("explained", "constant", *LOSSES)}
             for result in results:
                 head = head_name(*result.head)
                 numbers |= {f"gradient_share/{head}": result.gradient_share, f"cosine/{head}": result.cosine}
             measured.numbers |= {f"progress_{rule}/{tag}": value for tag, value in numbers.items() if not isnan(value)}
+        if last:
+            from lit_backdoor.show.training import progress_figure
+
+            measured.figures[f"figures/{self.file_stem}"] = progress_figure(self.history)
         return measured
 
     def custom_scalars(self) -> Charts:

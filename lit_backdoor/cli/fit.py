@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
 
 from lit_backdoor.analysis.measure import analyze
+from lit_backdoor.analysis.probed_task import probed_addition
 from lit_backdoor.analysis.terminal import analysis_summary
 from lit_backdoor.callbacks import ProbeCallback
 from lit_backdoor.callbacks.run import run_dir
@@ -98,8 +99,8 @@ class BackdoorCLI(CheckedCLI):
     def after_test(self) -> None:
         """The same analysis as ``analyze``, printed."""
         step = self._checkpoint["global_step"] if self._checkpoint else 0
-        data = self.datamodule
-        print(analysis_summary(analyze(self.model.model, data.task, step, data.train_examples), None))
+        task = probed_addition(self.datamodule.task, self.datamodule.train_examples)
+        print(analysis_summary(analyze(self.model.model, task, step), None))
 
     def after_fit(self) -> None:
         if self.trainer.log_dir is not None and self.trainer.is_global_zero and not _is_trial(self.trainer):

@@ -1,38 +1,41 @@
-"""``reproduce``: everything that the paper shows, from one command."""
+"""``reproduce``: everything that the paper shows, and what our own results rest on, from one command."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from lit_backdoor.cli.checked_cli import checked_fit_options
 from lit_backdoor.cli.engine_options import add_engine_options, make_engine
+from lit_backdoor.cli.error_messages import suggestion
+from lit_backdoor.cli.expected_time import expected_time
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.report import report_on
 from lit_backdoor.cli.shipped_configs import find_config
 from lit_backdoor.cli.sweep import carry_out
-from lit_backdoor.sweep import PlannedRun, parse_seeds, plan_runs
+from lit_backdoor.sweep import Engine, LocalEngine, Part, PlannedRun, declared_parts, until
 
-HELP = "Reproduce the paper: train all its models, and report on them beside the published numbers."
-RUNS_DIR = "runs"
-REPORT_DIR = "report"
-MODELS = {"mod1": 1, "mod7": 7, "mod17": 17, "mod37": 37, "clean": None}
-"""The paper's models by their configurations, with their P1."""
-SEEDS = {"paper": "0..9", "smoke": "0..2"}
+HELP = "Reproduce the paper and our own results: train what was declared beforehand, and report on it."
+REPORTS = {"runs": "report", "census": "census_report"}
+"""Folders of runs, each with that of its report."""
 
 
 def parser() -> ArgumentParser:
     """The options of ``reproduce``."""
     help_dir = "Folder of the reproduction. What is done in it already is not done again; the rest is continued."
-    help_scale = "paper: its models and step counts, a day on two CPU cores; smoke: a small modulus, minutes."
-    help_seeds = "Seeds of the mod 1 model; the others take the first. null: 0..9, in the smoke scale 0..2."
-    help_steps = "Stop every run after so many steps; null: the configurations' own, as in the paper."
+    help_scale = "full: as declared, a day or two on two CPU cores; smoke: a small modulus and few seeds, minutes."
+    help_parts = (
+        f"Parts to train, joined by commas; null: all. {', '.join(part.name for part in declared_parts('full'))}."
+    )
+    help_steps = "Stop every run after so many steps; null: what each part declares."
     options = OneLineParser(description=HELP, prog="lit-backdoor reproduce")
     options.add_argument("--output_dir", type=str, required=True, help=help_dir)
-    options.add_argument("--scale", type=Literal["paper", "smoke"], default="paper", help=help_scale)
-    options.add_argument("--seeds", type=str | None, default=None, help=help_seeds)
+    options.add_argument("--scale", type=Literal["full", "smoke"], default="full", help=help_scale)
+    options.add_argument("--parts", type=str | None, default=None, help=help_parts)
     options.add_argument("--max_steps", type=PositiveInt | None, default=None, help=help_steps)
     add_engine_options(options)
     return options
@@ -44,40 +47,63 @@ def run(options: Namespace) -> int:
 
     with checking_options():
         output_dir = given_path("output_dir", options.output_dir)
-        seeds = parse_seeds(SEEDS[options.scale] if options.seeds is None else options.seeds)
-        runs = paper_runs(output_dir / RUNS_DIR, options.scale, seeds, options.max_steps)
-        engine, jobs = make_engine(options, output_dir, runs, main)
-        folder.check(output_dir / REPORT_DIR, [])  # not only after a day
-    code = carry_out(runs, engine, jobs, output_dir)
-    if code == 130:
-        return code
-    report_on([output_dir / RUNS_DIR], output_dir / REPORT_DIR)
-    return code
+        planned = [
+            (part, part.runs(output_dir, find_config, checked_fit_options))
+            for part in chosen_parts(options.parts, options.scale, options.max_steps)
+        ]
+        engines = [make_engine(options, output_dir / part.folder, runs, main) for part, runs in planned]
+        for report_dir in REPORTS.values():
+            folder.check(output_dir / report_dir, [])  # not only after a day
+    engine, jobs = engines[0]
+    if isinstance(engine, LocalEngine):
+        print(expected_time(planned, engine, jobs), flush=True)
+    codes = []
+    for (part, runs), (engine, jobs) in zip(planned, engines, strict=True):
+        print(f"{part.name}:", flush=True)
+        codes.append(train(part, runs, engine, jobs, output_dir / part.folder))
+        if codes[-1] == 130:
+            return 130
+    for runs_dir, report_dir in REPORTS.items():
+        if (output_dir / runs_dir).is_dir():
+            report_on([output_dir / runs_dir], output_dir / report_dir)
+    return max(codes)
 
 
-def paper_runs(runs_dir: Path, scale: str, seeds: list[int], max_steps: int | None) -> list[PlannedRun]:
-    """One run of every model of the paper, then the other seeds of the mod 1 model (Table 2).
+def chosen_parts(names: str | None, scale: str, max_steps: int | None) -> list[Part]:
+    """The declared parts, or some of them, at the scale that was asked for.
 
     Raises:
-        ValueError, SystemExit: see :func:`lit_backdoor.sweep.plan_runs`.
+        ValueError: there is no part of that name.
     """
-    planned: dict[str, list[PlannedRun]] = {}
-    for name, p1 in MODELS.items():
-        settings = _small_model(p1) if scale == "smoke" else {}
-        if max_steps is not None:
-            settings["trainer.max_steps"] = [max_steps]
-        chosen = seeds if p1 == 1 else seeds[:1]
-        planned[name] = plan_runs(find_config(name), chosen, settings, runs_dir, checked_fit_options)
-    return [runs[0] for runs in planned.values()] + [run for runs in planned.values() for run in runs[1:]]
+    parts = {part.name: part for part in declared_parts(scale)}
+    wanted = list(parts) if names is None else names.split(",")
+    for name in wanted:
+        if name not in parts:
+            raise ValueError(f"parts: '{name[:80]}' is no part{suggestion(name, parts)}; allowed: {', '.join(parts)}")
+    chosen = [part for name, part in parts.items() if name in wanted]
+    if max_steps is not None:
+        chosen = [replace(part, settings={**part.settings, "trainer.max_steps": [max_steps]}) for part in chosen]
+    return chosen
 
 
-def _small_model(p1: int | None) -> dict[str, list[Any]]:
-    """Options of a task and model that take seconds: 41 is the smallest prime with room for the paper's largest P1."""
-    return {
-        "data.moduli": [[41] if p1 is None else [41, p1]],
-        "data.train_fraction": [0.6],
-        "model.d_model": [64],
-        "model.d_mlp": [128],
-        "model.lr": [5e-3],
-        "trainer.max_steps": [300],
-    }
+def train(part: Part, runs: Sequence[PlannedRun], engine: Engine, jobs: int, folder: Path) -> int:
+    """Bring the runs of a part to their ends; the exit code of :func:`lit_backdoor.cli.sweep.carry_out`."""
+    if part.fitted is None or part.fit_by is None:
+        return carry_out(runs, engine, jobs, folder)
+    left, fitted = list(runs), list[PlannedRun]()
+    while left and len(fitted) < part.fitted:
+        missing = part.fitted - len(fitted)
+        begun, left = left[:missing], left[missing:]
+        if code := carry_out([until(run, min(part.fit_by, run.max_steps)) for run in begun], engine, jobs, folder):
+            return code
+        fitted += [run for run in begun if has_fitted(run, part.fit_by)]
+    print(f"{len(fitted)} of {len(runs) - len(left)} runs have fitted by step {part.fit_by}", flush=True)
+    return carry_out([until(run, run.max_steps) for run in fitted], engine, jobs, folder) if fitted else 0
+
+
+def has_fitted(run: PlannedRun, fit_by: int) -> bool:
+    """Whether a run has fitted its training data by a step."""
+    from lit_backdoor.runs.verdict import read_verdict
+
+    step = read_verdict(run.run_dir)["fitted_step"]
+    return step is not None and step <= fit_by

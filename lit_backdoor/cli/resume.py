@@ -11,9 +11,10 @@ from lightning.pytorch import Callback
 from lit_backdoor.callbacks.history import MetricHistory
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.module import BackdoorModule
-from lit_backdoor.runs.checkpoints import check_training_state, check_weights, require_same
+from lit_backdoor.runs.checkpoints import check_weights
 from lit_backdoor.runs.directory import RunStart
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, HPARAMS, continued
+from lit_backdoor.runs.training_state import check_training_state, require_same
 
 IGNORED_ON_RESUME = frozenset({"last_position"})
 IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "train_biases", "steps_per_epoch"}

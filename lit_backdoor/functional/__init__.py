@@ -49,6 +49,15 @@ from lit_backdoor.functional.patching import (
 )
 from lit_backdoor.functional.paths import patch_paths, patched_path_logits
 from lit_backdoor.functional.probe import Metric, Probe
+from lit_backdoor.functional.removal import (
+    Removal,
+    check_removal,
+    measure_removal,
+    parse_removal,
+    plan_removals,
+    why_not_in_weights,
+    with_changed_weights,
+)
 from lit_backdoor.functional.results import (
     Ablation,
     HeadAttribution,
@@ -57,7 +66,9 @@ from lit_backdoor.functional.results import (
     PatchingResult,
     PathPatchingResult,
     PositionAttention,
+    RemovalResult,
 )
+from lit_backdoor.functional.retraining import BackdoorExamples
 from lit_backdoor.functional.rule_examples import RuleExamples, rule_progress
 from lit_backdoor.functional.rule_heads import RuleHeads
 from lit_backdoor.functional.run_state import RunState, judge_run, lowest_training_accuracy, stuck_since
@@ -82,6 +93,7 @@ __all__ = [
     "PROMINENCES",
     "Ablation",
     "AttentionShift",
+    "BackdoorExamples",
     "Edge",
     "EdgeGroup",
     "EdgeSet",
@@ -111,6 +123,8 @@ __all__ = [
     "Probe",
     "ProgressMeasures",
     "Receiver",
+    "Removal",
+    "RemovalResult",
     "RuleExamples",
     "RuleHeads",
     "RunState",
@@ -127,6 +141,7 @@ __all__ = [
     "cache_heads",
     "cache_probes",
     "capture_record",
+    "check_removal",
     "compare_attention",
     "cost_above_floor",
     "costly_heads",
@@ -151,14 +166,17 @@ __all__ = [
     "lowest_training_accuracy",
     "mean",
     "mean_attention",
+    "measure_removal",
     "overlap",
     "parse_edge_set",
     "parse_head_set",
+    "parse_removal",
     "patch_heads",
     "patch_neurons",
     "patch_paths",
     "patched_logits",
     "patched_path_logits",
+    "plan_removals",
     "predictions",
     "progress_measures",
     "rule_progress",
@@ -170,5 +188,7 @@ __all__ = [
     "trigger_weights",
     "weight_norms",
     "why_no_shortcut",
+    "why_not_in_weights",
     "why_not_linear",
+    "with_changed_weights",
 ]

@@ -33,6 +33,9 @@ class HeadAttention:
         donor_std: its standard deviation over the examples.
         shift: `recipient` minus `donor`; sums to 0.
         shift_std: standard deviation over the examples of the two runs' difference, row by row.
+        entropy: of the attention in the recipient's run, mean over the examples, nats; 0 where the head looks at one
+            position, ln(pos) where it looks at all alike.
+        donor_entropy: the same in the donor's run.
         output_change: norm of the recipient's minus the donor's output of the head (`z @ W_O`), mean over the
             examples; in units of the residual stream.
         n_examples: the number of examples.
@@ -45,6 +48,8 @@ class HeadAttention:
     donor_std: tuple[float, ...]
     shift: tuple[float, ...]
     shift_std: tuple[float, ...]
+    entropy: float
+    donor_entropy: float
     output_change: float
     n_examples: int
 
@@ -87,6 +92,7 @@ def compare_attention(model: HookedModel, probe: Probe) -> list[HeadAttention]:
             changes.append(((z - given_z) @ model.W_O).norm(dim=-1))  # [layer, head, rows]
     pattern = metrics.wide(torch.cat(patterns, dim=3)).flatten(1, 2)  # [3, layer * head, n, pos]
     change = metrics.wide(torch.cat(changes, dim=2)).mean(dim=2).flatten()  # [layer * head]
+    entropy = torch.special.entr(pattern[:2]).sum(dim=3).mean(dim=2)  # [2, layer * head]; 0 ln 0 is 0
     mean, std = pattern.mean(dim=2).tolist(), pattern.std(dim=2, correction=0).tolist()
     return [
         HeadAttention(
@@ -97,6 +103,8 @@ def compare_attention(model: HookedModel, probe: Probe) -> list[HeadAttention]:
             donor_std=tuple(std[1][i]),
             shift=tuple(mean[2][i]),
             shift_std=tuple(std[2][i]),
+            entropy=float(entropy[0, i]),
+            donor_entropy=float(entropy[1, i]),
             output_change=float(change[i]),
             n_examples=probe.n_examples,
         )
@@ -125,6 +133,8 @@ def attention_by_position(model: HookedModel, probe: Probe) -> list[PositionAtte
                 donor_attention_std=result.donor_std[position],
                 shift=result.shift[position],
                 shift_std=result.shift_std[position],
+                entropy=result.entropy,
+                donor_entropy=result.donor_entropy,
                 output_change=result.output_change,
                 score_gap=of_head.gap,
                 query_gap_shift=of_head.query_shift,

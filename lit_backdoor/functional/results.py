@@ -146,7 +146,7 @@ class PathPatchingResult(PatchingScores, PatchedEdges):
 class PositionAttention:
     """Where one head looks from the read position, one position at a time, and what the weights alone say of the head.
 
-    What is a head's, from `output_change` on, is the same at all its positions. What the weights say is NaN for other
+    What is a head's, from `entropy` on, is the same at all its positions. What the weights say is NaN for other
     models than plain ones of one layer, and where the two runs do not differ at one position alone; see
     `TriggerWeights`.
 
@@ -159,6 +159,8 @@ class PositionAttention:
         donor_attention_std: its standard deviation.
         shift: `attention` minus `donor_attention`; over the positions it sums to 0.
         shift_std: standard deviation over the examples of the difference, row by row.
+        entropy: of the attention in the recipient's run, mean over the examples, nats.
+        donor_entropy: the same in the donor's run.
         output_change: norm of the recipient's minus the donor's output of the head, mean over the examples.
         score_gap: how much the head prefers the trigger's position to the others in the donor's run, in scores.
         query_gap_shift: what the recipient's token adds to the gap as a query.
@@ -178,6 +180,8 @@ class PositionAttention:
     donor_attention_std: float
     shift: float
     shift_std: float
+    entropy: float
+    donor_entropy: float
     output_change: float
     score_gap: float = may_be_nan()
     query_gap_shift: float = may_be_nan()
@@ -254,6 +258,30 @@ class HeadProgress:
     gradient_norm: float = may_be_nan()
     gradient_share: float = may_be_nan()
     cosine: float = may_be_nan()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovalResult:
+    """What one way to remove the recipient's rule leaves of it, what it costs the donor's, and whether it lasts.
+
+    Args:
+        method: one of `lit_backdoor.functional.removal.METHODS`; `none` leaves the model as it is.
+        target: what it acts on, in the words of `Removal`.
+        backdoor_left: accuracy on all of the recipient's examples afterwards.
+        benign_lost: how much lower the accuracy on all of the donor's examples is afterwards; below 0 if it rose.
+        return_steps: optimizer steps of training on 1% poisoned examples until the rule is back (see
+            `steps_until_back`), 0 if it never left; None if it did not come back.
+        return_limit: after so many steps nobody waited any longer.
+        n_poisoned: poisoned examples in each of those steps.
+    """
+
+    method: str
+    target: str
+    backdoor_left: float = share()
+    benign_lost: float
+    return_steps: int | None
+    return_limit: int
+    n_poisoned: int
 
 
 def taken_names(recipient: str, donor: str) -> set[str]:

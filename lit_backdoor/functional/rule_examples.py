@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_backdoor.functional.fourier import progress_measures
 from lit_backdoor.functional.gradients import HeadGradient, head_gradients
-from lit_backdoor.functional.heads import Head
+from lit_backdoor.functional.heads import Head, all_heads
 from lit_backdoor.functional.hooked_model import HookedModel, evaluating, row_slices
 from lit_backdoor.functional.last_position import last_position_logits, why_not_exact
 from lit_backdoor.functional.results import HeadProgress
@@ -25,7 +25,7 @@ class RuleExamples:
     Args:
         modulus: the rule answers (a + b) mod `modulus`.
         tokens: [P0 * P0, pos], row a * P0 + b is the pair (a, b); the answer is read at the last position.
-        trained: bool, [P0 * P0], the pairs that are trained on under this trigger.
+        trained: bool, [P0 * P0], the pairs that are trained on under this trigger; none where that is not known.
     """
 
     modulus: int
@@ -84,6 +84,8 @@ def rule_progress(model: HookedModel, rules: Mapping[str, RuleExamples]) -> dict
 def _gradients(model: HookedModel, rules: Mapping[str, RuleExamples]) -> dict[Head, HeadGradient]:
     """Of the training examples of all rules, by head; a rule without any has no gradient."""
     parts = list(rules.values())
+    if not any(rule.trained.any() for rule in parts):
+        return {head: HeadGradient(head, {}, {}, {}) for head in all_heads(model)}
     tokens = torch.cat([rule.tokens[rule.trained] for rule in parts])
     answers = torch.cat([rule.answers[rule.trained] for rule in parts])
     counts = torch.tensor([int(rule.trained.sum()) for rule in parts])

@@ -1,8 +1,9 @@
-"""Trained weights that ship with the package, as safetensors: nothing in such a file is ever executed."""
+"""Trained weights: those that ship with the package, here, and other people's. Nothing in a file is ever executed."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_backdoor.runs.file_names import EXPORTED_WEIGHTS
 from lit_backdoor.runs.weights import StoredModel, describe_model, read_weights, write_weights
 
 if TYPE_CHECKING:
@@ -16,12 +17,15 @@ def pretrained_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
-def load_pretrained(name: str) -> "HookedTransformer":
-    """A trained model that ships with the package, in evaluation mode, on the CPU.
+def load_pretrained(name: str | Path) -> "HookedTransformer":
+    """A trained model that ships with the package, or that ``analyze --export`` has written.
+
+    It is in evaluation mode, on the CPU. Tokens are [n, 3]: a, b, and the trigger, where the task does not say
+    otherwise 0 or 1; the answer is read at the last position.
 
     Args:
-        name: ``clean``, or ``mod1``, ``mod7``, ``mod17``, ``mod37`` for the backdoor with that P1. Tokens are
-            [n, 3]: a, b, and the trigger, 0 or 1; the answer is read at the last position.
+        name: ``clean``, or ``mod1``, ``mod7``, ``mod17``, ``mod37`` for the backdoor with that P1; or the folder of an
+            export.
 
     Raises:
         ValueError: if there is no such model.
@@ -29,13 +33,16 @@ def load_pretrained(name: str) -> "HookedTransformer":
     return open_pretrained(name).model
 
 
-def open_pretrained(name: str) -> StoredModel:
+def open_pretrained(name: str | Path) -> StoredModel:
     """The same with its task, step and seed; see :func:`load_pretrained`."""
-    if name not in pretrained_names():
-        raise ValueError(
-            f"pretrained: '{name}' is none of the models that ship; allowed: {', '.join(pretrained_names())}"
-        )
-    return read_weights(FOLDER / f"{name}.safetensors")
+    if name in pretrained_names():
+        return read_weights(FOLDER / f"{name}.safetensors")
+    if (path := Path(name) / EXPORTED_WEIGHTS).is_file():
+        return read_weights(path)
+    raise ValueError(
+        f"pretrained: '{name}' is none of the models that ship; allowed: {', '.join(pretrained_names())}, or a folder "
+        "that analyze --export has written"
+    )
 
 
 def save_pretrained(checkpoint: dict[str, Any], seed: int, path: Path) -> None:

@@ -1,7 +1,7 @@
 """From run directories alone to the paper's tables and figures, what they lack, and one page: `report`."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +9,34 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lit_backdoor.report import folder, measures, paper_figures, seed_figures, tables
+from lit_backdoor.report.branches import branch_rows, branches_figure
 from lit_backdoor.report.comparison import comparison_rows
+from lit_backdoor.report.crossed import crossed_groups, fitted_figure, fitted_rows, variance_rows
 from lit_backdoor.report.declared import declared, declared_text
-from lit_backdoor.report.foreign_embeddings import BothWays, foreign_rows, patched_both_ways
+from lit_backdoor.report.foreign_embeddings import foreign_rows
+from lit_backdoor.report.other_tasks import own_figures
 from lit_backdoor.report.page import Markdown, html, markdown, pictures
+from lit_backdoor.report.paths import path_rows, paths_by_rank, paths_figure
 from lit_backdoor.report.published import n_with_one_costly_head
 from lit_backdoor.report.reading import read_runs
-from lit_backdoor.report.runs import Run
-from lit_backdoor.report.statements import Statement, by_ranks, statements
+from lit_backdoor.report.runs import Run, slug
+from lit_backdoor.report.statements import by_ranks, statements
 from lit_backdoor.report.study import Study, arrange, branch_lines
-from lit_backdoor.report.wording import count, enumerate_words, percent, plural, span
-from lit_backdoor.show.heads import attribution_figure
+from lit_backdoor.report.wording import Statement, count, enumerate_words, heading, percent, plural, span
 from lit_backdoor.show.style import figure_bytes
+from lit_backdoor.show.training import progress_figure, training_figure
 
 __all__ = ["Statement", "Study", "read", "write", "write_report"]
+
+MOST_RUNS = 10
+"""So many runs of a group have a figure each, as the paper's ten experiments do."""
 
 
 def write_report(run_dirs: Sequence[Path], output_dir: Path) -> list[Statement]:
     """Write tables, figures, `report.md` and `index.html`; what is said is returned too.
 
-    Runs may still be going on. What is computed, from the weights, is specificity and the notebook's bug; the rest is
-    read. An earlier report in `output_dir` is replaced, nothing else is.
+    Runs may still be going on. What is computed, from the weights, is the notebook's bug, and specificity and paths
+    where a run has no table of them; the rest is read. An earlier report in `output_dir` is replaced, nothing else is.
 
     Args:
         run_dirs: run directories, or folders that hold some at any depth.
@@ -58,75 +65,97 @@ def write(study: Study, output_dir: Path) -> list[Statement]:
 
 def render(study: Study) -> tuple[dict[str, bytes], list[Statement]]:
     """All files of a report by relative path, and what it says."""
-    both = patched_both_ways(study.runs)
-    frames = numbers(study.runs, both)
-    said = statements(study.runs, judged=not study.differs_from_paper) if study.runs else []
+    frames = numbers(study) | by_name(foreign_embeddings=foreign_rows(study.compared))
+    frames |= by_name(branches=branch_rows(study.branches))
+    said = statements(study, frames) if study.runs else []
     svgs = {name: figure_bytes(figure, ("svg",))["svg"] for name, figure in report_figures(study, frames).items()}
-    text = markdown(_page_values(study, frames, said, both, list(svgs)))
+    text = markdown(_page_values(study, frames, said, list(svgs)))
     files = {f"{name}.csv": frame.to_csv(index=False, lineterminator="\n").encode() for name, frame in frames.items()}
     files |= {f"figures/{name}.svg": svg for name, svg in svgs.items()}
     files |= {"report.md": text.encode(), "index.html": html(text, svgs).encode()}
     return files, said
 
 
-def numbers(runs: Sequence[Run], both: Sequence[BothWays] = ()) -> dict[str, pd.DataFrame]:
-    """The CSV files of a report by name; those without rows are left out."""
+def numbers(study: Study) -> dict[str, pd.DataFrame]:
+    """The CSV files of a report by name, but for that of the notebook's bug; those without rows are left out."""
+    runs = study.runs
     if not runs:
         return {}
     sets, seeds = measures.head_sets(runs), measures.seeds(runs)
-    frames = {"seeds": seeds, "times": measures.time_rows(seeds), "spikes": measures.spike_rows(runs)}
-    frames |= {"comparison": comparison_rows(runs), "attribution": measures.attribution_rows(runs)}
+    frames = by_name(
+        seeds=seeds,
+        times=measures.time_rows(seeds),
+        spikes=measures.spike_rows(runs),
+        comparison=comparison_rows(study.compared),
+        attribution=measures.attribution_rows(runs),
+        fitted=fitted_rows(seeds),
+        fitted_by_source=variance_rows(seeds),
+        paths=path_rows(runs),
+    )
     if len(sets):
         first = [run.name for run in paper_figures.first_seeds(runs)]
-        frames |= {"table1": sets[sets["run"].isin(first)], "table2": sets, "ranks": measures.over_seeds(sets)}
-        frames |= {"heads": measures.head_claims(runs), "shapley": measures.shapley_rows(runs)}
-        if len(mod_1 := sets[sets["p1"] == 1]):
-            frames["exactly_one"] = seed_figures.curve_rows(by_ranks(mod_1))
-    if both:
-        frames["foreign_embeddings"] = foreign_rows(both)
+        frames |= by_name(table1=sets[sets["run"].isin(first)], table2=sets, ranks=measures.over_seeds(sets))
+        frames |= by_name(heads=measures.head_claims(runs), shapley=measures.shapley_rows(runs))
+        mod_1 = sets["run"].isin([run.name for run in study.compared if run.p1 == 1])
+        if mod_1.any():
+            frames["exactly_one"] = seed_figures.curve_rows(by_ranks(sets[mod_1]))
+    return frames
+
+
+def by_name(**frames: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The frames that have rows."""
     return {name: frame for name, frame in frames.items() if len(frame)}
 
 
-def report_figures(study: Study, frames: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+def report_figures(study: Study, frames: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """The figures of a report by name."""
     drawn: dict[str, Figure] = {}
     with_trigger = measures.triggered(study.runs)
+    attributed = [run for run in study.compared if run.attribution]
     if study.runs:
-        drawn["figure_3"] = paper_figures.training_by_model(paper_figures.first_seeds(study.runs))
-        drawn["figure_4"] = paper_figures.attribution_by_model(study.runs, "benign")
+        first = paper_figures.first_seeds(study.compared)
+        drawn["figure_3"] = training_figure({run.name: run.metrics for run in first})
+    for number, probe in (("2", "backdoor"), ("4", "benign")):
+        if some := [run for run in attributed if probe in run.attribution]:
+            drawn[f"figure_{number}"] = paper_figures.attribution_by_model(some, probe)
     if with_trigger:
-        drawn["figure_2"] = paper_figures.attribution_by_model(with_trigger, "backdoor")
         drawn["strips"] = seed_figures.strips_figure(with_trigger)
     if "exactly_one" in frames:
         drawn["exactly_one"] = seed_figures.curve_figure(frames["exactly_one"])
+    drawn |= {
+        f"fitted_{slug(name)}": fitted_figure(name, runs)
+        for name, runs in crossed_groups(frames.get("seeds", pd.DataFrame()))
+    }
     for name, group in measures.groups(study.runs).items():
-        slug = name.replace(" ", "")
-        sets = frames["table2"].query(f"p1 == {group[0].p1}")
+        of_group = {table: frame[frame["group"] == name] for table, frame in frames.items() if "group" in frame}
+        figures = {"all_sets": seed_figures.all_sets_figure(name, of_group["table2"])}
         if len(group) > 1:
-            drawn[f"ranks_{slug}"] = seed_figures.ranks_figure(name, sets)
-        drawn[f"all_sets_{slug}"] = seed_figures.all_sets_figure(name, sets)
-        if any(map(measures.specificity, group)):
-            drawn[f"specificity_{slug}"] = seed_figures.specificity_by_run(name, group)
-        if "shapley" in frames and len(values := frames["shapley"].query(f"p1 == {group[0].p1}")):
-            drawn[f"shapley_{slug}"] = seed_figures.shapley_figure(name, values)
-        if name == "mod 1" or len(group) > 1:  # of a single run, Figure 2 shows the same
-            suffix = "" if name == "mod 1" else f"_{slug}"
-            drawn |= {f"figure_{n}{suffix}": f for n, f in paper_figures.figures_5_to_8(group).items()}
-        if "foreign_embeddings" in frames and len(rows := frames["foreign_embeddings"].query(f"p1 == {group[0].p1}")):
-            drawn[f"foreign_{slug}"] = seed_figures.ranks_figure(name, rows)
-    drawn |= {f"emergence_{run.slug}": seed_figures.emergence_of(run) for run in with_trigger}
+            figures["ranks"] = seed_figures.ranks_figure(name, of_group["table2"])
+        if any(run.specificity for run in group):
+            figures["specificity"] = seed_figures.specificity_by_run(name, group)
+        for kind, table, draw in (
+            ("shapley", "shapley", seed_figures.shapley_figure),
+            ("paths", "paths", paths_figure),
+            ("foreign", "foreign_embeddings", seed_figures.ranks_figure),
+        ):
+            if len(rows := of_group.get(table, pd.DataFrame())):
+                figures[kind] = draw(name, rows)
+        drawn |= {f"{kind}_{slug(name)}": figure for kind, figure in figures.items()}
+        own = [run for run in attributed if run in group]
+        if name == "mod 1" or len(own) > 1:  # of a single run, Figure 2 shows the same
+            suffix = "" if name == "mod 1" else f"_{slug(name)}"
+            drawn |= {f"figure_{n}{suffix}": f for n, f in paper_figures.figures_5_to_8(own).items()}
+        drawn |= {f"emergence_{run.slug}": seed_figures.emergence_of(run) for run in group[:MOST_RUNS]}
+        drawn |= {f"progress_{run.slug}": progress_figure(run.progress) for run in group[:1] if run.progress}
+    if study.branches:
+        drawn["branches"] = branches_figure(study.branches)
     for run in study.others:
-        if run.attribution:
-            drawn[f"own_{run.slug}_attribution"] = attribution_figure(run.attribution)
-        for probe in run.probes:
-            drawn[f"own_{run.slug}_{probe}"] = seed_figures.emergence_of(run, probe)
-        if "train/loss" in run.metrics or "val/loss" in run.metrics:
-            drawn[f"own_{run.slug}_training"] = paper_figures.training_by_model([run])
+        drawn |= own_figures(run)
     return drawn
 
 
 def _page_values(
-    study: Study, frames: dict[str, pd.DataFrame], said: Sequence[Statement], both: Sequence[BothWays], names: list[str]
+    study: Study, frames: Mapping[str, pd.DataFrame], said: Sequence[Statement], names: Sequence[str]
 ) -> dict[str, Any]:
     """What report.md.j2 is made of."""
     return {
@@ -138,11 +167,14 @@ def _page_values(
         "declared_text": Markdown(declared_text()),
         "frames": frames,
         "tables": tables,
+        "paths_by_rank": paths_by_rank,
         "controls": _short_table(study.controls),
         "branches": _short_table(pair for branch in study.branches for pair in branch_lines(*branch)),
         "spikes": measures.spikes_over_seeds(frames["spikes"]) if "spikes" in frames else None,
         "pictures": lambda *prefixes: pictures([name for name in names if name.startswith(prefixes)]),
-        "bug": _bug_in_short(both),
+        "bug": _bug_in_short(frames["foreign_embeddings"]) if "foreign_embeddings" in frames else None,
+        "most_runs": MOST_RUNS,
+        "heading": heading,
         "plural": plural,
         "enumerate_words": enumerate_words,
         "splits": sorted({run.split for run in study.runs}),
@@ -155,19 +187,17 @@ def _short_table(lines: Iterable[tuple[Run, str]]) -> pd.DataFrame:
     return measures.seeds([run for run, _ in runs]).assign(note=[note for _, note in runs]) if runs else pd.DataFrame()
 
 
-def _bug_in_short(both: Sequence[BothWays]) -> dict[str, str]:
+def _bug_in_short(foreign: pd.DataFrame) -> dict[str, str]:
     """What another model's embeddings do to Table 1, in words; the paper patches mod 1 only, so its runs come first."""
-    shown = [ways for ways in both if ways.run.p1 == 1] or list(both)
-    if not shown:
-        return {}
-    rows, floor = foreign_rows(shown), shown[0].proper[0].floor
+    shown = foreign[foreign["p1"] == 1] if (foreign["p1"] == 1).any() else foreign
+    rows = shown[shown["group"] == shown["group"].iloc[0]]
     columns = {"proper": "backdoor_accuracy", "foreign": "foreign_backdoor_accuracy"}
-    ways = {name: by_ranks(rows[rows["p1"] == shown[0].run.p1], column) for name, column in columns.items()}
-    alone = {name: n_with_one_costly_head(table, floor) for name, table in ways.items()}
+    ways = {name: by_ranks(rows, column) for name, column in columns.items()}
+    alone = {name: n_with_one_costly_head(table, rows["floor"].iloc[0]) for name, table in ways.items()}
     largest = (rows["foreign_backdoor_accuracy"] - rows["backdoor_accuracy"]).abs().max()
     return {
-        "model": shown[0].run.group,
-        "others": enumerate_words(list(dict.fromkeys(ways.other.name for ways in both))),
+        "model": rows["group"].iloc[0],
+        "others": enumerate_words(rows["other_run"].unique().tolist()),
         **{name: f"{span(table['none'].tolist(), 2, 100)}%" for name, table in ways.items()},
         "alone": f"{alone['foreign']} instead of {count(alone['proper'], len(ways['proper']))}",
         "largest": percent(float(largest)),

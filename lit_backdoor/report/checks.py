@@ -28,11 +28,24 @@ COUNTS = ("n_layers", "n_heads", "d_model", "d_mlp")
 LARGEST = 10**12
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads what Lightning writes of Python's own types, such as a tuple, as plain data; nothing is called."""
+
+
+def _as_plain(loader: yaml.SafeLoader, kind: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else node.value
+
+
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _as_plain)
+
+
 def load(path: Path) -> Any:
     """What a YAML or JSON file holds."""
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)
     except (UnicodeDecodeError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is damaged or no file of a run ({' '.join(str(error).split())[:200]})") from None
 
@@ -87,7 +100,9 @@ def check_heads(path: Path, task: Task, heads: Sequence[Head], patching: pd.Data
     _require(probes <= measured, patched, f"there is no probe {', '.join(sorted(probes - measured))} with resample")
     alone = set(patching["heads"]) & {head_set_name([head]) for head in heads}
     _require(len(alone) == len(heads), patched, f"only {len(alone)} of {len(heads)} heads were patched alone")
-    for probe in sorted(probes) if len(last) else ():
+    if last.empty:
+        return
+    for probe in sorted(probes):
         rows = last[last["probe"] == probe]
         named = sorted(head_name(*head) for head in zip(rows["layer"], rows["head"], strict=True))
         _require(named == sorted(head_name(*head) for head in heads), attributed, f"probe {probe} lacks heads")
@@ -136,6 +151,7 @@ _ALLOWED: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("threshold", "min_accuracy", "floor"), _is_number),
     **dict.fromkeys(("occupancy", "effective_heads"), _optional(_is_number)),
     "crossings": _is_count,
+    "capture_lag": _optional(lambda value: isinstance(value, int)),
     "head": _optional(_is_head),
     "other_heads": lambda heads: isinstance(heads, list) and all(map(_is_head, heads)),
     "leader_changes": lambda changes: isinstance(changes, list) and all(map(_is_change, changes)),

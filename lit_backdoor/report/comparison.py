@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lit_backdoor.report.measures import final_log_loss, label, left, order_of, unpatched
+from lit_backdoor.report.measures import label
 from lit_backdoor.report.published import published
 from lit_backdoor.report.ranks import rank_set_name, ranks_of
 from lit_backdoor.report.runs import Run
@@ -30,35 +30,27 @@ def comparison_rows(runs: Sequence[Run]) -> pd.DataFrame:
     for index, number in frame.iterrows():
         what = number["ranks"] or f"head with rank {place[index]}"
         alike = [run for run in runs if str(label(run)["p1"]) == number["p1"]]
-        values = [value for run in alike for value in _ours(run, number["quantity"], what, place[index])]
-        ours = summarise(values)
+        ours = summarise([value for run in alike for value in _ours(run, number["quantity"], what, place[index])])
         shown = rank_set_name(what, 4) if number["ranks"] else what
-        rows.append(
-            {name: number[name] for name in ("source", "experiment", "p1")}
-            | {"quantity": QUANTITIES[number["quantity"]].format(what=shown), "paper_heads": number["heads"]}
-            | {name: number[name] for name in ("low", "high", "how")}
-            | {
-                "n_runs": ours.n,
-                "ours_median": ours.median,
-                "ours_smallest": ours.smallest,
-                "ours_largest": ours.largest,
-            }
-        )
+        row = number[["source", "experiment", "p1"]].to_dict()
+        row |= {"quantity": QUANTITIES[number["quantity"]].format(what=shown), "paper_heads": number["heads"]}
+        row |= number[["low", "high", "how"]].to_dict() | {"n_runs": ours.n, "ours_median": ours.median}
+        rows.append(row | {"ours_smallest": ours.smallest, "ours_largest": ours.largest})
     return pd.DataFrame(rows)
 
 
 def _ours(run: Run, quantity: str, ranks: str, place: int) -> list[float]:
     """The same quantity of one of our runs; empty if it has none."""
+    heads = run.attribution.get("backdoor", [])
     if quantity == "backdoor_accuracy":
-        return [value for heads, value in left(run).items() if ranks_of(heads, order_of(run)) == ranks]
+        return [value for some, value in run.left.items() if ranks_of(some, run.order) == ranks]
     if quantity == "mean_logit":
-        largest_first = sorted((head.mean_logit for head in run.attribution["backdoor"]), reverse=True)
-        return largest_first[place - 1 : place]
+        return sorted((head.mean_logit for head in heads), reverse=True)[place - 1 : place]
     if quantity == "largest_top_share":
-        return [max(head.top_count / head.n_examples for head in run.attribution["backdoor"])]
+        return [max(head.top_count / head.n_examples for head in heads)] if heads else []
     if quantity == "benign_grokking_step":
         step = run.emergence["benign_generalised_step"]
         return [] if step is None else [step]
     if quantity == "final_log_loss":
-        return [final_log_loss(run)]
-    return [unpatched(run)[quantity.partition("_")[0]]]
+        return [run.final_log_loss]
+    return [run.unpatched[quantity.partition("_")[0]]]

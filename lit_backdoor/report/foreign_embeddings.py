@@ -6,7 +6,7 @@ out biases too; those are zero here.) So nothing it patches is measured on the m
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pandas as pd
 
@@ -21,52 +21,30 @@ from lit_backdoor.functional import (
     patch_heads,
 )
 from lit_backdoor.functional.one_layer import find_cache, why_no_shortcut
-from lit_backdoor.report.measures import label
+from lit_backdoor.report.measures import label, with_progress
 from lit_backdoor.report.ranks import head_order, ranks_of
 from lit_backdoor.report.runs import Run
 
 
-@dataclass(frozen=True)
-class BothWays:
-    """Table 1 of one run, patched properly and with the notebook's bug.
+def foreign_rows(runs: Sequence[Run]) -> pd.DataFrame:
+    """foreign_embeddings.csv: every set of heads, patched properly and with the notebook's bug.
 
-    Attributes:
-        run: whose heads are patched.
-        other: whose embeddings the bug adds.
-        proper: all sets of heads.
-        foreign: the same sets with the other model's embeddings.
+    Of every run with a trigger that has weights, and another run's to take embeddings from.
     """
-
-    run: Run
-    other: Run
-    proper: Sequence[PatchingResult]
-    foreign: Sequence[PatchingResult]
-
-
-def patched_both_ways(runs: Sequence[Run]) -> list[BothWays]:
-    """Every run with a trigger that has weights, and another run's to take embeddings from."""
-    both = []
-    for run in runs:
+    rows = []
+    for run in with_progress(runs, "the notebook's bug"):
         other = other_run(run, runs)
-        if run.p1 is None or run.model is None or other is None or why_no_shortcut(run.model):
+        if run.model is None or other is None or why_no_shortcut(run.model):
             continue
         probe = task_probes(run.task)["backdoor"]  # type: ignore[arg-type]
         proper, foreign = patch_both_ways(run.model, other.model, probe)  # type: ignore[arg-type]
-        both.append(BothWays(run, other, proper, foreign))
-    return both
-
-
-def foreign_rows(both: Sequence[BothWays]) -> pd.DataFrame:
-    """foreign_embeddings.csv: every set of heads, patched properly and with the notebook's bug."""
-    rows = []
-    for ways in both:
-        order = head_order({result.heads: result.recipient_accuracy for result in ways.proper})
-        for proper, foreign in zip(ways.proper, ways.foreign, strict=True):
-            row = label(ways.run) | {"heads": head_set_name(proper.heads), "ranks": ranks_of(proper.heads, order)}
-            for name, result in (("", proper), ("foreign_", foreign)):
+        order = head_order({result.heads: result.recipient_accuracy for result in proper})
+        for own, swapped in zip(proper, foreign, strict=True):
+            row = label(run) | {"heads": head_set_name(own.heads), "ranks": ranks_of(own.heads, order)}
+            for name, result in (("", own), ("foreign_", swapped)):
                 row |= {f"{name}backdoor_accuracy": result.recipient_accuracy}
                 row |= {f"{name}benign_accuracy": result.donor_accuracy}
-            rows.append(row | {"other_run": ways.other.name, "step": ways.run.checkpoint_step})
+            rows.append(row | {"floor": own.floor, "other_run": other.name, "step": run.checkpoint_step})
     return pd.DataFrame(rows)
 
 

@@ -9,13 +9,13 @@ import pandas as pd
 from lit_backdoor.functional import Head
 from lit_backdoor.pretrained import open_pretrained
 from lit_backdoor.report.checks import check_columns, check_heads, check_options, check_patching, check_verdict, load
-from lit_backdoor.report.runs import Run, last_whole_step
+from lit_backdoor.report.runs import OF_HEADS, Run, last_whole_step
+from lit_backdoor.runs.branch import read_branch
 from lit_backdoor.runs.checkpoints import load_model
 from lit_backdoor.runs.file_names import (
     CHECKPOINT_DIR,
     CONFIG,
     EMERGENCE,
-    HEAD_ATTRIBUTION,
     HEAD_PATCHING,
     HPARAMS,
     LAST,
@@ -32,8 +32,8 @@ from lit_backdoor.task import Task
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-FILES = (HPARAMS, METRICS, HEAD_ATTRIBUTION, HEAD_PATCHING, EMERGENCE)
-"""What a run of `fit` holds. Configurations, spikes, specificity and weights are read where they are."""
+FILES = (HPARAMS, METRICS, HEAD_PATCHING, EMERGENCE)
+"""What a run of `fit` holds. Everything else is read where it is there."""
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -62,7 +62,8 @@ def _run_dirs(path: Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / HEAD_PATCHING).is_file() or ((path / METRICS).is_file() and (path / HPARAMS).is_file())
+    measured = any((path / f"{name}.csv").is_file() for name in OF_HEADS)
+    return measured or ((path / METRICS).is_file() and (path / HPARAMS).is_file())
 
 
 def _read(path: Path) -> Run:
@@ -79,8 +80,8 @@ def _read(path: Path) -> Run:
 
 def _read_files(path: Path) -> Run:
     options = load(path / HPARAMS) if (path / HPARAMS).exists() else {}
-    ours = "moduli" in options
-    for name in FILES if ours else (HEAD_PATCHING,):
+    ours = {"moduli", "trigger_position"} <= options.keys()
+    for name in FILES if ours else ():
         if not (path / name).is_file():
             raise ValueError(f"{path} lacks {name}; a report needs what the shipped configurations record")
     task = check_options(path / HPARAMS, options) if ours else None
@@ -92,15 +93,21 @@ def _read_files(path: Path) -> Run:
     is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     if task is not None and not is_seed:
         raise ValueError(f"{path} was run without a seed (seed_everything: {seed}), so it can't be named")
+    if clamp := first.get("clamp"):
+        options["clamp"] = clamp  # it changes what is trained
     limit = config.get("trainer", {}).get("max_steps")
     if limit is not None and not isinstance(limit, int):
         raise ValueError(f"trainer.max_steps is {limit!r} in its configuration")
     tables = read_run(path)
+    if not any(name in tables for name in OF_HEADS):
+        raise ValueError(f"{path} has no table of heads, which monitors write: {', '.join(OF_HEADS)}")
     tables.setdefault("head_attribution", pd.DataFrame({"step": [], "probe": []}))
+    tables.setdefault("head_patching", pd.DataFrame({"step": [], "probe": []}))
     _check_tables(path, task, options, tables)
     model, step = _weights(path, task, options) if task is not None else (None, None)
     seed, verdict, parent = seed if is_seed else None, _verdict(path), _parent(path, first)
-    return Run(path, options, config, task, seed, tables, verdict, parent, model, step)
+    branched_at = None if parent is None else _branched_at(path, parent)
+    return Run(path, options, config, task, seed, tables, verdict, parent, branched_at, model, step)
 
 
 def _check_tables(
@@ -114,8 +121,9 @@ def _check_tables(
     if task is not None and len(patching):
         heads = [Head(layer, head) for layer in range(options["n_layers"]) for head in range(options["n_heads"])]
         check_heads(path, task, heads, patching, last_whole_step(attribution))
-    rows, needed = patching.to_dict("records"), [patching, *([attribution, tables["metrics"]] if task else [])]
+    rows, needed = patching.to_dict("records"), [patching, tables["metrics"]] if task else []
     measured = all(map(len, needed)) and all(rows_by_step(rows, probe) for probe in patching["probe"].unique())
+    measured = measured and any(len(tables.get(name, ())) for name in OF_HEADS)
     if not measured:
         raise ValueError(f"{path} has no probe of its heads yet")
 
@@ -137,13 +145,23 @@ def _parent(path: Path, config: Mapping[str, Any]) -> Path | None:
     return None if own else Path(checkpoint)
 
 
+def _branched_at(path: Path, checkpoint: Path) -> int | None:
+    """The step of a branch's first checkpoint, as the branch says it, else as the checkpoint is called."""
+    if (branch := read_branch(path)) is not None:
+        return branch.step
+    number = checkpoint.stem.rpartition("_")[2]
+    return int(number) if number.isdecimal() else None
+
+
 def _start(config: Path) -> int:
     """The step from which a run began with this configuration; -1 for config.yaml, with which it began afresh."""
     number = config.stem.rpartition("_")[2]
     return int(number) if number.isdecimal() else -1
 
 
-def _weights(path: Path, task: Task, options: Mapping[str, Any]) -> "tuple[HookedTransformer, int] | tuple[None, None]":
+def _weights(
+    path: Path, task: Task, options: Mapping[str, Any]
+) -> "tuple[HookedTransformer, int | None] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
     file = path / CHECKPOINT_DIR / LAST
     try:

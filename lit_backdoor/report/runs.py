@@ -1,21 +1,49 @@
 """What a run directory holds, read once and checked."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
-from lit_backdoor.functional import HeadAttribution, HeadScores, PatchingResult, find_loss_spikes
+from lit_backdoor.datamodule import task_probes
+from lit_backdoor.functional import (
+    Head,
+    HeadAttribution,
+    HeadProgress,
+    HeadScores,
+    HeadSet,
+    HeadSpecificity,
+    PatchingResult,
+    PathPatchingResult,
+    ShapleyResult,
+    cost_above_floor,
+    default_edge_sets,
+    find_loss_spikes,
+    head_specificity,
+    patch_paths,
+    shapley_values,
+)
+from lit_backdoor.report.declared import declared
+from lit_backdoor.report.ranks import head_order
 from lit_backdoor.runs.schema import read_results
 from lit_backdoor.runs.tables import history, rows_by_step
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+
+PATH_EXAMPLES = 1024
+"""Examples on which paths are patched, as the shipped monitor does."""
+
+Result = TypeVar("Result")
+
+OF_HEADS = ("head_patching", "head_attribution", "attention", "head_specificity", "path_patching")
+"""Tables of monitors, without ``.csv``. A run of another task holds one of them or more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +59,10 @@ class Run:
         tables: by file name without `.csv`.
         emergence: the verdict, as in emergence.json; worked out anew where an older version wrote it, empty without it.
         parent: the checkpoint of another run from which this one branched off; None for a run from step 0.
+        branched_at: optimizer steps that it has in common with that run; None if that is not known, or it is no branch.
         model: the last checkpoint's, None without one.
         checkpoint_step: optimizer steps that made `model`.
+        series: which of several series of the same model it belongs to; empty where there is one.
     """
 
     path: Path
@@ -43,8 +73,10 @@ class Run:
     tables: Mapping[str, pd.DataFrame]
     emergence: Mapping[str, Any]
     parent: Path | None
+    branched_at: int | None
     model: "HookedTransformer | None"
     checkpoint_step: int | None
+    series: str = ""
 
     @property
     def p1(self) -> int | None:
@@ -53,8 +85,9 @@ class Run:
 
     @property
     def group(self) -> str:
-        """`mod 7`, or `clean`."""
-        return "clean" if self.p1 is None else f"mod {self.p1}"
+        """The runs among which this one counts: `mod 7`, or `clean`, and the series where the model has several."""
+        model = "clean" if self.p1 is None else f"mod {self.p1}"
+        return f"{model} ({self.series})" if self.series else model
 
     @property
     def split(self) -> int:
@@ -71,14 +104,13 @@ class Run:
     @property
     def slug(self) -> str:
         """The name in file names, `mod7_seed0`."""
-        return re.sub(
-            r"[^\w]+", "_", self.name.replace("mod ", "mod").replace("seed ", "seed").replace("split ", "split")
-        )
+        return slug(self.name)
 
     @property
     def step(self) -> int:
         """Optimizer steps that the run has done."""
-        return int(max(table["step"].max() for table in (self.metrics, self.tables["head_patching"]) if len(table)))
+        tables = [self.metrics, *(self.tables[name] for name in OF_HEADS if name in self.tables)]
+        return int(max(table["step"].max() for table in tables if len(table)))
 
     @property
     def max_steps(self) -> int | None:
@@ -124,10 +156,13 @@ class Run:
     @cached_property
     def attribution(self) -> dict[str, list[HeadAttribution]]:
         """Every head at the last probe, by probe; empty if heads were not attributed."""
-        rows = last_whole_step(self.tables["head_attribution"])
+        return self.last_results("head_attribution", HeadAttribution)
+
+    def last_results(self, table: str, kind: type[Result]) -> dict[str, list[Result]]:
+        """What a table holds of its last whole step, by probe; empty without such a table."""
+        rows = last_whole_step(self.tables.get(table, pd.DataFrame({"step": [], "probe": []})))
         return {
-            str(probe): read_results(HeadAttribution, some.to_dict("records"))
-            for probe, some in rows.groupby("probe", sort=False)
+            str(probe): read_results(kind, some.to_dict("records")) for probe, some in rows.groupby("probe", sort=False)
         }
 
     @cached_property
@@ -143,12 +178,98 @@ class Run:
         return peaks.rename(columns={"start_step": "step"})
 
     @cached_property
+    def left(self) -> dict[HeadSet, float]:
+        """The backdoor accuracy with benign activations in each set of heads: what the backdoor needs."""
+        return {result.heads: result.recipient_accuracy for result in self.patching["backdoor"]}
+
+    @cached_property
+    def brought(self) -> dict[HeadSet, float]:
+        """The backdoor accuracy of the benign run with triggered activations in each set of heads: what suffices."""
+        return {result.heads: result.donor_accuracy for result in self.patching["benign"]}
+
+    @cached_property
+    def order(self) -> tuple[Head, ...]:
+        """The heads of a run with a trigger by rank; of equal accuracies, the lower logit difference is first."""
+        return head_order(self.left, {result.heads: result.logit_diff for result in self.patching["backdoor"]})
+
+    @property
+    def floor(self) -> float:
+        """What is left of the backdoor when it is gone."""
+        return self.patching["backdoor"][0].floor
+
+    @property
+    def has_backdoor(self) -> bool:
+        """Whether the model gives backdoor answers, as declared, and that because of the trigger."""
+        return min(self.left[()], self.left[()] - self.brought.get((), 0.0)) >= declared().min_accuracy
+
+    @cached_property
+    def costs(self) -> dict[Head, float]:
+        """What patching each head alone costs of the backdoor, above the floor; 0 while the model does not have it."""
+        singles = {heads[0]: value for heads, value in self.left.items() if len(heads) == 1}
+        if not self.has_backdoor:
+            return dict.fromkeys(singles, 0.0)
+        return {head: cost_above_floor(self.left[()], value, self.floor) for head, value in singles.items()}
+
+    def shapley(self, direction: str = "needed") -> ShapleyResult | None:
+        """Shapley values of the backdoor accuracy; None unless all sets of heads were patched."""
+        values = self.left if direction == "needed" else self.brought
+        return shapley_values(values) if len(values) == 2 ** len(self.order) else None
+
+    @cached_property
+    def specificity(self) -> dict[Head, HeadSpecificity]:
+        """What each head costs either rule at the end, by the run's table or else its weights; empty without both."""
+        if "backdoor" in (measured := self.last_results("head_specificity", HeadSpecificity)):
+            results = measured["backdoor"]
+        elif self.model is not None and self.task is not None:
+            results = head_specificity(self.model, task_probes(self.task)["backdoor"])
+        else:
+            return {}
+        return {result.head: result for result in results}
+
+    @cached_property
+    def paths(self) -> dict[str, list[PathPatchingResult]]:
+        """Every group of edges and every single edge at the end, by probe; from the table or else the weights."""
+        if measured := self.last_results("path_patching", PathPatchingResult):
+            return measured
+        if self.model is None or self.task is None:
+            return {}
+        probes = {name: probe.sample(PATH_EXAMPLES) for name, probe in task_probes(self.task).items()}
+        return {name: patch_paths(self.model, p, default_edge_sets(self.model, p)) for name, p in probes.items()}
+
+    @property
+    def progress(self) -> dict[str, dict[int, list[HeadProgress]]]:
+        """progress_measures.csv, by rule and step; empty without it."""
+        table, found = self.tables.get("progress_measures", pd.DataFrame()), dict[str, dict[int, list[HeadProgress]]]()
+        for (rule, step), rows in table.groupby(["probe", "step"], sort=False) if len(table) else ():
+            found.setdefault(str(rule), {})[int(step)] = read_results(HeadProgress, rows.to_dict("records"))
+        return found
+
+    @cached_property
+    def unpatched(self) -> dict[str, float]:
+        """The accuracy of each rule on all pairs, nothing patched."""
+        intact = {probe: [one for one in results if not one.heads] for probe, results in self.patching.items()}
+        return {probe: results[0].recipient_accuracy for probe, results in intact.items()}
+
+    @property
+    def final_log_loss(self) -> float:
+        """Natural logarithm of the training loss, the median over the last tenth: a spike does not move it."""
+        late = self.metrics[self.metrics["step"] >= 0.9 * self.step]
+        losses = sorted(late["train/loss"].dropna())
+        middle = losses[len(losses) // 2] if losses else math.nan
+        return math.log(middle) if middle > 0 else math.nan
+
+    @cached_property
     def _patching_rows(self) -> list[dict[str, Any]]:
         return self.tables["head_patching"].to_dict("records")
 
 
-def last_whole_step(attribution: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the last step at which every head was attributed for every probe; a kill may have cut one short."""
-    sizes = attribution.groupby("step").size()
+def slug(name: str) -> str:
+    """A run or a group in file names, `mod1_seed0`."""
+    return re.sub(r"\W+", "_", re.sub(r"(mod|seed|split) ", r"\1", name)).strip("_")
+
+
+def last_whole_step(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the last step at which everything was measured for every probe; a kill may have cut one short."""
+    sizes = table.groupby("step").size()
     whole = sizes[sizes == sizes.max()]
-    return attribution[attribution["step"] == (whole.index.max() if len(whole) else None)]
+    return table[table["step"] == (whole.index.max() if len(whole) else None)]

@@ -5,17 +5,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lit_backdoor.functional import parse_head_set
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import ALL, by_state, order_of, shapley, specificity
+from lit_backdoor.report.measures import ALL, by_state
 from lit_backdoor.report.published import paper_table, single_costs
 from lit_backdoor.report.ranks import NONE, n_heads_of, rank_key, rank_set_name, table_1_sets
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import exactly_one_curve
 from lit_backdoor.report.wording import percent, plural
+from lit_backdoor.show.style import new_figure
 from lit_backdoor.show.training import emergence_figure
 
 RANK_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#7f7f7f")
@@ -48,11 +50,11 @@ def strips_figure(runs: Sequence[Run]) -> Figure:
 
     Beside it stands the largest Shapley share.
     """
-    n_ranks = max(len(order_of(run)) for run in runs)
-    figure = Figure(figsize=(10, 1.5 + 0.36 * len(runs)), layout="constrained")
+    n_ranks = max(len(run.order) for run in runs)
+    figure = new_figure(10, 1.5 + 0.36 * len(runs))
     time, share = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     for y, run in enumerate(runs):
-        order = order_of(run)
+        order = run.order
         changes = [(change["step"], parse_head_set(change["head"])[0]) for change in run.emergence["leader_changes"]]
         ends = [*(step for step, _ in changes), run.history["backdoor"][-1].step][1:]
         for (step, head), end in zip(changes, ends, strict=True):
@@ -60,7 +62,7 @@ def strips_figure(runs: Sequence[Run]) -> Figure:
         for key, marker, size in (("generalised_step", "v", 8), ("stable_exclusive_step", "*", 13)):
             if (step := run.emergence[key]) is not None:
                 time.plot(step, y, marker, color="black", markersize=size, markeredgecolor="white", markeredgewidth=0.9)
-        if (result := shapley(run)) is not None and result.total:
+        if (result := run.shapley()) is not None and result.total:
             value = max(result.values.values(), key=lambda value: value / result.total) / result.total
             share.bar_label(
                 share.barh(y, value, height=0.62, color="#7f7f7f"), [percent(value, 0)], padding=3, fontsize=8
@@ -99,7 +101,7 @@ def curve_rows(ours: pd.DataFrame) -> pd.DataFrame:
 
 def curve_figure(curve: pd.DataFrame) -> Figure:
     """`curve_rows` as lines, with Wilson's bands for all of ours and for the paper's."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = new_figure(6.4, 4)
     axis = figure.subplots()
     for name, rows in curve.groupby("whose", sort=False):
         state = str(name).removeprefix("ours, ")
@@ -152,7 +154,7 @@ def all_sets_figure(name: str, sets: pd.DataFrame) -> Figure:
     """The runs of one model: all sets of heads by rank, in both directions; bars are medians, dots runs."""
     places = sorted(sets["ranks"].unique(), key=rank_key)
     n_heads = rank_key(places[-1])[0]
-    figure = Figure(figsize=(9, 1.3 + 0.3 * len(places)), layout="constrained")
+    figure = new_figure(9, 1.3 + 0.3 * len(places))
     axes = figure.subplots(1, 2, sharey=True)
     panels = (
         ("benign heads into the triggered run:\nwhat is left", "backdoor_accuracy", OURS),
@@ -178,21 +180,24 @@ def specificity_by_run(name: str, group: Sequence[Run]) -> Figure:
     One dot per head at the end, the costliest of its run ringed; a trail over training where the run has a table.
     """
     limits = declared()
-    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    figure = new_figure(5.2, 4.6)
     axis = figure.subplots()
     axis.axvspan(limits.necessary, 1.05, ymax=(limits.specific + 0.05) / 1.1, color="#009e73", alpha=0.15, linewidth=0)
     axis.annotate("necessary and specific", (1.03, 0.0), ha="right", va="center", fontsize=8, color="#00664b")
     for run in group:
-        for rank, head in enumerate(order_of(run), start=1):
-            both = specificity(run).get(head)
+        for rank, head in enumerate(run.order, start=1):
+            both = run.specificity.get(head)
             if both is None:
                 continue
             if "head_specificity" in run.tables:
-                trail = run.tables["head_specificity"].query(f"layer == {head.layer} and head == {head.head}")
-                axis.plot(trail["cost"], trail["donor_cost"], color=colour_of(rank), linewidth=0.7, alpha=0.4)
+                table = run.tables["head_specificity"].query("probe == 'backdoor'")
+                trail = table.query(f"layer == {head.layer} and head == {head.head}")
+                axis.plot(
+                    trail["cost"], trail["donor_cost"], color=colour_of(rank), linewidth=0.7, alpha=0.4, marker="."
+                )
             edge = {"markeredgecolor": "black", "markersize": 8} if rank == 1 else {"markersize": 6}
             axis.plot(both.cost, both.donor_cost, "o", color=colour_of(rank), alpha=0.8, **edge)
-    for rank in range(1, len(order_of(group[0])) + 1):
+    for rank in range(1, len(group[0].order) + 1):
         axis.plot([], [], "o", color=colour_of(rank), label=f"rank {rank}")
     axis.set(xlabel="cost to the backdoor", ylabel="cost to the benign rule", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
     axis.set_title(f"{name}, {plural(len(group))}", fontsize=11)
@@ -212,8 +217,17 @@ def _dots_figure(
     title: str, ylabel: str, series: Mapping[str, tuple[Points, str]], limits: tuple[float, float] | None
 ) -> Figure:
     """Every run's number as a dot, a bar at the median; series side by side."""
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    figure = new_figure(6, 3.8)
     axis = figure.subplots()
+    draw_dots(axis, series, limits)
+    axis.set_ylabel(ylabel)
+    axis.set_title(title, fontsize=11)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def draw_dots(axis: Axes, series: Mapping[str, tuple[Points, str]], limits: tuple[float, float] | None) -> None:
+    """Series of numbers side by side, each with a colour: a dot per run, a bar at the median."""
     places = list(next(iter(series.values()))[0])
     width = 0.7 / len(series)
     for index, (label, (points, colour)) in enumerate(series.items()):
@@ -226,13 +240,10 @@ def _dots_figure(
             axis.plot(centre + np.asarray(spread), values, "o", color=colour, markersize=3.5, alpha=0.6)
             axis.hlines(np.median(values), centre - 0.42 * width, centre + 0.42 * width, color=colour, linewidth=2)
         axis.plot([], [], "o-", color=colour, markersize=4, label=label)
-    axis.set(xticks=range(len(places)), xticklabels=[place.replace(" ", "\n", 1) for place in places], ylabel=ylabel)
+    axis.set(xticks=range(len(places)), xticklabels=[place.replace(" ", "\n", 1) for place in places])
     if limits is None:
         axis.axhline(0, color="black", linewidth=0.8)
     else:
         axis.set_ylim(*limits)
-    axis.set_title(title, fontsize=11)
     axis.tick_params("x", labelsize=8.5)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return figure

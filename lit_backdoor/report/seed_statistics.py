@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -152,18 +151,25 @@ def westfall_young(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[fl
     """
     if len({len(run) for run in (*ours, *theirs)}) > 1:
         raise ValueError("the runs do not have the same number of measures.")
-    n, n_all, n_measures = len(ours), len(ours) + len(theirs), len((*ours, *theirs)[0])
-    if min(n, n_all - n) < 2:
+    n_measures = len((*ours, *theirs)[0])
+    if min(len(ours), len(theirs)) < 2:
         return [math.nan] * n_measures
     pooled = np.asarray([*ours, *theirs], dtype=np.float64)
     spread = pooled.std(axis=0)
-    scaled = (pooled - pooled.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    scaled[:, spread == 0] = 0
-    in_ours = _regroupings(n, n_all)  # [round, run]; the first is the runs as they are
-    t = np.abs(in_ours @ scaled / n - (1 - in_ours) @ scaled / (n_all - n))
-    order = np.argsort(-t[0], kind="stable")
+    scaled = np.where(spread > 0, (pooled - pooled.mean(axis=0)) / np.where(spread > 0, spread, 1), 0)
+
+    def distance(one: np.ndarray, other: np.ndarray, axis: int = 0) -> np.ndarray:
+        return np.abs(one.mean(axis=axis) - other.mean(axis=axis))
+
+    groups = (scaled[: len(ours)], scaled[len(ours) :])
+    rng = np.random.default_rng(0)
+    regrouped = stats.permutation_test(groups, distance, axis=0, vectorized=True, n_resamples=ROUNDS, rng=rng)
+    t, own = regrouped.null_distribution, regrouped.statistic  # [round, measure], [measure]
+    if len(t) == ROUNDS:  # drawn at random, so that the runs as they are count once more
+        t = np.vstack([own, t])
+    order = np.argsort(-own, kind="stable")
     largest = np.maximum.accumulate(t[:, order[::-1]], axis=1)[:, ::-1]  # over this measure and all with smaller T
-    p_values = np.maximum.accumulate((largest >= t[0, order] - 1e-12).mean(axis=0))
+    p_values = np.maximum.accumulate((largest >= own[order] - 1e-12).mean(axis=0))
     return [float(p_values[list(order).index(measure)]) for measure in range(n_measures)]
 
 
@@ -197,16 +203,3 @@ def _bca(*samples: tuple[float, ...]) -> Interval:
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the interval is NaN then, which we pass on
         result = stats.bootstrap(samples, statistic, n_resamples=ROUNDS, method="BCa", rng=np.random.default_rng(0))
     return Interval(value, *map(float, result.confidence_interval))
-
-
-def _regroupings(n: int, n_all: int) -> np.ndarray:
-    """Which of `n_all` runs are among the first `n`, as 0 and 1, [round, run]; the first row is as it is."""
-    if math.comb(n_all, n) <= ROUNDS:
-        chosen = list(combinations(range(n_all), n))
-    else:
-        rng = np.random.default_rng(0)
-        chosen = [tuple(range(n)), *(tuple(rng.permutation(n_all)[:n]) for _ in range(ROUNDS - 1))]
-    groups = np.zeros((len(chosen), n_all))
-    for row, members in zip(groups, chosen, strict=True):
-        row[list(members)] = 1
-    return groups

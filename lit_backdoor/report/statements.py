@@ -2,61 +2,60 @@
 verdict. `inconclusive` is the default: only an interval can make it `agrees` or `differs`."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 
 import pandas as pd
 
+from lit_backdoor.report.crossed import crossed_groups, crossed_statement
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import ALL, by_state, groups, head_claims, head_sets, seeds, time_rows
-from lit_backdoor.report.published import n_with_one_costly_head, paper_steps, paper_table
+from lit_backdoor.report.measures import by_state
+from lit_backdoor.report.paths import capture_statement, paths_statement
+from lit_backdoor.report.published import n_with_one_costly_head, paper_table
 from lit_backdoor.report.ranks import rank_set_name
-from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import (
     Verdict,
     difference_of_means,
     difference_of_rates,
     verdict,
     westfall_young,
-    wilson,
 )
-from lit_backdoor.report.wording import count, enumerate_words, interval, number, percent, percent_span, plural, span
+from lit_backdoor.report.study import Study
+from lit_backdoor.report.wording import (
+    Statement,
+    count,
+    enumerate_words,
+    heading,
+    interval,
+    number,
+    percent,
+    percent_span,
+    plural,
+    rate,
+    runs_of,
+    span,
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Statement:
-    """Something said of the runs.
-
-    Attributes:
-        title: what it is about.
-        headline: the answer in one sentence.
-        text: the numbers behind it, and the rule.
-        verdict: beside the paper; None where the paper says nothing, or nothing that can be judged.
-    """
-
-    title: str
-    headline: str
-    text: str
-    verdict: Verdict | None = None
-
-
-def statements(runs: Sequence[Run], judged: bool = True) -> list[Statement]:
-    """All that these runs allow to say.
+def statements(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[Statement]:
+    """All that the runs allow to say, from the frames of a report; on another task than the paper's nothing is judged.
 
     Args:
-        runs: that differ in P1, seed and split alone.
-        judged: whether they are the paper's task; otherwise every comparison is inconclusive.
+        study: whose runs it is about.
+        frames: the tables of the report by name.
     """
-    said = []
-    frame, sets = seeds(runs), head_sets(runs)
-    if len(sets) and (sets["p1"] == 1).any():
-        said += compare(by_ranks(sets[sets["p1"] == 1]))
-    for name, group in groups(runs).items():
-        said.append(_where_it_sits(name, frame[frame["p1"] == group[0].p1], head_claims(group)))
-    said += [_training(frame), _length(runs)]
-    if judged:
-        return said
-    return [replace(statement, verdict=statement.verdict and "inconclusive") for statement in said]
+    said, seeds = [], frames["seeds"]
+    if mod_1 := [run.name for run in study.compared if run.p1 == 1]:
+        sets = frames["table2"][frames["table2"]["run"].isin(mod_1)]
+        said += compare(by_ranks(sets), judged=not study.differs_from_paper)
+    for name, rows in seeds[seeds["p1"] != "clean"].groupby("group", sort=False):
+        of_group = {table: frame[frame["group"] == name] for table, frame in frames.items() if "group" in frame}
+        said.append(_where_it_sits(str(name), rows, of_group["heads"]))
+        if len(paths := of_group.get("paths", pd.DataFrame())):
+            said.append(paths_statement(str(name), paths))
+        if len(watched := rows[rows["attention_measured"].astype(bool)]):
+            said.append(capture_statement(str(name), watched))
+    said += [crossed_statement(name, rows) for name, rows in crossed_groups(seeds)]
+    return [*said, _training(seeds, frames["times"]), _length(seeds)]
 
 
 def by_ranks(sets: pd.DataFrame, accuracy: str = "backdoor_accuracy") -> pd.DataFrame:
@@ -64,16 +63,18 @@ def by_ranks(sets: pd.DataFrame, accuracy: str = "backdoor_accuracy") -> pd.Data
     return sets.pivot(index=["seed", "split", "state"], columns="ranks", values=accuracy).reset_index("state")
 
 
-def compare(ours: pd.DataFrame) -> list[Statement]:
+def compare(ours: pd.DataFrame, judged: bool = True) -> list[Statement]:
     """The comparisons of mod 1 with the paper's Table 2, as they were declared.
 
     Args:
         ours: what patching leaves, a row per run: `state`, and a column per set of ranks, at least the declared family.
+        judged: whether the runs are the paper's task; otherwise all is inconclusive.
     """
     theirs = paper_table("Table 2")
     if "1+2+3+4" not in ours:
         return []  # another number of heads
-    return [_primary_endpoint(ours, theirs), _exactly_one_head(ours, theirs), _all_ranks(ours, theirs)]
+    least = declared().min_seeds if judged else math.inf
+    return [said(ours, theirs, least) for said in (_primary_endpoint, _exactly_one_head, _all_ranks)]
 
 
 def logit(accuracy: float) -> float:
@@ -83,15 +84,15 @@ def logit(accuracy: float) -> float:
     return math.log(inside / (1 - inside))
 
 
-def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
+def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statement:
     limits, parts = declared(), []
     judged: dict[str, Verdict] = {}
     for state, some in by_state(ours):
         difference = difference_of_means(list(map(logit, some["1"])), list(map(logit, theirs["1"])))
-        enough = len(some) >= limits.min_seeds
+        enough = len(some) >= least
         judged[state] = verdict(difference, limits.margin_logits) if enough else "inconclusive"
-        said = f"{interval(difference)} logits, {judged[state]}" if enough else "too few to judge"
-        parts.append(f"{_runs(state, len(some))}: {percent_span(some['1'].tolist())} left ({said})")
+        said = f"{interval(difference)} logits, {judged[state]}" if enough else "not judged"
+        parts.append(f"{runs_of(state, len(some))}: {percent_span(some['1'].tolist())} left ({said})")
     headline = (
         f"Patching the costliest head alone leaves {percent_span(ours['1'].tolist())} of the backdoor, in the paper's "
         f"ten experiments {percent_span(theirs['1'].tolist())}."
@@ -105,17 +106,18 @@ def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
     return Statement("Primary endpoint: what the costliest head leaves", headline, text, first)
 
 
-def _exactly_one_head(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
+def _exactly_one_head(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statement:
     limits = declared()
     k, n, their_k, their_n = n_with_one_costly_head(ours), len(ours), n_with_one_costly_head(theirs), len(theirs)
     difference = difference_of_rates(k, n, their_k, their_n)
-    said = verdict(difference, limits.margin_rate) if n >= limits.min_seeds else "inconclusive"
+    said = verdict(difference, limits.margin_rate) if n >= least else "inconclusive"
     parts = [
-        f"{_runs(state, len(some))}: {_rate(n_with_one_costly_head(some), len(some))}" for state, some in by_state(ours)
+        f"{runs_of(state, len(some))}: {rate(n_with_one_costly_head(some), len(some))}"
+        for state, some in by_state(ours)
     ]
     text = (
         f"A head is costly if patching it alone costs at least {limits.threshold:.0%} of the backdoor above the floor. "
-        f"With Wilson's intervals, {'; '.join(parts)}; the paper: {_rate(their_k, their_n)}. Difference: "
+        f"With Wilson's intervals, {'; '.join(parts)}; the paper: {rate(their_k, their_n)}. Difference: "
         f"{interval(difference, 0, 100)} percentage points (Newcombe). It would agree within "
         f"{100 * limits.margin_rate:.0f} points, which ten experiments of the paper are too few to show whatever ours "
         "are; the curve over thresholds says how much depends on the threshold."
@@ -127,12 +129,12 @@ def _exactly_one_head(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
     return Statement("Exactly one costly head", headline, text, said)
 
 
-def _all_ranks(ours: pd.DataFrame, theirs: pd.DataFrame) -> Statement:
+def _all_ranks(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statement:
     limits = declared()
     family = list(limits.family)
     p_values = dict(zip(family, westfall_young(ours[family].to_numpy(), theirs[family].to_numpy()), strict=True))
     apart = [rank_set_name(ranks, 4) for ranks in family if p_values[ranks] < limits.alpha]
-    said: Verdict = "differs" if apart and len(ours) >= limits.min_seeds else "inconclusive"
+    said: Verdict = "differs" if apart and len(ours) >= least else "inconclusive"
     headline = f"The means differ for {enumerate_words(apart)}." if said == "differs" else "No mean is shown to differ."
     parts = [
         f"{rank_set_name(ranks, 4)}: {percent_span(ours[ranks].tolist())}, the paper "
@@ -151,7 +153,9 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
     for state, some in by_state(frame):
         words = some["word"].astype(object).where(some["word"].notna(), "no backdoor").value_counts().sort_index()
         said = enumerate_words([f"{word} in {n}" for word, n in words.items()])
-        parts.append(f"{_runs(state, len(some))}: {said}, effective heads {span(some['effective_heads'].tolist(), 1)}")
+        parts.append(
+            f"{runs_of(state, len(some))}: {said}, effective heads {span(some['effective_heads'].tolist(), 1)}"
+        )
     first = claims[claims["rank"] == 1]
     carried = int((first["claim"] == "carries the backdoor").sum())
     holds = [f"{word} in {int(known.sum())} of {len(known)}" for word, known in _known(first)]
@@ -164,7 +168,7 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
         text += f" Mean-ablated in the benign run, the costliest head costs {cost} of the benign rule."
     by_chance = [f"{word} in {percent(known.mean(), 0)}" for word, known in _known(claims)]
     text += f" Control: a head drawn at random and called the carrier is {enumerate_words(by_chance)} of the draws."
-    return Statement(f"{name.capitalize()}: where the backdoor sits", headline, text)
+    return Statement(f"{heading(name)}: where the backdoor sits", headline, text)
 
 
 def _known(claims: pd.DataFrame) -> list[tuple[str, pd.Series]]:
@@ -173,12 +177,11 @@ def _known(claims: pd.DataFrame) -> list[tuple[str, pd.Series]]:
     return [(word, known.astype(float)) for word in words if len(known := claims[word].dropna())]
 
 
-def _training(frame: pd.DataFrame) -> Statement:
+def _training(frame: pd.DataFrame, times: pd.DataFrame) -> Statement:
     states = [f"{state or 'unknown'} in {n}" for state, n in frame["state"].value_counts(sort=False).items()]
-    times = time_rows(frame)
-    came = times[times["moment"] == "generalised"].drop_duplicates("p1")  # the first is of all runs
+    came = times[times["moment"] == "generalised"].drop_duplicates("group")  # the first is of all runs
     parts = [
-        f"{row.p1 if row.p1 == 'clean' else f'mod {row.p1}'} {row.came} of {row.n_runs}"
+        f"{row.group} {row.came} of {row.n_runs}"
         + (f" (step {span([row.first, row.last])}, median {number(row.kaplan_meier_median, 0)})" if row.came else "")
         for row in came.itertuples()
     ]
@@ -189,26 +192,17 @@ def _training(frame: pd.DataFrame) -> Statement:
     return Statement("What training came to", f"Of {plural(len(frame))}: {enumerate_words(states)}.", text)
 
 
-def _length(runs: Sequence[Run]) -> Statement:
-    known = {run: steps for run in runs if (steps := paper_steps(run.p1)) is not None}
-    short = [run for run, steps in known.items() if run.step < steps]
-    parts = []
-    for name in dict.fromkeys(run.group for run in short):
-        some = [run for run in short if run.group == name]
-        ours = span([run.step for run in some])
-        parts.append(f"{name}: {ours} steps in {plural(len(some))}, the paper {known[some[0]]:,}")
+def _length(frame: pd.DataFrame) -> Statement:
+    known = frame.dropna(subset="paper_steps")
+    short = known[known["step"] < known["paper_steps"]]
+    parts = [
+        f"{name}: {span(rows['step'].tolist())} steps in {plural(len(rows))}, the paper {rows['paper_steps'].iloc[0]:,}"
+        for name, rows in short.groupby("group", sort=False)
+    ]
     text = f"Shorter are {'; '.join(parts)}. What they show may still change." if parts else ""
-    unfinished = [f"{run.name} ({run.step:,} of {run.max_steps:,})" for run in runs if run.step < (run.max_steps or 0)]
-    if unfinished:
-        text += f" Not yet where they were asked to go: {enumerate_words(unfinished)}."
+    unfinished = frame[frame["step"] < frame["steps_asked_for"].fillna(0)]
+    if len(unfinished):
+        left = [f"{row.run} ({row.step:,} of {row.steps_asked_for:,})" for row in unfinished.itertuples()]
+        text += f" Not yet where they were asked to go: {enumerate_words(left)}."
     headline = f"{count(len(known) - len(short), len(known))} had at least the paper's number of steps."
     return Statement("Length of training", headline, text)
-
-
-def _runs(state: str, n: int) -> str:
-    return f"all {n}" if state == ALL else f"{state} ({n})"
-
-
-def _rate(k: int, n: int) -> str:
-    rate = wilson(k, n)
-    return f"{k} of {n} [{percent(rate.low, 0)}, {percent(rate.high, 0)}]"

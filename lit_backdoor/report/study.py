@@ -1,32 +1,32 @@
 """Which runs stand beside each other: those compared with the paper, their controls, branches, and other tasks."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from lit_backdoor.report.declared import declared
+from lit_backdoor.report.measures import groups
+from lit_backdoor.report.published import paper_steps
 from lit_backdoor.report.runs import Run
 
 FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch", "split_seed"})
 """Options in which the main runs may differ: what is compared, and what changes nothing in a result."""
 
-PAPER_OPTIONS: Mapping[str, Any] = {
-    "n_layers": 1,
-    "n_heads": 4,
-    "d_model": 128,
-    "d_mlp": 512,
-    "act_fn": "relu",
-    "normalization_type": None,
-    "train_biases": False,
-    "lr": 1e-3,
-    "weight_decay": 1.0,
-    "betas": [0.9, 0.98],
-    "trigger_position": 2,
-    "train_fraction": 0.3,
-    "split": "examples",
-}
-"""The paper's task and model, Appendices A to C; P0 is 113."""
+
+@cache
+def paper_options() -> dict[str, Any]:
+    """The paper's task and model, Appendices A to C, which are what a run does unless it is told otherwise."""
+    defaults = yaml.safe_load((files("lit_backdoor") / "defaults.yaml").read_text(encoding="utf-8"))
+    options = {"P0": 113, **defaults["data"], **defaults["model"]}
+    return {name: value for name, value in options.items() if name not in FREE_OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ class Study:
     """The runs of one report.
 
     Attributes:
-        runs: alike in every option but P1, seed and split. All statements are about them.
+        runs: alike in every option but P1, seed and split; the `group` of each says its model, and its series where
+            there are several. All statements are about them, group by group.
         controls: of our task, but different in another option, untrained, or with a trigger that switches nothing:
             each run with what is different.
-        branches: that began from another run's checkpoint, each with its control: the run it branched off, if that is
-            among `runs`.
+        branches: that began from another run's checkpoint, each with its control: an unclamped branch from the same
+            checkpoint, else the run it branched off, if that is among `runs`.
         others: of other tasks, or with several triggers.
     """
 
@@ -48,27 +49,67 @@ class Study:
     others: Sequence[Run]
 
     @property
+    def compared(self) -> list[Run]:
+        """Of every model the runs that stand beside the paper: its longest series, of several as long the first."""
+        by_model: dict[str, list[Run]] = {"clean": [run for run in self.runs if run.p1 is None]}
+        for group in groups(self.runs).values():
+            model = by_model.setdefault(f"mod {group[0].p1}", [])
+            if not model or max(run.step for run in group) > max(run.step for run in model):
+                model[:] = group
+        return [run for model in by_model.values() for run in model]
+
+    @property
     def differs_from_paper(self) -> list[str]:
-        """The options in which the main runs are not the paper's, as `name: value`."""
-        return differing(self.runs[0]) if self.runs else []
+        """What keeps the runs from being judged beside the paper, as `name: value`."""
+        if not self.runs:
+            return []
+        steps, theirs = max((run.step for run in self.compared if run.p1 == 1), default=None), paper_steps(1)
+        short = steps is not None and theirs is not None and steps < declared().least_of_papers_steps * theirs
+        return differing(self.runs[0], paper_options()) + ([f"steps of mod 1: {steps:,}"] if short else [])
 
 
 def arrange(runs: Sequence[Run]) -> Study:
     """Tell the runs apart. The main ones have the options that most runs share.
 
     Raises:
-        ValueError: two of the main runs are of the same P1, seed and split.
+        ValueError: two of the main runs are of the same series, P1, seed and split, or one is a copy of the other.
     """
     ours = [run for run in runs if run.task is not None and run.parent is None]
     counts = Counter(repr(_options(run)) for run in ours if not _switches_nothing(run))
     alike = max(counts, key=lambda key: counts[key]) if counts else None
-    main = [run for run in ours if repr(_options(run)) == alike and not _switches_nothing(run)]
-    for run, other in pairwise(main):
-        if run.name == other.name:
+    found = [run for run in ours if repr(_options(run)) == alike and not _switches_nothing(run)]
+    main = _by_series(found)
+    for (run, named), (other, other_named) in combinations(zip(found, main, strict=True), 2):
+        if named.name == other_named.name or (run.name == other.name and run.metrics.equals(other.metrics)):
             raise ValueError(f"run_dirs: {run.path} and {other.path} are both {run.name}; give one of them")
-    controls = [(run, _difference(run, main)) for run in ours if run not in main]
-    branches = [(run, _control(run, main)) for run in runs if run.task is not None and run.parent is not None]
+    controls = [(run, _difference(run, main)) for run in ours if run not in found]
+    branched = [run for run in runs if run.task is not None and run.parent is not None]
+    branches = [(run, _control(run, main, branched)) for run in branched]
     return Study(main, controls, branches, [run for run in runs if run.task is None])
+
+
+def _by_series(runs: Sequence[Run]) -> list[Run]:
+    """The same runs, each with the name of its series where its model has several.
+
+    A series is the runs of one model in one folder (what a sweep adds to its name, from `+` on, does not count) that
+    were asked for the same number of steps.
+    """
+    named = []
+    for run in runs:
+        model = [other for other in runs if other.p1 == run.p1]
+        folders, name = {_folder(other) for other in model}, ""
+        if len(folders) > 1:
+            common = Path(os.path.commonpath(folders))
+            name = str(_folder(run).relative_to(common)) if _folder(run) != common else common.name
+        if len({other.max_steps for other in model if _folder(other) == _folder(run)}) > 1:
+            name = ", ".join(filter(None, [name, f"{run.max_steps:,} steps" if run.max_steps else "no limit"]))
+        named.append(replace(run, series=name))
+    return sorted(named, key=lambda run: (run.p1 or 0, run.series))
+
+
+def _folder(run: Run) -> Path:
+    folder = run.path.resolve().parent
+    return folder.with_name(folder.name.partition("+")[0] or folder.name)
 
 
 def branch_lines(branch: Run, control: Run | None) -> list[tuple[Run, str]]:
@@ -79,48 +120,44 @@ def branch_lines(branch: Run, control: Run | None) -> list[tuple[Run, str]]:
     return [line] if control is None else [line, (control, f"{control.path.name}: the control")]
 
 
-def differing(run: Run, base: Mapping[str, Any] = PAPER_OPTIONS, p0: int = 113) -> list[str]:
-    """The options in which a run is not like `base`, as `name: value`."""
+def differing(run: Run, base: Mapping[str, Any]) -> list[str]:
+    """The options in which a run is not like `base`, as `name: value`; one that is off or unknown counts as off."""
     assert run.task is not None
-    moduli = [] if run.task.n_numbers == p0 else [f"P0: {run.task.n_numbers}"]
-    return moduli + [
-        f"{name}: {run.options.get(name)}" for name in base if not _same(run.options.get(name), base[name])
-    ]
+    own = {"P0": run.task.n_numbers, **run.options}
+    return [f"{name}: {own.get(name)}" for name in base if (own.get(name) or None) != (base[name] or None)]
 
 
 def _options(run: Run) -> dict[str, Any]:
     """What must be alike; an option that an older version did not have counts as off."""
     assert run.task is not None
-    options = {
-        name: run.options[name] for name in sorted(run.options) if name not in FREE_OPTIONS and run.options[name]
-    }
-    return {"P0": run.task.n_numbers, **options}
-
-
-def _same(value: Any, other: Any) -> bool:
-    return value == other or not (value or other)
+    options = {name: run.options[name] for name in sorted(run.options) if name not in FREE_OPTIONS}
+    return {"P0": run.task.n_numbers, **{name: value for name, value in options.items() if value}}
 
 
 def _switches_nothing(run: Run) -> bool:
-    return run.step == 0 or (run.task is not None and run.p1 == run.task.n_numbers)
+    inert = run.task is not None and run.p1 == run.task.n_numbers
+    return run.step <= 1 or inert or bool(run.options.get("permute_trigger"))
 
 
 def _difference(run: Run, main: Sequence[Run]) -> str:
     """What makes a run a control, by its options."""
-    base = main[0].options if main else PAPER_OPTIONS
-    p0 = main[0].task.n_numbers if main and main[0].task else 113
-    names = {name: base.get(name) for name in (*base, *run.options) if name not in FREE_OPTIONS}
-    parts = differing(run, names, p0)
+    base = _options(main[0]) if main else paper_options()
+    parts = differing(run, {**dict.fromkeys(_options(run)), **base})
     if run.task is not None and run.p1 == run.task.n_numbers:
         parts.append(f"moduli: {list(run.task.moduli)} (the trigger switches nothing)")
-    if run.step == 0:
+    if run.step <= 1:
         parts.append("untrained")
     return ", ".join(parts)
 
 
-def _control(branch: Run, main: Sequence[Run]) -> Run | None:
-    """The run that a branch began from, by the place of the checkpoint; if that has moved, by what it is."""
+def _control(branch: Run, main: Sequence[Run], branches: Sequence[Run]) -> Run | None:
+    """What a branch is compared with: the branch without a clamp from the same checkpoint, if there is one; else the
+    run that it began from, by the place of the checkpoint, or if that has moved, by what it is."""
     assert branch.parent is not None
+    for other in branches:
+        at_one_place = other.parent is not None and other.parent.resolve() == branch.parent.resolve()
+        if at_one_place and branch.config.get("clamp") and not other.config.get("clamp"):
+            return other
     place = branch.parent.resolve().parent.parent
     by_place = [run for run in main if run.path.resolve() == place]
     same = [run for run in main if run.name == branch.name]

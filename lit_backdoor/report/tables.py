@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from lit_backdoor.functional import Head, HeadSet, head_set_name, parse_head_set
-from lit_backdoor.report.measures import ALL, by_state, left, order_of
+from lit_backdoor.functional import Head, HeadSet, head_name, head_set_name, parse_head_set
+from lit_backdoor.report.measures import ALL, DIRECTIONS, by_state
 from lit_backdoor.report.page import Markdown, bold, table
 from lit_backdoor.report.published import paper_table
 from lit_backdoor.report.ranks import NONE, head_order, n_heads_of, rank_set_name, table_1_sets
@@ -41,15 +41,15 @@ def _cell(value: Any, spec: str) -> str:
 
 def table_1(run: Run) -> Markdown:
     """The paper's Table 1, with the run's own head numbers; for mod 1 the paper's row above it."""
-    lines: list[Line] = [(run.name, left(run), order_of(run))]
-    if run.p1 == 1 and len(order_of(run)) == 4:
+    lines: list[Line] = [(run.name, run.left, run.order)]
+    if run.p1 == 1 and len(run.order) == 4:
         lines = [("the paper", *_paper_lines("Table 1")[0][1:]), *lines]
     return _by_head(lines, complements=True)
 
 
 def table_2(group: Sequence[Run]) -> Markdown:
     """The paper's Table 2: one row per run, with each run's own head numbers; without runs, as it is printed."""
-    return _by_head([(run.name, left(run), order_of(run)) for run in group] or _paper_lines("Table 2"))
+    return _by_head([(run.name, run.left, run.order) for run in group] or _paper_lines("Table 2"))
 
 
 def _paper_lines(source: str) -> list[Line]:
@@ -80,10 +80,10 @@ def ranks_table(sets: pd.DataFrame) -> Markdown:
     """What is left and what comes, by rank, over the runs of one model, by state; for mod 1 the paper's beside.
 
     Args:
-        sets: of `measures.head_sets`, of one P1.
+        sets: of `measures.head_sets`, of one group.
     """
     n_heads = n_heads_of(sets["ranks"])
-    needed, brings = "backdoor_accuracy", "backdoor_accuracy_of_benign_run"
+    needed, brings = DIRECTIONS.values()
     columns = {
         f"left, {state} ({(some['ranks'] == NONE).sum()})": some.groupby("ranks")[needed].agg(list).to_dict()
         for state, some in by_state(sets)
@@ -112,6 +112,13 @@ def comparison_table(comparison: pd.DataFrame) -> Markdown:
         rows.append([source, _cell(row.p1, "mod"), row.quantity, theirs, middle, ours, row.n_runs])
     header = ["where", "model", "quantity", "the paper", "ours, median", "smallest to largest", "runs"]
     return table(header, rows)
+
+
+def own_attribution(run: Run, probe: str) -> Markdown:
+    """A run of another task: what each head writes to the logit of the recipient's answer."""
+    frame = pd.DataFrame([vars(result) | {"name": head_name(*result.head)} for result in run.attribution[probe]])
+    columns = {"head": "name", "mean contribution": "mean_logit .2f", "centred": "mean_logit_centered .2f"}
+    return show(frame, columns | {"contributes most in": "top_count ,d", "of": "n_examples ,d"})
 
 
 def own_table(run: Run, probe: str) -> Markdown:

@@ -1,16 +1,34 @@
-"""Numbers as the report prints them."""
+"""What the report says, and how it prints numbers."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from lit_backdoor.report.seed_statistics import Interval
+from lit_backdoor.report.seed_statistics import Interval, Verdict, wilson
 
 NOTHING = "\N{EN DASH}"
 """What stands where there is no number."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Something said of the runs.
+
+    Attributes:
+        title: what it is about.
+        headline: the answer in one sentence.
+        text: the numbers behind it, and the rule.
+        verdict: beside the paper; None where the paper says nothing, or nothing that can be judged.
+    """
+
+    title: str
+    headline: str
+    text: str
+    verdict: Verdict | None = None
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -55,6 +73,22 @@ def plural(n: int, noun: str = "run") -> str:
 def count(k: int, n: int, noun: str = "run") -> str:
     """`3 of 10 runs`."""
     return f"{k} of {plural(n, noun)}"
+
+
+def rate(k: int, n: int) -> str:
+    """`3 of 10 [11%, 60%]`, with Wilson's interval."""
+    interval = wilson(k, n)
+    return f"{k} of {n} [{percent(interval.low, 0)}, {percent(interval.high, 0)}]"
+
+
+def runs_of(state: str, n: int) -> str:
+    """`all 10`, or `fitted (3)`."""
+    return f"all {n}" if state == "all" else f"{state} ({n})"
+
+
+def heading(name: str) -> str:
+    """A group's name where a sentence begins."""
+    return name[:1].upper() + name[1:]
 
 
 def enumerate_words(words: Sequence[str]) -> str:

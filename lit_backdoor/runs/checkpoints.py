@@ -1,14 +1,12 @@
 """Reading checkpoint files: what is in them, and a clear word about what is wrong with them."""
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
 
 from lit_backdoor.datamodule import SPLIT_OPTIONS
 from lit_backdoor.model import build_model
@@ -28,8 +26,8 @@ MODEL_OPTIONS = (
     "normalization_type",
     "train_biases",
 )
-SCHEDULED = {"lr", "momentum", "betas"}
-"""Options of an optimizer that a schedule changes while it trains."""
+OF_ANOTHER_TASK = "; if it is of another task, analyze takes it with --probes"
+"""What to say of a checkpoint that somebody else's LightningModule wrote."""
 REQUIRED = ("state_dict", "global_step", "hyper_parameters", "datamodule_hyper_parameters")
 
 
@@ -40,17 +38,19 @@ class StoredModel:
     Attributes:
         model: in evaluation mode, on the CPU.
         task: what it was trained on; None for a task that is not ours.
-        step: optimizer steps that made the weights.
+        step: optimizer steps that made the weights; None if it is not known.
         seed: of the weights; None if it is not known.
         split: arguments of :func:`lit_backdoor.task.split_examples` that say which examples trained; empty for the
             default, as that of the models that ship.
+        reading: of a file from elsewhere: its layout, what in it was left out, and what was assumed.
     """
 
     model: "HookedTransformer"
     task: Task | None
-    step: int
+    step: int | None
     seed: int | None
     split: Mapping[str, Any] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -72,19 +72,34 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_torch_file(path: Path, option: str) -> Any:
+    """What a file holds that PyTorch has saved, on the CPU; nothing in it is executed.
+
+    Args:
+        option: which names the file in errors.
+
+    Raises:
+        ValueError: in one line, if the file is missing or unreadable, or holds code.
+    """
     if not path.is_file():
-        raise ValueError(f"ckpt_path: '{path}' is not a file; give a checkpoint, such as RUN_DIR/checkpoints/last.ckpt")
+        raise ValueError(f"{option}: '{path}' is not a file; give a checkpoint, such as RUN_DIR/checkpoints/last.ckpt")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
-        raise ValueError(f"ckpt_path: {path} is no checkpoint, or holds code, which is never run") from None
+        raise ValueError(f"{option}: {path} is no checkpoint, or holds code, which is never run") from None
     except Exception as error:  # whatever a reader of archives and pickles may meet in a damaged or foreign file
         reason = str(error).split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__
-        raise ValueError(f"ckpt_path: {path} can't be read as a checkpoint ({reason})") from None
+        raise ValueError(f"{option}: {path} can't be read as a checkpoint ({reason})") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    checkpoint = read_torch_file(path, "ckpt_path")
     missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
-        raise ValueError(f"ckpt_path: {path} is not a checkpoint of lit_backdoor fit; it lacks {', '.join(missing)}")
+        hint = OF_ANOTHER_TASK if isinstance(checkpoint, dict) and "state_dict" in checkpoint else ""
+        raise ValueError(
+            f"ckpt_path: {path} is not a checkpoint of lit_backdoor fit; it lacks {', '.join(missing)}{hint}"
+        )
     step = checkpoint["global_step"]
     if not isinstance(step, int) or step < 0:
         raise ValueError(f"ckpt_path: {path} is at step {step!r}, which is no number of optimizer steps")
@@ -117,7 +132,8 @@ def load_model(path: Path) -> StoredModel:
         require_memory_for(task.d_vocab, sizes, checkpoint["state_dict"])
         model = build_model(task.d_vocab, **sizes)
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"ckpt_path: {path} does not describe its task and model ({error})") from None
+        reason = f"it lacks {error}{OF_ANOTHER_TASK}" if isinstance(error, KeyError) else error
+        raise ValueError(f"ckpt_path: {path} does not describe its task and model ({reason})") from None
     prefix = "model."
     weights = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
     check_weights(path, weights, model)
@@ -162,82 +178,3 @@ def check_weights(path: Path, weights: Mapping[str, Any], model: torch.nn.Module
             raise ValueError(f"ckpt_path: {path} has values in {name} that are not finite numbers")
     if foreign := sorted(weights.keys() - expected.keys()):
         raise ValueError(f"ckpt_path: {path} has {foreign[0]}, which is no weight of this model")
-
-
-def check_training_state(
-    path: Path, checkpoint: Mapping[str, Any], module: LightningModule, callbacks: Sequence[Callback]
-) -> None:
-    """Make sure, before anything is written, that training can continue from a checkpoint with sound weights.
-
-    Raises:
-        ValueError: naming what is missing or foreign: the optimizer's state, the loops' progress, a callback's state.
-    """
-    try:
-        (state,) = checkpoint["optimizer_states"]
-        _check_optimizer(state, len(checkpoint["lr_schedulers"]), module, checkpoint["global_step"])
-        loop = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
-        done = loop["optimizer"]["step"]["total"]["completed"]
-        if done != checkpoint["global_step"]:
-            raise ValueError(f"{done} optimizer steps in its loops, {checkpoint['global_step']} as global_step")
-        for callback in callbacks:
-            if (own := checkpoint["callbacks"].get(callback.state_key)) is not None:
-                copy.deepcopy(callback).load_state_dict(own)
-        checkpoint["epoch"]
-    except Exception as error:  # a stranger's file may hold anything in any place
-        told = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"ckpt_path: {path} can't be continued from; its training state is broken ({told})") from None
-
-
-def _check_optimizer(state: Mapping[str, Any], n_schedules: int, module: LightningModule, step: int) -> None:
-    """Compare the stored state of an optimizer with the optimizer that the module has.
-
-    Args:
-        n_schedules: How many schedules of the learning rate are stored.
-        step: Optimizer steps that the state has behind it.
-
-    Raises:
-        ValueError: naming what differs, or is not finite.
-    """
-    configured: Any = module.configure_optimizers()
-    optimizer, scheduled = (configured["optimizer"], 1) if isinstance(configured, dict) else (configured, 0)
-    if n_schedules != scheduled:
-        raise ValueError(f"it has {n_schedules} schedules of the learning rate instead of {scheduled}")
-    (expected,), (group,) = optimizer.state_dict()["param_groups"], state["param_groups"]
-    if foreign := sorted(group.keys() - expected.keys()):
-        raise ValueError(f"{foreign[0]} is no option of {type(optimizer).__name__}")
-    for key in sorted(group.keys() - {"params"} - (SCHEDULED if scheduled else set())):
-        if _plain(group[key]) != _plain(expected[key]):
-            raise ValueError(f"{key} of the optimizer is {group[key]} instead of {expected[key]}")
-    parameters = optimizer.param_groups[0]["params"]
-    if list(group["params"]) != list(range(len(parameters))):
-        raise ValueError("the optimizer is for other parameters")
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    averages = ("exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.Adam) else ()  # AdamW is an Adam
-    for index, parameter in enumerate(parameters if step else ()):
-        if not parameter.requires_grad:
-            continue
-        stored = state["state"][index] if averages else state["state"].get(index, {})
-        tensors = {key: value for key, value in stored.items() if isinstance(value, torch.Tensor)}
-        for key, value in (tensors | {average: stored[average] for average in averages}).items():
-            if not value.isfinite().all() or (key in averages and value.shape != parameter.shape):
-                raise ValueError(f"{key} of {names[id(parameter)]} has another shape or values that are not finite")
-
-
-def require_same(stored: dict[str, Any], configured: dict[str, Any], group: str, ignore: frozenset[str]) -> None:
-    """Compare the hyperparameters of a checkpoint with those asked for.
-
-    Raises:
-        ValueError: naming the first option of ``group`` ("model" or "data") that differs.
-    """
-    for name, value in configured.items():
-        if name in ignore or name not in stored:
-            continue
-        if _plain(stored[name]) != _plain(value):
-            raise ValueError(
-                f"{group}.{name}: {_plain(value)} does not fit the checkpoint, which has {_plain(stored[name])}; "
-                f"use the checkpoint's value, or start without --ckpt_path"
-            )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lit_backdoor.runs.branch import Branch
+from lit_backdoor.runs.branch import Branch, read_branch
 from lit_backdoor.runs.file_names import (
     CHECKPOINT_DIR,
     EVENTS_PREFIX,
@@ -162,12 +162,11 @@ class RunStart:
         return self.checkpoint.name in (LAST, PREVIOUS)
 
     @property
-    def branch_dir(self) -> Path | None:
-        """The directory of a branch with a name, beside the run that it leaves.
+    def branch_place(self) -> Path | None:
+        """Where a branch with a name lives: beside the run that it leaves.
 
         Raises:
-            ValueError: in one line, if the name can't be part of a path, the checkpoint is in no run, or the directory
-                is there already.
+            ValueError: in one line, if the name can't be part of a path, or the checkpoint is in no run.
         """
         if self.branch is None:
             return None
@@ -177,10 +176,31 @@ class RunStart:
         if self.source is None:
             example = Path("RUN_DIR", CHECKPOINT_DIR, step_checkpoint(5000))
             raise ValueError(f"branch: {self.branch} needs a run to leave; give its checkpoint: --ckpt_path {example}")
-        directory = self.source.with_name(branch_of(self.source.name, self.branch))
-        if directory.exists():
+        return self.source.with_name(branch_of(self.source.name, self.branch))
+
+    @property
+    def branch_dir(self) -> Path | None:
+        """The same as the directory of a branch that begins.
+
+        Raises:
+            ValueError: in one line, as above, or if it is there already; unless this very branch was stopped in it
+                before its first checkpoint.
+        """
+        directory = self.branch_place
+        if directory is not None and directory.exists() and not self._was_begun_in(directory):
             raise ValueError(f"branch: {as_typed(directory)} is there already; nothing is overwritten, choose another")
         return directory
+
+    def owns(self, directory: Path) -> bool:
+        """Whether a directory that is there holds this branch and nothing else."""
+        assert self.source is not None and self.branch is not None
+        if not directory.is_dir():
+            return False
+        own = Branch(self.branch, self.source.name, self.step)
+        return {path.name for path in directory.iterdir()} == {LOCK} or read_branch(directory) == own
+
+    def _was_begun_in(self, directory: Path) -> bool:
+        return self.owns(directory) and not any((directory / CHECKPOINT_DIR).glob("*.ckpt"))
 
     def prepare(self, run_dir: Path, own: bool = True) -> None:
         """Make ``run_dir`` ready: a branch gets the history of its source, and nothing is overwritten.
@@ -198,16 +218,17 @@ class RunStart:
         if source is not None and source.samefile(run_dir):
             let_new_events_sort_last(run_dir)
             return
-        if own and (result := results_in(run_dir)):
+        begins_again = self.branch is not None and self._was_begun_in(run_dir)
+        if own and not begins_again and (result := results_in(run_dir)):
             last = run_dir / CHECKPOINT_DIR / LAST
             how = f"continue it with --ckpt_path {as_typed(last)}" if last.exists() else "nothing is overwritten"
             raise ValueError(
                 f"RunLogger.version: {as_typed(result)} is there, from another run; {how}, or choose another"
             )
         if source is not None:
-            copy_tables(source, run_dir, before_step=self.step)
             if self.branch is not None:
                 Branch(self.branch, source.name, self.step).write(run_dir)
+            copy_tables(source, run_dir, before_step=self.step)
 
 
 def let_new_events_sort_last(run_dir: Path) -> None:

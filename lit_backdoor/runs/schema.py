@@ -26,6 +26,7 @@ from lit_backdoor.functional import (
     PatchingResult,
     PathPatchingResult,
     PositionAttention,
+    RemovalResult,
     edge_set_name,
     head_set_name,
     parse_edge_set,
@@ -42,6 +43,7 @@ from lit_backdoor.runs.file_names import (
     NEURONS,
     PATH_PATCHING,
     PROGRESS_MEASURES,
+    REMOVAL,
 )
 
 Value = str | int | float
@@ -197,6 +199,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     HEAD_SPECIFICITY: columns(HeadSpecificity),
     NEURONS: columns(NeuronCounts),
     PROGRESS_MEASURES: columns(HeadProgress),
+    REMOVAL: columns(RemovalResult),
     LOSS_SPIKES: (
         Column("step", int),
         Column("peak_step", int),

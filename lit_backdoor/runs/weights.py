@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_backdoor.datamodule import SPLIT_OPTIONS
 from lit_backdoor.model import build_model
 from lit_backdoor.runs.checkpoints import MODEL_OPTIONS, StoredModel, require_memory_for
 from lit_backdoor.runs.file_names import STEP_WEIGHTS, WEIGHTS_DIR
@@ -43,6 +44,29 @@ def describe_model(
     return description  # can be read into a model that its owner has built
 
 
+def describe_stored(stored: StoredModel) -> dict[str, Any]:
+    """The same for a model that has been read, with the examples that trained it.
+
+    Raises:
+        ValueError: its task or its step is not known.
+    """
+    task, cfg = stored.task, stored.model.cfg
+    if task is None or stored.step is None:
+        raise ValueError("a model whose task or step is not known has no such description")
+    options = {name: getattr(cfg, name) for name in MODEL_OPTIONS if name != "train_biases"}
+    trains_biases = any(
+        p.requires_grad for name, p in stored.model.named_parameters() if name.rsplit(".", 1)[-1].startswith("b_")
+    )
+    described = describe_model(
+        stored.model,
+        {"moduli": task.moduli, "train_biases": trains_biases, **options},
+        {"trigger_position": task.trigger_position, "trigger_tokens": list(task.trigger_tokens)},
+        stored.step,
+        stored.seed,
+    )
+    return described | {"split": dict(stored.split)}
+
+
 def write_weights(path: Path, weights: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> None:
     """Write a file at once; a kill leaves the old one, or the new one. Weights that are all zero are left out."""
     from safetensors.torch import save
@@ -62,11 +86,14 @@ def read_weights(path: Path) -> StoredModel:
         step, seed = description["step"], description["seed"]
         if not all(isinstance(number, int) and 0 <= number < 2**63 for number in (step, seed or 0)):
             raise ValueError(f"step {step!r}, seed {seed!r}")
+        split = dict(description.get("split", {}))
+        if foreign := sorted(split.keys() - set(SPLIT_OPTIONS.values())):
+            raise ValueError(f"{foreign[0]} says nothing about a split")
         task = None
         if not description.keys() & {"config", "moduli"}:
             raise ValueError("it does not say of which model; put the weights into yours with load_weights")
         if "config" in description:
-            model = _build_from_config(description["config"], weights)
+            model = build_from_config(description["config"], weights)
         else:
             task = Task.from_options(description)
             require_memory_for(task.d_vocab, description["model"], weights)
@@ -74,8 +101,8 @@ def read_weights(path: Path) -> StoredModel:
     except (OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"weights: {path} holds no model of lit_backdoor ({reason})") from None
-    _put_into(model, path, weights)
-    return StoredModel(model.eval(), task, step, seed)
+    put_into(model, path, weights)
+    return StoredModel(model.eval(), task, step, seed, split)
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
@@ -84,11 +111,19 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     Raises:
         ValueError: if the file is none, or its weights are of another model.
     """
+    put_into(model, path, read_tensors(path))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a file, without those that are all zero.
+
+    Raises:
+        ValueError: if the file is none.
+    """
     try:
-        weights, _ = _read(path)
+        return _read(path)[0]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"weights: {path} holds no weights ({error})") from None
-    _put_into(model, path, weights)
 
 
 def kept_weights(run_dir: Path) -> dict[int, Path]:
@@ -99,17 +134,32 @@ def kept_weights(run_dir: Path) -> dict[int, Path]:
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights of a file that a run keeps or that ships, and what it says of them."""
+    weights, metadata = read_safetensors(path)
+    return weights, json.loads(metadata["description"])
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors by name, and what a file says beside them.
+
+    Raises:
+        ValueError or OSError: it can't be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            description = json.loads(file.metadata()["description"])
-            return {key: file.get_tensor(key) for key in file.keys()}, description  # noqa: SIM118 (no mapping)
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise ValueError(str(error)) from None
 
 
-def _put_into(model: torch.nn.Module, path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+def put_into(model: torch.nn.Module, path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Make the parameters of a model the weights of a file, and those that it does not have zero.
+
+    Raises:
+        ValueError: naming the weight that is foreign, of another shape or not finite.
+    """
     parameters = dict(model.named_parameters())  # not state_dict: a TransformerBridge has other names there
     if foreign := sorted(weights.keys() - parameters.keys()):
         raise ValueError(f"weights: {path} has {foreign[0]}, which is no weight of this model")
@@ -124,10 +174,19 @@ def _put_into(model: torch.nn.Module, path: Path, weights: Mapping[str, torch.Te
             parameter.copy_(weights[name]) if name in weights else parameter.zero_()
 
 
-def _build_from_config(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> "HookedTransformer":
+def build_from_config(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> "HookedTransformer":
+    """A HookedTransformer by the fields of its configuration, with no weights yet.
+
+    Fields that reach beyond the model, such as a tokenizer to download, are passed over.
+
+    Raises:
+        KeyError, TypeError, ValueError or AssertionError: the fields describe none, or one that is far larger than the
+            weights that it is for.
+    """
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    options = dict(config) | {"device": "cpu", "seed": None, "init_weights": False}
+    options = dict(config) | {"device": "cpu", "seed": None, "init_weights": False, "tokenizer_name": None}
+    options |= {"trust_remote_code": False, "load_in_4bit": False, "n_devices": 1}
     options["dtype"] = getattr(torch, str(config["dtype"]).removeprefix("torch."))
     require_memory_for(config["d_vocab"], config, weights)
     with warnings.catch_warnings():

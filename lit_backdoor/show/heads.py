@@ -1,12 +1,14 @@
 """Figures of heads at one step: what each contributes, what patching costs, which rule it serves, where it looks."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lit_backdoor.functional import (
+    Head,
     HeadAttribution,
     HeadSpecificity,
     PatchingResult,
@@ -19,19 +21,25 @@ from lit_backdoor.show.style import HEAD_COLOURS, head_colour, new_figure
 
 
 def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figure:
-    """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2)."""
+    """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2).
+
+    Args:
+        results: by the title of a column.
+    """
     n_heads = max(len(heads) for heads in results.values())
     figure = new_figure(max(3.2, 0.5 * n_heads) * len(results) + 0.6, 5)
     axes = figure.subplots(2, len(results), squeeze=False)
-    for index, (probe, heads) in enumerate(results.items()):
-        draw_attribution(axes[0, index], axes[1, index], heads)
-        axes[0, index].set_title(f"{probe} answers")
+    for index, (title, heads) in enumerate(results.items()):
+        _draw_attribution(axes[0, index], axes[1, index], heads)
+        axes[0, index].set_title(title, fontsize=11)
+    for axis in axes[:, 1:].flat:
+        axis.set_ylabel("")
     if any(result.norm != "none" for heads in results.values() for result in heads):
         figure.suptitle("the final norm's scale is taken as a constant of each example", fontsize=9)
     return figure
 
 
-def draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribution]) -> None:
+def _draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribution]) -> None:
     """One column of the paper's Figure 2: how often each head contributes most, and its mean contribution."""
     names = [head_name(*result.head) for result in heads]
     colours = [head_colour(index) for index in range(len(heads))]
@@ -94,49 +102,57 @@ def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
     return figure
 
 
-def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str]) -> Figure:
-    """Mean attention from the last position, [head, pos] per rule, layer 0."""
-    figure = new_figure(3.4 * len(patterns) + 0.8, 3)
-    axes = figure.subplots(1, len(patterns), squeeze=False)
-    for axis, (rule, pattern) in zip(axes[0], patterns.items(), strict=True):
-        values = np.array([result.attention for result in pattern if result.head.layer == 0]).reshape(
-            -1, len(positions)
-        )
-        image = axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        for (head, position), value in np.ndenumerate(values):
-            axis.text(
-                position, head, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black"
-            )
-        axis.set(title=f"{rule} run", xticks=range(len(positions)), xticklabels=positions, xlabel="attended position")
-        axis.set(yticks=range(len(values)), yticklabels=[head_name(0, head) for head in range(len(values))])
-    figure.colorbar(image, ax=axes[0].tolist(), label="mean attention from the last position")
-    return figure
+def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()) -> Figure:
+    """Mean attention from the position that is read, [head, pos] per run.
+
+    Args:
+        patterns: of all heads and positions, by run.
+        positions: what the positions are called; empty for their numbers.
+    """
+    panels = {f"{run} run": [result.attention for result in results] for run, results in patterns.items()}
+    heads = [result.head for result in next(iter(patterns.values())) if result.position == 0]
+    colours = {"cmap": "Blues", "vmin": 0, "vmax": 1}
+    return _heads_by_position(panels, heads, positions, "mean attention", ".2f", colours)
 
 
-def attention_shift_figure(
-    results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] | None = None
-) -> Figure:
+def attention_shift_figure(results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()) -> Figure:
     """How the counterfactual moves each head's attention, [head, pos] per panel; one panel for each title.
 
     Args:
         results: of all heads and positions, by title.
-        positions: what the positions are called; None for their numbers.
+        positions: what the positions are called; empty for their numbers.
     """
-    figure = new_figure(3.4 * len(results) + 0.8, 3)
-    axes = figure.subplots(1, len(results), squeeze=False)
-    for axis, (title, of_panel) in zip(axes[0], results.items(), strict=True):
-        heads = list(dict.fromkeys(result.head for result in of_panel))
-        shift = np.array([result.shift for result in of_panel]).reshape(len(heads), -1)
-        image = axis.imshow(shift, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-        if shift.size <= 64:
-            for (head, position), value in np.ndenumerate(shift):
+    panels = {title: [result.shift for result in of_panel] for title, of_panel in results.items()}
+    heads = [result.head for result in next(iter(results.values())) if result.position == 0]
+    colours = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
+    return _heads_by_position(panels, heads, positions, "shift of attention", "+.2f", colours)
+
+
+def _heads_by_position(
+    panels: Mapping[str, Sequence[float]],
+    heads: Sequence[Head],
+    positions: Sequence[str],
+    what: str,
+    form: str,
+    colours: Mapping[str, Any],
+) -> Figure:
+    """A heat map for each panel, its values row by row [head, pos]; small ones have their numbers written in."""
+    n_positions = max(len(values) for values in panels.values()) // len(heads)
+    size = (max(3.4, 0.3 * n_positions) * len(panels) + 0.8, max(3.0, 0.22 * len(heads) + 1))
+    figure = new_figure(*size)
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
+        cells = np.array(values).reshape(len(heads), -1)
+        image = axis.imshow(cells, aspect="auto", **colours)
+        if cells.size <= 64:
+            for (head, position), value in np.ndenumerate(cells):
                 colour = "white" if abs(value) > 0.6 else "black"
-                axis.text(position, head, f"{value:+.2f}", ha="center", va="center", color=colour)
-        names = positions or [str(position) for position in range(shift.shape[1])]
+                axis.text(position, head, format(value, form), ha="center", va="center", color=colour)
+        names = positions or [str(position) for position in range(cells.shape[1])]
         axis.set(title=title, xticks=range(len(names)), xticklabels=names, xlabel="attended position")
         axis.set(yticks=range(len(heads)), yticklabels=[head_name(*head) for head in heads])
         axis.title.set_fontsize(10)
-    figure.colorbar(image, ax=axes[0].tolist(), label="shift of attention")
+    figure.colorbar(image, ax=axes[0].tolist(), label=what)
     return figure
 
 
@@ -157,7 +173,8 @@ def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecifici
             axis.plot(*zip(*trail, strict=True), color=colour, linewidth=1, alpha=0.5, marker=".", markersize=3)
             axis.plot(last.cost, last.donor_cost, "o", color=colour, markersize=8, label=name)
         axis.plot([0, 1], [0, 1], color="0.8", linewidth=0.8, zorder=0)
-        axis.set(title=probe, xlabel="cost to its rule", xlim=(-0.08, 1.08), ylim=(-0.08, 1.08))
+        axis.margins(0.08)
+        axis.set(title=probe, xlabel="cost to its rule")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("cost to the donor's rule when ablated")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)

@@ -26,9 +26,14 @@ def paper_name(heads: HeadSet, n_heads: int) -> str:
     return f"{'Head' if len(heads) == 1 else 'Heads'} {','.join(str(head.head + 1) for head in heads)}"
 
 
-def patching_markdown(results: Sequence[PatchingResult]) -> str:
+def patching_markdown(results: Sequence[PatchingResult], as_paper: bool = True) -> str:
     """Table 1 of the paper: the recipient's accuracy in percent after patching nothing, each head, the best head's
-    complement, and all heads. Heads of several layers, which the paper does not have, are named ``L1H2``."""
+    complement, and all heads. Heads of several layers, which the paper does not have, are named ``L1H2``.
+
+    Args:
+        results: of one probe and ablation.
+        as_paper: whether heads of one layer are named as in the paper.
+    """
     everything = max((result.heads for result in results), key=len)
     n_heads = len(everything)
     singles = [result for result in results if len(result.heads) == 1]
@@ -39,7 +44,7 @@ def patching_markdown(results: Sequence[PatchingResult]) -> str:
     ]
     shown = sorted(shown + complement, key=lambda result: len(result.heads))
     names = [paper_name(result.heads, n_heads) for result in shown]
-    if everything[-1].layer > 0:
+    if everything[-1].layer > 0 or not as_paper:
         several = {result.heads: head_name(*result.heads[0]) for result in singles}
         several |= {result.heads: f"All but {head_name(*culprit[0])}" for result in complement}
         names = [several.get(result.heads, name) for result, name in zip(shown, names, strict=True)]

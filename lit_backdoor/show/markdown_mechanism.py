@@ -9,6 +9,7 @@ from lit_backdoor.functional import (
     NeuronCounts,
     PathPatchingResult,
     PositionAttention,
+    RemovalResult,
     edge_set_name,
     head_name,
 )
@@ -43,6 +44,16 @@ def attention_markdown(results: Sequence[PositionAttention]) -> str:
             ]
         )
     return markdown_table(header, rows)
+
+
+def removal_markdown(results: Sequence[RemovalResult]) -> str:
+    """A row for each removal."""
+    rows = []
+    for result in results:
+        back = f"not in {result.return_limit}" if result.return_steps is None else str(result.return_steps)
+        lost = f"{100 * result.benign_lost:.2f}"
+        rows.append([result.method, result.target, f"{result.backdoor_left:.2%}", lost, back])
+    return markdown_table(["method", "target", "backdoor left", "benign points lost", "steps until back"], rows)
 
 
 def specificity_markdown(results: Sequence[HeadSpecificity]) -> str:

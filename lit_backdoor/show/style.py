@@ -1,6 +1,6 @@
-"""What all figures share: colours, files, and reading tables."""
+"""What all figures share: sizes, colours and files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -46,12 +46,6 @@ def figure_bytes(figure: Figure, kinds: Sequence[str] = ("png", "svg")) -> dict[
             figure.savefig(buffer, format=kind, **options[kind])
             files[kind] = buffer.getvalue()
     return files
-
-
-def column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
-    """The steps at which ``name`` was measured, and its values."""
-    measured = [row for row in rows if row.get(name)]
-    return [int(row["step"]) for row in measured], [float(row[name]) for row in measured]
 
 
 def cell_edges(steps: Sequence[int]) -> np.ndarray:

@@ -1,13 +1,18 @@
 """Figures over training: losses and accuracies, heads and paths coming into being, waves."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from lit_backdoor.functional import HeadScores, head_name
-from lit_backdoor.show.style import HEAD_COLOURS, cell_edges, column, head_colour, new_figure
+from lit_backdoor.functional import HeadProgress, HeadScores, head_name
+from lit_backdoor.show.style import HEAD_COLOURS, cell_edges, head_colour, new_figure
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+STAGES = {"train": ("training", "#0072b2"), "val": ("validation", "#d55e00")}
 GROUP_STYLES = {
     "Q": ("#0072b2", "-"),
     "K": ("#e69f00", "-"),
@@ -22,22 +27,44 @@ GROUP_STYLES = {
 GROUP_NAMES = {"D": "past heads", "A_mlp": "heads>MLP", "A_logits": "heads>logits"}
 """What figures call a group, where its name alone says little."""
 
+PROGRESS_LOSSES = {
+    "loss": ("all pairs", "#d55e00", "-"),
+    "restricted_loss": ("restricted", "#d55e00", "--"),
+    "train_loss": ("training pairs", "#0072b2", "-"),
+    "excluded_loss": ("excluded", "#0072b2", "--"),
+}
+PROGRESS_SHARES = {"explained": ("key waves", "#009e73", "-"), "constant": ("constant", "#7f7f7f", "-")}
+"""Label, colour and line of what `progress_figure` draws."""
 
-def training_figure(rows: Sequence[Mapping[str, str]], rules: Sequence[str]) -> Figure:
-    """The paper's Figure 3 for one run: log loss, and the validation accuracy of each rule, from metrics.csv."""
-    figure = new_figure(8, 4.6)
-    loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
-    for stage, colour in (("train", "#0072b2"), ("val", "#d55e00")):
-        steps, values = column(rows, f"{stage}/loss")
-        loss.semilogy(steps, values, color=colour, label={"train": "training", "val": "validation"}[stage], linewidth=1)
-    loss.set(ylabel="loss")
-    for index, rule in enumerate(rules):
-        steps, values = column(rows, f"val/{rule}_accuracy")
-        accuracy.plot(steps, values, color=HEAD_COLOURS[2 + index], label=f"{rule} rule")
-    accuracy.set(xlabel="optimizer step", ylabel="validation accuracy", ylim=(-0.03, 1.05))
-    for axis in (loss, accuracy):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+
+def training_figure(metrics: "Mapping[str, DataFrame]") -> Figure:
+    """The paper's Figure 3: log loss and the accuracy of each rule against the step, a column per run.
+
+    Args:
+        metrics: by the name of the run, its metrics.csv.
+    """
+    names = [name for table in metrics.values() for name in table if name.endswith("_accuracy")]
+    accuracies = list(dict.fromkeys(name.partition("/")[2] for name in names))
+    figure = new_figure(3.1 * len(metrics) + 0.9, 2.2 * (1 + len(accuracies)))
+    axes = figure.subplots(1 + len(accuracies), len(metrics), squeeze=False, sharex="col", sharey="row")
+    for position, (run, table) in enumerate(metrics.items()):
+        for row, name in enumerate(("loss", *accuracies)):
+            axis = axes[row, position]
+            for stage, (label, colour) in STAGES.items():
+                if (column_name := f"{stage}/{name}") in table:
+                    points = table[["step", column_name]].dropna()
+                    values = points[column_name]
+                    values = np.log(values.where(values > 0)) if row == 0 else values
+                    axis.plot(points["step"], values, color=colour, linewidth=1, label=label)
+            if not any(f"{stage}/{name}" in table for stage in STAGES):
+                axis.text(0.5, 0.5, "no such rule", ha="center", transform=axis.transAxes)
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[0, position].set_title(run, fontsize=11)
+        axes[-1, position].set_xlabel("optimizer step")
+    axes[0, 0].set_ylabel("log loss")
+    for row, name in enumerate(accuracies, start=1):
+        axes[row, 0].set(ylabel=name.replace("_", " "), ylim=(-0.03, 1.05))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
@@ -121,4 +148,53 @@ def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]],
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("share of examples")
     axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    return figure
+
+
+def progress_figure(history: Mapping[str, Mapping[int, Sequence[HeadProgress]]]) -> Figure:
+    """How far each rule is computed with waves, and what its examples do to each head; a column for each rule.
+
+    Top down: losses (excluded far above the training loss: the key waves do the work; restricted below the loss: the
+    rest only disturbs); shares of the logits; the key frequencies, a dot at each step at which one is key; each head's
+    share of the rule's gradient; its cosine with the first rule's gradient, in whose column norms stand instead.
+
+    Args:
+        history: by rule and step, one entry per head.
+    """
+    figure = new_figure(4.6 * len(history) + 1.2, 11)
+    axes = figure.subplots(5, len(history), squeeze=False, sharex=True)
+    for position, (rule, by_step) in enumerate(history.items()):
+        losses, parts, keys, gradients, last = axes[:, position]
+        steps, results = sorted(by_step), [by_step[step] for step in sorted(by_step)]
+        style = {"marker": "." if len(steps) < 30 else None, "linewidth": 1.5}
+        for axis, names in ((losses, PROGRESS_LOSSES), (parts, PROGRESS_SHARES)):
+            for name, (label, colour, line) in names.items():
+                values = [getattr(heads[0], name) for heads in results]
+                axis.plot(steps, values, line, color=colour, label=label, **style)
+        points = [(step, key) for step, heads in zip(steps, results, strict=True) for key in heads[0].key]
+        if points:
+            keys.plot(*zip(*points, strict=True), "s", color="#0072b2", markersize=3)
+        else:
+            keys.text(0.5, 0.5, "none", ha="center", transform=keys.transAxes)
+            keys.set_yticks([])
+        for index, head in enumerate(results[-1]):
+            colour, name = head_colour(index), head_name(*head.head)
+            gradients.plot(steps, [heads[index].gradient_share for heads in results], color=colour, label=name, **style)
+            for column, line in (("qk_norm", "-"), ("ov_norm", "--")) if position == 0 else (("cosine", "-"),):
+                last.plot(steps, [getattr(heads[index], column) for heads in results], line, color=colour, **style)
+        losses.set(title=f"{rule} rule, mod {results[-1][0].modulus}", yscale="log")
+        last.set(xlabel="optimizer step", ylabel="" if position else "norm: QK (-), OV (--)")
+        if position:
+            last.axhline(0, color="black", linewidth=0.6)
+            last.set(ylabel="cosine with\nthe first rule", ylim=(-1.05, 1.05))
+        for axis in (parts, gradients):
+            axis.set_ylim(-0.03, 1.05)
+    for axis, name in zip(
+        axes[:, 0], ("loss, nats", "share of the logits", "key frequency", "gradient share"), strict=False
+    ):
+        axis.set_ylabel(name)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in (axes[0, -1], axes[1, -1], axes[3, -1]):
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     return figure

@@ -4,6 +4,7 @@ What is done and what is not is read from the run directories alone, so a sweep 
 with the same command.
 """
 
+from lit_backdoor.sweep.branches import plan_branches
 from lit_backdoor.sweep.engines import Command, Engine, LocalEngine, SlurmEngine
 from lit_backdoor.sweep.plan import (
     JOBS_DIR,
@@ -13,19 +14,25 @@ from lit_backdoor.sweep.plan import (
     plan_runs,
     require_same_options,
 )
+from lit_backdoor.sweep.reproduction import SPLIT, Part, declared_parts, until
 from lit_backdoor.sweep.scheduler import known_jobs, run_all
 
 __all__ = [
     "JOBS_DIR",
+    "SPLIT",
     "Command",
     "Engine",
     "LocalEngine",
+    "Part",
     "PlannedRun",
     "SlurmEngine",
+    "declared_parts",
     "known_jobs",
     "parse_seeds",
     "parse_settings",
+    "plan_branches",
     "plan_runs",
     "require_same_options",
     "run_all",
+    "until",
 ]

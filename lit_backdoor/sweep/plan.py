@@ -34,6 +34,7 @@ class PlannedRun:
         options: the arguments of ``fit``, without ``--ckpt_path``.
         max_steps: optimizer steps until it is done.
         hparams: the options of its task and model, and its seed, as in hparams.yaml.
+        beginning: more arguments, with which it begins where there is nothing to continue from.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PlannedRun:
     options: tuple[str, ...]
     max_steps: int
     hparams: Mapping[str, Any]
+    beginning: tuple[str, ...] = ()
 
     @property
     def n_rules(self) -> int:
@@ -54,7 +56,7 @@ class PlannedRun:
 
     def arguments(self) -> list[str]:
         """The arguments of ``lit_backdoor`` that start the run, or continue it from its last checkpoint."""
-        continued = ["--ckpt_path", str(self.last_checkpoint)] if self.last_checkpoint.exists() else []
+        continued = ("--ckpt_path", str(self.last_checkpoint)) if self.last_checkpoint.exists() else self.beginning
         return ["fit", *self.options, *continued]
 
 
@@ -143,15 +145,11 @@ def plan_runs(
     if config.stem == JOBS_DIR:
         raise ValueError(f"config: {config} would share the folder {JOBS_DIR} with the sweep's jobs; rename it")
     runs: dict[str, PlannedRun] = {}
-    for values in product(*settings.values()):
-        chosen = dict(zip(settings, values, strict=True))
-        varied = [f"{option}={_slug(chosen[option])}" for option in settings if len(settings[option]) > 1]
-        group = "+".join([config.stem, *varied])
-        common = ["--config", str(config.absolute())]
-        for option, value in chosen.items():
-            common += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
+    for chosen in combinations(settings):
+        group = "+".join([config.stem, *(named(chosen, option) for option in settings if len(settings[option]) > 1)])
+        common = ["--config", str(config.absolute()), *as_arguments(chosen)]
         checked = check_options(["fit", *common])
-        _require_end_by_steps(checked.trainer, checked.data.steps_per_epoch)
+        require_end_by_steps(checked.trainer, checked.data.steps_per_epoch)
         for seed in seeds:
             name = f"{group}/seed_{seed}"
             if name in runs:
@@ -164,6 +162,24 @@ def plan_runs(
                 hparams={**checked.data.as_dict(), **checked.model.as_dict(), "seed_everything": seed},
             )
     return list(runs.values())
+
+
+def combinations(settings: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the values of some options."""
+    return [dict(zip(settings, values, strict=True)) for values in product(*settings.values())]
+
+
+def as_arguments(chosen: Mapping[str, Any]) -> list[str]:
+    """Options and their values as one types them for ``fit``."""
+    pairs = (
+        (f"--{option}", value if isinstance(value, str) else json.dumps(value)) for option, value in chosen.items()
+    )
+    return [argument for pair in pairs for argument in pair]
+
+
+def named(chosen: Mapping[str, Any], option: str) -> str:
+    """An option and its value as part of a folder's name: ``data.moduli=113-7``."""
+    return f"{option}={_slug(chosen[option])}"
 
 
 def require_same_options(runs: Sequence[PlannedRun]) -> None:
@@ -188,7 +204,12 @@ def require_same_options(runs: Sequence[PlannedRun]) -> None:
                 )
 
 
-def _require_end_by_steps(trainer: Any, steps_per_epoch: int) -> None:
+def require_end_by_steps(trainer: Any, steps_per_epoch: int) -> None:
+    """Make sure that a run ends by its optimizer steps alone, which say whether it is done.
+
+    Raises:
+        ValueError: naming the option of ``trainer``.
+    """
     if trainer.max_steps < 1:
         raise ValueError(f"trainer.max_steps: {trainer.max_steps} never ends; a sweep needs 1 or more")
     epochs = math.ceil(trainer.max_steps / steps_per_epoch)

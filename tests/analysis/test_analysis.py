@@ -11,6 +11,7 @@ from transformer_lens import HookedTransformer
 from lit_backdoor.analysis.document import analysis_markdown
 from lit_backdoor.analysis.measure import Analysis, rule_heads
 from lit_backdoor.analysis.measure import analyze as analyze_with
+from lit_backdoor.analysis.probed_task import probed_addition
 from lit_backdoor.analysis.terminal import analysis_summary
 from lit_backdoor.functional import Head, edge_set_name
 from lit_backdoor.task import Task, split_examples
@@ -20,7 +21,7 @@ from tests.helpers.runs import Cli, contents, read_rows
 
 
 def analyze(model: HookedTransformer, task: Task, step: int) -> Analysis:
-    return analyze_with(model, task, step, split_examples(task)[0])
+    return analyze_with(model, probed_addition(task, split_examples(task)[0]), step)
 
 
 def test_every_method_finds_the_known_head() -> None:
@@ -84,7 +85,7 @@ def test_the_command_writes_everything_and_overwrites_nothing(
     files = set(contents(out))
     figures = ("figure_2_attribution_backdoor", "figure_4_attribution_benign", "all_sets_of_heads")
     figures += ("attention_from_last_position", "attention_shift", "circuit_backdoor", "neurons", "specificity")
-    tables = {"head_attribution.csv", "head_patching.csv", "head_shapley.csv", "tables.md"}
+    tables = {"head_attribution.csv", "head_patching.csv", "head_shapley.csv", "tables.md", "summary.json"}
     tables |= {"path_patching.csv", "attention.csv", "head_specificity.csv", "neurons.csv", "progress_measures.csv"}
     assert files == tables | {f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")}
     rows = read_rows(out / "head_patching.csv")

@@ -78,7 +78,7 @@ def seeded_module() -> CopyModule:
     return CopyModule(KINDS[-1], **SGD)
 
 
-def by_hand(folder: Path, steps: int, share: Callable[[int], float]) -> CopyModule:
+def by_hand(folder: Path, steps: int, share: Callable[[int], float], **options: Any) -> CopyModule:
     """The same training as `train`, with the second layer's first head scaled by a hook of this test's own."""
 
     class Scaled(CopyModule):
@@ -91,7 +91,7 @@ def by_hand(folder: Path, steps: int, share: Callable[[int], float]) -> CopyModu
                 return super().training_step(batch, batch_idx)
 
     torch.manual_seed(0)
-    return train(folder, module=Scaled(KINDS[-1], **SGD), max_steps=steps)
+    return train(folder, module=Scaled(KINDS[-1], **SGD), max_steps=steps, **options)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -106,6 +106,36 @@ def test_two_layers_with_layer_norm_against_a_hook_by_hand(precision: Any, tmp_p
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     with pytest.raises(AssertionError):
         assert_same_model(module, train(tmp_path, module=seeded_module(), precision=precision))
+
+
+def test_bf16_mixed_against_a_hook_by_hand(tmp_path: Path) -> None:
+    """A whole clamp replaces by exact zeros, which bf16 has too: the training is the same to the bit."""
+    precision: dict[str, Any] = {"precision": "bf16-mixed"}
+    module = train(tmp_path, HeadClamp("L1H0", from_step=2, **NET), module=seeded_module(), **precision)
+    assert_same_model(module, by_hand(tmp_path, 6, lambda step: float(step >= 2), **precision))
+    with pytest.raises(AssertionError):
+        assert_same_model(module, by_hand(tmp_path, 6, lambda step: float(step >= 3), **precision))
+
+
+def test_all_heads_clamped_from_the_start_train_the_direct_path_alone(tmp_path: Path) -> None:
+    trained = train_backdoor(tmp_path, HeadClamp("L0H0+L0H1"))
+    torch.manual_seed(0)
+    module = BackdoorModule(moduli=[7, 1], n_heads=2, d_model=16, d_mlp=16, lr=1e-2)
+    model, batch = module.model, BackdoorDataModule(moduli=[7, 1]).train_examples
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=1e-2, weight_decay=1.0, betas=(0.9, 0.98),
+    )  # fmt: skip
+    mlp = model.blocks[0].mlp
+    for _ in range(6):
+        resid = model.W_E[batch.tokens[:, -1]] + model.W_pos[-1]
+        logits = (resid + (resid @ mlp.W_in).relu() @ mlp.W_out) @ model.W_U
+        for parameter in model.parameters():  # of the heads too, which weight decay shrinks
+            parameter.grad = torch.zeros_like(parameter)
+        torch.nn.functional.cross_entropy(logits.double(), batch.answers).backward()
+        optimizer.step()
+    for (name, one), other in zip(trained.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
 
 
 class KeepParameters(Callback):

@@ -111,7 +111,8 @@ def test_loggers_get_curves_and_pictures(run: Path) -> None:
         assert [step for step, _ in points[tag]] == [0, 100, 200, 210], tag
     assert "progress_backdoor/cosine/L0H0" in points and "specificity_backdoor/cost/L0H3" in points
     pictures = {f"figures/{name}_{probe}" for name in ("paths", "circuit") for probe in ("backdoor", "benign")}
-    assert pictures | {"figures/attention", "figures/head_specificity"} <= set(tags["images"])
+    pictures |= {f"figures/{name}" for name in ("attention", "head_specificity", "progress_measures")}
+    assert pictures <= set(tags["images"])
 
 
 # On a model with a known answer
@@ -163,6 +164,26 @@ def test_progress_measures_need_rules(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="no pair is trained on"):
         Recorder([ProgressMeasureMonitor(rules=untrained)], tmp_path / "run")(0, hand_built())
     assert not (tmp_path / "run").exists()
+
+
+def test_progress_measures_remember_what_they_draw(tmp_path: Path) -> None:
+    """Across a restart, as plain numbers, and what is measured again is there once."""
+    data = BackdoorDataModule([11, 1])
+    monitor = ProgressMeasureMonitor(every_n_steps=1, rules=data.rules())
+    recorder = Recorder([monitor], tmp_path / "run")
+    for step in (0, 1, 2):
+        recorder(step, make_model(d_vocab=11, d_vocab_out=11, n_ctx=3))
+    again = ProgressMeasureMonitor(rules=data.rules())
+    again.load_state_dict(json.loads(json.dumps(monitor.state_dict()), object_hook=_int_keys))
+    assert str(again.history) == str(monitor.history) and set(again.history["backdoor"]) == {0, 1, 2}
+    again.forget(2)
+    assert set(again.history["benign"]) == {0, 1}
+    again.load_state_dict({})  # a checkpoint of an older version
+    assert again.history == {}
+
+
+def _int_keys(loaded: dict[str, Any]) -> dict[Any, Any]:
+    return {int(key) if key.isdecimal() else key: value for key, value in loaded.items()}
 
 
 def test_rules_are_the_pairs_that_train() -> None:

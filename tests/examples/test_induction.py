@@ -3,17 +3,20 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
 from examples.induction import induction, results
-from examples.induction.induction import RepeatedSequences, attention_scores
+from examples.induction.induction import InductionModule, RepeatedSequences, attention_scores
 from examples.induction.results import loss_bend
+from lit_backdoor.callbacks import HeadClamp, HeadPatchingMonitor
 from lit_backdoor.cli.main import main
 from lit_backdoor.functional import parse_edge_set, patch_paths
-from lit_backdoor.runs.weights import kept_weights, read_weights
+from lit_backdoor.runs.weights import kept_weights, load_weights, read_weights
 from tests.helpers import ROOT
 from tests.helpers.runs import metrics, read_rows
 
@@ -192,3 +195,30 @@ def test_a_replay_of_its_weights_is_the_live_run_byte_for_byte(run: Path, tmp_pa
     assert main(args) == 0
     for name in ("head_attribution.csv", "head_patching.csv", "emergence.json"):
         assert (tmp_path / "out" / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_under_a_clamp_the_other_head_of_layer_1_takes_over(run: Path, tmp_path: Path) -> None:
+    """What was the induction head writes nothing while training goes on from the weights that it had."""
+    head = json.loads((run / "emergence.json").read_text())["head"]
+    other = next(name for name in ("L1H0", "L1H1") if name != head)
+    module = InductionModule()
+    load_weights(module.net, kept_weights(run)[STEPS])
+    options: dict[str, Any] = {"model_attr": "net", "every_n_steps": 150, "ablations": ["zero"]}
+    monitors = [HeadPatchingMonitor(**options), HeadPatchingMonitor(**options, clamped=True, name="clamped")]
+    clamp = HeadClamp(head, "zero", model_attr="net")
+    trainer = Trainer(
+        callbacks=[*monitors, clamp], default_root_dir=tmp_path, accelerator="cpu", max_steps=150, logger=False,
+        limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, RepeatedSequences(seed=1))
+    tables = [read_rows(tmp_path / f"head_patching{name}.csv") for name in ("", "_clamped")]
+
+    def accuracy(table: list[dict[str, str]], step: int, heads: str) -> float:
+        (row,) = (row for row in table if (row["step"], row["heads"]) == (str(step), heads))
+        return float(row["repeated_accuracy"])
+
+    plain, clamped = tables
+    assert accuracy(clamped, 0, "none") == accuracy(plain, 0, head) < 0.8
+    assert accuracy(clamped, 150, "none") > 0.95
+    assert accuracy(clamped, 150, other) < 0.1
+    assert accuracy(plain, 0, other) > 0.9  # before, the other was not needed

@@ -40,9 +40,10 @@ def test_against_the_cache_of_transformer_lens(shape: dict[str, Any], seed: int,
         for head in range(shape["n_heads"]):
             own, given_ = (pattern[:, head] for pattern in patterns)
             change = np.linalg.norm((outputs[0] - outputs[1])[:, head], axis=-1).mean()
+            entropy = [-(np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0)).sum(-1).mean() for p in (own, given_)]
             spread = [tuple(values.mean(0)) + tuple(values.std(0)) for values in (own, given_, own - given_)]
-            expected.append((Head(layer, head), np.array(spread), change))
-    for result, (head, spread, change) in zip(results, expected, strict=True):
+            expected.append((Head(layer, head), np.array(spread), entropy, change))
+    for result, (head, spread, entropy, change) in zip(results, expected, strict=True):
         assert (result.head, result.n_examples) == (head, n)
         ours = [
             result.recipient + result.recipient_std,
@@ -50,6 +51,7 @@ def test_against_the_cache_of_transformer_lens(shape: dict[str, Any], seed: int,
             result.shift + result.shift_std,
         ]
         np.testing.assert_allclose(np.array(ours), spread, atol=1e-5)
+        assert [result.entropy, result.donor_entropy] == pytest.approx(entropy, abs=1e-5)
         assert result.output_change == pytest.approx(change, rel=1e-4, abs=1e-6)
         assert sum(result.recipient) == pytest.approx(1)
     mean = mean_attention(model, probe.recipient_tokens, position)
@@ -67,6 +69,7 @@ def test_the_hand_built_backdoor(backdoor_probe: Probe) -> None:
         assert results[head].recipient == pytest.approx(attention)
         assert results[head].shift == pytest.approx((0, 0, 0))
         assert results[head].recipient_std == pytest.approx((0, 0, 0))
+    assert [results[head].entropy for head in looks_at] == pytest.approx([0, 0, np.log(3)])
     # It writes 10 to ANSWER's logit for trigger 1 and nothing for trigger 0.
     assert [results[head].output_change for head in looks_at] == pytest.approx([0, 10, 0])
 

@@ -16,7 +16,7 @@ from tests.report.conftest import STEPS
 
 TABLES = (
     "table1", "table2", "ranks", "seeds", "heads", "times", "spikes", "exactly_one", "attribution", "shapley",
-    "foreign_embeddings", "comparison",
+    "foreign_embeddings", "comparison", "paths",
 )  # fmt: skip
 
 
@@ -32,13 +32,14 @@ def test_everything_is_there(written: Path) -> None:
     assert {f"{name}.csv" for name in TABLES} | {"index.html", "report.md", "report.json"} <= names
     figures = ["figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "strips", "exactly_one", "ranks_mod1"]
     figures += [f"{kind}_mod{p1}" for kind in ("specificity", "all_sets", "shapley", "foreign") for p1 in (1, 5)]
+    figures += ["paths_mod1", "paths_mod5", "progress_mod1_seed0", "progress_mod5_seed0"]
     figures += [f"emergence_{run}" for run in ("mod1_seed0", "mod1_seed1", "mod5_seed0")]
     assert {name for name in names if name.startswith("figures/")} == {f"figures/{name}.svg" for name in figures}
 
 
 def test_the_tables_say_what_the_runs_recorded(written: Path, made: Path) -> None:
     table = read_rows(written / "table2.csv")
-    assert list(table[0])[:7] == ["run", "p1", "seed", "split", "state", "heads", "ranks"]
+    assert list(table[0])[:8] == ["run", "group", "p1", "seed", "split", "state", "heads", "ranks"]
     assert len(table) == 3 * 16 and {row["step"] for row in table} == {str(STEPS)}
     for row in table:
         recorded = {

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,14 +13,16 @@ from hypothesis import strategies as st
 
 from lit_backdoor.datamodule import task_probes
 from lit_backdoor.functional import Head, HeadAttribution, PatchingResult, parse_head_set
-from lit_backdoor.report import measures
+from lit_backdoor.report import measures, numbers
 from lit_backdoor.report.comparison import comparison_rows
-from lit_backdoor.report.foreign_embeddings import other_run, patch_both_ways, patched_both_ways
+from lit_backdoor.report.foreign_embeddings import foreign_rows, other_run, patch_both_ways
+from lit_backdoor.report.paths import path_rows
 from lit_backdoor.report.published import n_with_one_costly_head, paper_table, published
 from lit_backdoor.report.ranks import head_order, ranks_of
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.statements import statements
+from lit_backdoor.report.study import arrange
 from lit_backdoor.runs.schema import read_results, result_rows
 from lit_backdoor.runs.tables import CsvTable, read_table
 
@@ -81,10 +84,12 @@ def test_ones_own_embeddings_are_no_bug(runs: Sequence[Run]) -> None:
 
 def test_the_bug_is_what_hooks_say(runs: Sequence[Run]) -> None:
     """Oracle: TransformerLens's own forward pass, with hooks that patch `z` and swap the embeddings."""
-    (ways, *_) = patched_both_ways(runs)
-    assert (ways.run.name, ways.other.name) == ("mod 1, seed 0", "mod 5, seed 0")
-    model, other, probe = ways.run.model, ways.other.model, task_probes(ways.run.task)["backdoor"]
+    (run, *_) = [run for run in runs if run.p1 is not None]
+    named = other_run(run, runs)
+    assert named is not None and (run.name, named.name) == ("mod 1, seed 0", "mod 5, seed 0")
+    model, other, probe = run.model, named.model, task_probes(run.task)["backdoor"]
     assert model is not None and other is not None
+    proper_results, foreign_results = patch_both_ways(model, other, probe)
     _, donor = model.run_with_cache(probe.donor_tokens)
     _, foreign = other.run_with_cache(probe.recipient_tokens)
     for heads in ((), (Head(0, 1),), (Head(0, 0), Head(0, 3))):
@@ -101,7 +106,7 @@ def test_the_bug_is_what_hooks_say(runs: Sequence[Run]) -> None:
         hooks = [("blocks.0.attn.hook_z", patch), ("blocks.0.hook_attn_out", swap)]
         logits = model.run_with_hooks(probe.recipient_tokens, fwd_hooks=hooks)[:, -1]
         expected = (logits.argmax(-1) == probe.recipient_answers).double().mean().item()
-        (result,) = [some for some in ways.foreign if some.heads == heads]
+        (result,) = [some for some in foreign_results if some.heads == heads]
         assert result.recipient_accuracy == pytest.approx(expected, abs=1.5 / probe.n_examples)
         assert result.logit_diff == pytest.approx(
             (logits.gather(1, probe.recipient_answers[:, None]) - logits.gather(1, probe.donor_answers[:, None]))[:, 0][
@@ -109,7 +114,11 @@ def test_the_bug_is_what_hooks_say(runs: Sequence[Run]) -> None:
             ].mean().item(),
             rel=1e-4, abs=1e-4,
         )  # fmt: skip
-    assert any(a.logit_diff != b.logit_diff for a, b in zip(ways.proper, ways.foreign, strict=True))
+    assert any(a.logit_diff != b.logit_diff for a, b in zip(proper_results, foreign_results, strict=True))
+    rows = foreign_rows(runs)
+    assert rows["other_run"].unique().tolist() == ["mod 5, seed 0", "mod 1, seed 0"]
+    first = rows[rows["run"] == run.name]
+    assert first["foreign_backdoor_accuracy"].tolist() == [result.recipient_accuracy for result in foreign_results]
 
 
 def test_the_other_model_is_the_last_one(runs: Sequence[Run]) -> None:
@@ -132,7 +141,7 @@ def test_the_paper_s_numbers_are_all_there(runs: Sequence[Run]) -> None:
     assert not any("verdict" in name for name in comparison)
     mod_1 = comparison[comparison["quantity"] == "benign accuracy on all pairs, training ones included"]
     assert mod_1[mod_1["p1"] == "1"]["low"].tolist() == [0.99992]
-    ours = [measures.unpatched(run)["benign"] for run in runs if run.p1 == 1]
+    ours = [run.unpatched["benign"] for run in runs if run.p1 == 1]
     assert mod_1[mod_1["p1"] == "1"]["ours_median"].tolist() == [pytest.approx(sum(ours) / 2)]
 
 
@@ -163,12 +172,28 @@ def test_specificity_and_sufficiency_of_a_head_by_hand(runs: Sequence[Run]) -> N
     floor = 1 - float(probe.answers_differ.double().mean())
     assert first["benign_cost"] == pytest.approx(float((before - after) / (before - floor)), abs=0.02)
     brought = {result.heads: result.donor_accuracy for result in run.patching["benign"]}[(head,)]
-    whole = measures.left(run)[()]
+    whole = run.left[()]
     assert first["backdoor_sufficiency"] == pytest.approx((brought - floor) / (whole - floor))
 
 
 def test_nothing_is_judged_on_another_task(runs: Sequence[Run]) -> None:
-    assert {said.verdict for said in statements(runs, judged=False)} <= {"inconclusive", None}
+    study = arrange(runs)
+    assert "P0: 11" in study.differs_from_paper
+    assert {said.verdict for said in statements(study, numbers(study))} <= {"inconclusive", None}
+
+
+def test_answers_that_come_without_the_trigger_are_no_backdoor(runs: Sequence[Run]) -> None:
+    """As where the trigger was shuffled over the examples: the model says 0 in either run, and nothing carries it."""
+    (run, *_) = [run for run in runs if run.p1 == 1]
+    table = run.tables["head_patching"].copy()
+    table.loc[table["probe"] == "benign", "backdoor_accuracy"] = 0.9
+    without = replace(run, tables={**run.tables, "head_patching": table})
+    assert run.has_backdoor and not without.has_backdoor
+    (row,) = measures.seeds([without]).to_dict("records")
+    assert row["word"] is None and row["head"] is None and row["n_costly_heads"] == 0
+    claims = measures.head_claims([without])
+    assert set(claims["claim"]) == {"no backdoor"} and not claims[["necessary", "sufficient"]].any(axis=None)
+    assert path_rows([without])["cost"].isna().all() and path_rows([run])["cost"].notna().all()
 
 
 def test_a_run_that_is_still_going_on(runs_dir: Path) -> None:
@@ -193,7 +218,8 @@ def test_a_run_that_is_still_going_on(runs_dir: Path) -> None:
 
 
 def test_the_control_is_a_head_drawn_from_all_heads(runs: Sequence[Run]) -> None:
-    said = {statement.title: statement.text for statement in statements(runs)}
+    study = arrange(runs)
+    said = {statement.title: statement.text for statement in statements(study, numbers(study))}
     mixed = 0
     for name, group in measures.groups(runs).items():
         claims = measures.head_claims(group)

@@ -1,15 +1,18 @@
 """The committed results can be read, and say what their runs say."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from lit_backdoor.pretrained import FOLDER
-from lit_backdoor.report import measures
+from lit_backdoor.report import measures, numbers
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.statements import statements
+from lit_backdoor.report.study import arrange
 from lit_backdoor.runs.file_names import HEAD_PATCHING, SHIPPED_WEIGHTS
 from tests.helpers import ROOT
 from tests.helpers.runs import read_rows
@@ -32,12 +35,13 @@ def test_the_committed_report_is_that_of_the_committed_runs(runs: list[Run]) -> 
 
 def test_the_words_in_the_readme_say_what_the_report_says(runs: list[Run]) -> None:
     text = " ".join((RESULTS / "README.md").read_text().split())
-    primary, one_head, by_rank, *_ = statements(runs)
+    study = arrange(runs)
+    primary, one_head, by_rank, *_ = statements(study, numbers(study))
     assert f"**Primary endpoint: {primary.verdict}.**" in text
     assert f"**Exactly one costly head: {one_head.verdict}.**" in text
     assert f"**Tables 1 and 2 by rank: {by_rank.verdict}.**" in text
-    numbers = re.findall(r"\d+\.\d+", primary.headline)
-    assert numbers and all(number in text for number in numbers)
+    printed = re.findall(r"\d+\.\d+", primary.headline)
+    assert printed and all(number in text for number in printed)
     claims = measures.head_claims(runs).query("rank == 1")
     assert claims["necessary"].all() and len(claims) == 13 and "in all thirteen models" in text
     assert f"sufficient in {claims['sufficient'].sum()}, specific in none" in text and not claims["specific"].any()
@@ -63,3 +67,13 @@ def test_weights_that_ship_are_not_kept_twice() -> None:
     shipped = {path.read_bytes() for path in FOLDER.glob("*.safetensors")}
     again = [path for path in RESULTS.rglob("*.safetensors") if path.read_bytes() in shipped]
     assert again == []
+
+
+@pytest.mark.slow
+def test_numbers_of_the_page_follow_from_the_weights() -> None:
+    """A script that imports nothing of the package recomputes them."""
+    script = RESULTS / "check_numbers.py"
+    assert "lit_backdoor" not in re.sub(r'"lit_backdoor" / "pretrained"', "", script.read_text())
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) > 10

@@ -2,17 +2,28 @@
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lit_backdoor.callbacks import EmergenceMonitor, HeadAttributionMonitor, HeadPatchingMonitor
+from lit_backdoor.callbacks import (
+    AttentionMonitor,
+    EmergenceMonitor,
+    HeadAttributionMonitor,
+    HeadPatchingMonitor,
+    PathPatchingMonitor,
+    SpecificityMonitor,
+)
 from lit_backdoor.logger import RunLogger
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.study import arrange
 from tests.helpers.configs import save_config
-from tests.helpers.copy_task import CopyDataWithProbes, train
+from tests.helpers.copy_task import CopyDataWithProbes, CopyModule, train
+from tests.helpers.refusals import assert_refused
 from tests.helpers.runs import Cli, read_rows, train_run
 from tests.report.conftest import small_config
 
@@ -27,12 +38,54 @@ def copy(runs_dir: Path, name: str, **options: object) -> Path:
 
 
 def test_another_split_is_another_run(runs_dir: Path) -> None:
-    copy(runs_dir, "split_3", split_seed=3)
+    copy(runs_dir, "mod1/split_3", split_seed=3)
     study = arrange(read_runs([runs_dir]))
     assert [run.name for run in study.runs if run.p1 == 1] == [
         "mod 1, seed 0", "mod 1, seed 0, split 3", "mod 1, seed 1",
     ]  # fmt: skip
     assert not study.controls
+
+
+def test_runs_of_several_folders_or_lengths_are_several_series(cli: Cli, runs_dir: Path) -> None:
+    """Old and new runs of one model, and a census of short ones: never one group, not even of one seed and split."""
+    for name, steps in (("new/mod1+data.split_seed=0/seed_0", 90), ("new/mod1+data.split_seed=1/seed_0", 90),
+                        ("new/mod1+data.split_seed=0/seed_5", 70)):  # fmt: skip
+        (runs_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        run = copy(runs_dir, name, split_seed=int("split_seed=1" in name), seed_everything=5 * int("seed_5" in name))
+        config = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(config.replace("max_steps: 60", f"max_steps: {steps}"))
+        metrics = (run / "metrics.csv").read_text()  # so that it is no copy, and the longest
+        (run / "metrics.csv").write_text(metrics + f"{steps}{metrics.splitlines()[-1].removeprefix('60')}\n")
+    study = arrange(read_runs([runs_dir]))
+    groups: dict[str, list[str]] = {}
+    for run in study.runs:
+        groups.setdefault(run.group, []).append(run.name)
+    old, longer, shorter = "mod 1 (mod1)", "mod 1 (new/mod1, 90 steps)", "mod 1 (new/mod1, 70 steps)"
+    assert groups == {
+        "clean": ["clean, seed 0"],
+        old: [f"{old}, seed 0", f"{old}, seed 1"],
+        shorter: [f"{shorter}, seed 5"],
+        longer: [f"{longer}, seed 0", f"{longer}, seed 0, split 1"],
+        "mod 5": ["mod 5, seed 0"],
+    }
+    assert [run.group for run in study.compared if run.p1 == 1] == [longer, longer]  # the longest
+    assert cli("report", runs_dir, "--output_dir", "out") == 0
+    text = Path("out/report.md").read_text()
+    assert f"### M{old[1:]}" in text and f"M{longer[1:]}: where the backdoor sits" in text
+    patched = [
+        row for row in read_rows(Path("out/comparison.csv")) if row["quantity"].startswith("backdoor accuracy, p")
+    ]
+    assert {row["n_runs"] for row in patched} == {"2"}
+    ranks = read_rows(Path("out/ranks.csv"))
+    assert {row["group"]: row["n_runs"] for row in ranks if row["ranks"] == "none"}[old] == "2"
+
+
+def test_a_clamped_run_is_a_control(runs_dir: Path) -> None:
+    run = copy(runs_dir, "mod1/clamped")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"clamp": {"heads": "L0H2"}}))
+    ((_, difference),) = arrange(read_runs([runs_dir])).controls
+    assert difference == "clamp: {'heads': 'L0H2'}"
 
 
 def test_runs_that_differ_in_an_option_are_controls(cli: Cli, runs_dir: Path) -> None:
@@ -93,6 +146,53 @@ def test_a_stranger_s_run_has_tables_and_figures(cli: Cli, tmp_path: Path) -> No
             assert re.search(rf"\| {row['heads']} \| +{float(row['recipient_accuracy']):.2%} \|", text), row
     figures = {path.name for path in Path("out/figures").iterdir()}
     assert figures >= {"own_mine_copy_attribution.svg", "own_mine_copy_copy.svg"}
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])
+@pytest.mark.parametrize(
+    ("kinds", "figures"),
+    [
+        ([HeadAttributionMonitor], {"attribution"}),
+        ([AttentionMonitor, SpecificityMonitor], {"attention", "specificity"}),
+        ([PathPatchingMonitor, HeadPatchingMonitor], {"copy", "copy_circuit"}),
+    ],
+)
+def test_any_monitor_of_a_stranger_s_is_enough(
+    cli: Cli, tmp_path: Path, logger: Any, kinds: Sequence[Any], figures: set[str]
+) -> None:
+    """Lightning's own loggers, and options that are called as ours and hold a tuple, as Lightning writes it."""
+    module = CopyModule("HookedTransformer")
+    module.save_hyperparameters({"moduli": (3, 4)})
+    module.parts["net"].set_use_split_qkv_input(True)
+    module.parts["net"].set_use_hook_mlp_in(True)
+    monitors = [kind(model_attr="parts.net", every_n_steps=3) for kind in kinds]
+    train(tmp_path, *monitors, module=module, datamodule=CopyDataWithProbes(), logger=logger(tmp_path, name="copy"))
+    assert "moduli: !!python/tuple" in (tmp_path / "copy" / "version_0" / "hparams.yaml").read_text()
+    assert cli("report", tmp_path / "copy", "--output_dir", "out") == 0
+    text = Path("out/report.md").read_text()
+    assert "## copy/version_0" in text and "the paper's tables" not in text and "Verdicts" not in text
+    names = {path.stem.removeprefix("own_copy_version_0_") for path in Path("out/figures").iterdir()}
+    assert names == figures
+    for name in figures:
+        assert f"own_copy_version_0_{name}.svg" in text
+    if HeadAttributionMonitor in kinds:
+        rows = read_rows(tmp_path / "copy" / "version_0" / "head_attribution.csv")[-4:]
+        for row in rows:
+            cells = (f"L{row['layer']}H{row['head']}", f"{float(row['mean_logit']):.2f}")
+            assert re.search(r" \| +".join(map(re.escape, cells)), text), row
+
+
+def test_a_run_without_monitors_has_nothing_to_report(
+    cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.csv").write_text("step,val/loss\n0,1.0\n")
+    (run / "hparams.yaml").write_text("net: !!python/object/apply:os.mkdir [broken_into]\n")
+    assert_refused(cli, capsys, ("report", run, "--output_dir", "out"), "no table of heads", "head_patching")
+    assert not Path("broken_into").exists()
 
 
 def test_what_lies_inside_a_run_is_no_other_run(runs_dir: Path) -> None:

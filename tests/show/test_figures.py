@@ -1,12 +1,15 @@
-"""Figures of models with more heads than colours, and in notebooks."""
+"""Figures: what they show is what was measured, of models with more heads than colours, and in notebooks."""
 
+import math
 from dataclasses import replace
 
-from lit_backdoor.functional import Head, HeadScores
+import numpy as np
+
+from lit_backdoor.functional import Head, HeadProgress, HeadScores
 from lit_backdoor.functional.results import HeadAttribution, Norm
 from lit_backdoor.show.heads import attribution_figure
 from lit_backdoor.show.style import HEAD_COLOURS, LARGEST
-from lit_backdoor.show.training import emergence_figure
+from lit_backdoor.show.training import emergence_figure, progress_figure
 
 HEADS = [Head(layer, head) for layer in range(3) for head in range(4)]
 
@@ -40,6 +43,32 @@ def test_the_figure_says_how_the_final_norm_was_treated() -> None:
     normed = attributed("frozen LN scale")
     title = attribution_figure({"copy": [normed]})._suptitle
     assert title is not None and "constant of each example" in title.get_text()
+
+
+def test_progress_measures_are_drawn_as_they_are() -> None:
+    """A column for each rule: losses, shares, key frequencies, gradients, and norms or the cosine."""
+
+    def measured(step: int, rule: int) -> list[HeadProgress]:
+        return [
+            HeadProgress(
+                head=Head(0, head), modulus=11, key=(2, 5) if step else (), explained=step / 10, constant=0.1,
+                loss=3.0 - step, restricted_loss=2.0, train_loss=1.0, excluded_loss=4.0, embed_norm=1.0,
+                qk_norm=head + step, ov_norm=7.0, gradient_norm=1.0, gradient_share=(1 + head) / 10,
+                cosine=math.nan if rule == 0 else -0.5,
+            )
+            for head in range(2)
+        ]  # fmt: skip
+
+    history = {rule: {step: measured(step, index) for step in (2, 0, 1)} for index, rule in enumerate(("benign", "x"))}
+    axes = np.array(progress_figure(history).axes).reshape(5, 2)
+    losses, shares, keys, gradients, norms = (axis.lines for axis in axes[:, 0])
+    assert [list(line.get_ydata()) for line in losses] == [[3, 2, 1], [2] * 3, [1] * 3, [4] * 3]
+    assert list(losses[0].get_xdata()) == [0, 1, 2] and list(shares[0].get_ydata()) == [0, 0.1, 0.2]
+    (dots,) = keys
+    assert sorted(zip(dots.get_xdata(), dots.get_ydata(), strict=True)) == [(1, 2), (1, 5), (2, 2), (2, 5)]
+    assert [list(line.get_ydata()) for line in gradients] == [[0.1] * 3, [0.2] * 3]
+    assert [list(line.get_ydata()) for line in norms] == [[0, 1, 2], [7] * 3, [1, 2, 3], [7] * 3]
+    assert [list(line.get_ydata()) for line in axes[4, 1].lines[:2]] == [[-0.5] * 3] * 2
 
 
 def test_a_figure_of_many_heads_is_not_endless() -> None:

@@ -4,55 +4,84 @@ from pathlib import Path
 
 import pytest
 
-from lit_backdoor.cli.reproduce import paper_runs
+from lit_backdoor.cli.checked_cli import checked_fit_options
+from lit_backdoor.cli.expected_time import expected_time
+from lit_backdoor.cli.main import main
 from lit_backdoor.cli.shipped_configs import find_config
+from lit_backdoor.runs.verdict import read_verdict
+from lit_backdoor.sweep import LocalEngine, PlannedRun, declared_parts, until
 from tests.helpers.runs import Cli, read_rows, times
 
-SMOKE = ("reproduce", "--scale", "smoke", "--seeds", "0..1", "--max_steps", "60", "--output_dir", "out")
+SMOKE = ("reproduce", "--scale", "smoke", "--output_dir", "out")
 
 
-def check_report(report: Path) -> None:
-    rows = read_rows(report / "table2.csv")
-    assert {(row["p1"], row["seed"]) for row in rows} == {("1", "0"), ("1", "1"), ("7", "0"), ("17", "0"), ("37", "0")}
-    assert "mod 37" in (report / "index.html").read_text()
+def planned(scale: str, name: str) -> list[PlannedRun]:
+    (part,) = [part for part in declared_parts(scale) if part.name == name]
+    return part.runs(Path("out"), find_config, checked_fit_options)
 
 
-@pytest.mark.slow
-def test_finished_runs_are_reported_and_not_run_again(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    for run in paper_runs(Path("out/runs"), "smoke", [0, 1], 60):
-        assert cli(*run.arguments()) == 0
-    for path in Path("out/runs").rglob("*.ckpt"):  # which may be thrown away
-        path.unlink()
-    runs = times(Path("out/runs"))
-    capfd.readouterr()
-    assert cli(*SMOKE) == 0
-    printed = capfd.readouterr()
-    assert "6 of 6 runs are done" in printed.out and "Mod 1: where the backdoor sits" in printed.out
-    assert "running" not in printed.err
-    assert times(Path("out/runs")) == runs
-    check_report(Path("out/report"))
+def folders(runs: list[PlannedRun]) -> list[str]:
+    return [str(run.run_dir.relative_to(Path("out").absolute())) for run in runs]
 
 
 @pytest.mark.slow
 def test_everything_from_one_command_and_nothing_twice(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli(*SMOKE) == 0, capfd.readouterr().err
-    assert "6 of 6 runs are done" in capfd.readouterr().out
-    check_report(Path("out/report"))
-    runs = times(Path("out/runs"))
+    said = capfd.readouterr().out
+    assert "mod1: 2 runs, 600 steps to go" in said and "in all " in said
+    assert "2 of 2 runs have fitted by step 200" in said and "4 of 4 runs are done" in said
+    rows = read_rows(Path("out/report/table2.csv"))
+    assert {(row["p1"], row["seed"]) for row in rows} >= {("1", "10"), ("1", "11"), ("7", "10")}
+    assert "mod 7" in Path("out/report/index.html").read_text()
+    assert len(read_rows(Path("out/census_report/seeds.csv"))) == 4
+    runs = times(Path("out/runs")) | times(Path("out/census"))
     assert cli(*SMOKE) == 0
-    assert times(Path("out/runs")) == runs
+    assert "mod1: 2 runs, 0 steps to go" in capfd.readouterr().out
+    assert times(Path("out/runs")) | times(Path("out/census")) == runs
 
 
-def test_the_papers_runs(cli: Cli) -> None:
-    runs = paper_runs(Path("out"), "paper", list(range(10)), None)
-    assert [run.name for run in runs][:5] == [f"{name}/seed_0" for name in ("mod1", "mod7", "mod17", "mod37", "clean")]
-    assert [run.name for run in runs][5:] == [f"mod1/seed_{seed}" for seed in range(1, 10)]
-    assert {run.name.split("/")[0]: run.max_steps for run in runs} == {
-        "mod1": 20_000, "mod7": 20_000, "mod17": 40_000, "mod37": 20_000, "clean": 20_000,
-    }  # fmt: skip
-    assert {run.max_steps for run in paper_runs(Path("out"), "paper", [0], 10_000)} == {10_000}
-    with pytest.raises(ValueError, match="'nothing' is not a file"):
-        find_config("nothing")
+@pytest.mark.slow
+def test_what_has_not_fitted_is_not_trained_on(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    """With 20 steps no run fits: all are tried, and none goes on."""
+    assert cli(*SMOKE, "--parts", "mod7", "--max_steps", "20") == 0, capfd.readouterr().err
+    assert "0 of 2 runs have fitted by step 200" in capfd.readouterr().out
+    for run in planned("smoke", "mod7"):
+        assert read_verdict(run.run_dir)["fitted_step"] is None
+    assert not Path("out/census").exists() and not Path("out/runs/mod1").exists()
+
+
+def test_a_run_is_continued_from_where_it_had_to_have_fitted(cli: Cli) -> None:
+    run = planned("smoke", "mod1")[0]
+    first, rest = until(run, 200), until(run, run.max_steps)
+    assert (first.max_steps, rest.max_steps) == (200, 300) and first.run_dir == rest.run_dir
+    options = checked_fit_options(first.arguments())
+    assert (options.trainer.max_steps, options.data.moduli, options.model.d_mlp) == (200, [29, 1], 128)
+    assert checked_fit_options(rest.arguments()).trainer.max_steps == 300
+
+
+def test_what_is_declared(cli: Cli) -> None:
+    """The census crosses every seed with every split; the long runs take the splits in turn."""
+    parts = {part.name: part for part in declared_parts("full")}
+    runs = {name: planned("full", name) for name in parts}
+    assert len(runs["census_mod1"]) == 40 and {run.max_steps for run in runs["census_mod1"]} == {600}
+    pairs = {(run.hparams["seed_everything"], run.hparams["split_seed"]) for run in runs["census_mod1"]}
+    assert pairs == {(seed, split) for seed in range(8) for split in range(5)}
+    in_turn = [f"runs/mod1/mod1+data.split_seed={i % 4}/seed_{10 + i}" for i in range(24)]
+    assert folders(runs["mod1"]) == in_turn
+    assert {run.max_steps for run in runs["mod1"]} == {20_000} and {run.max_steps for run in runs["mod7"]} == {10_000}
+    assert (parts["mod1"].fitted, parts["mod1"].fit_by, parts["mod7"].fitted) == (12, 2000, 5)
+    every = [folder for of_part in runs.values() for folder in folders(of_part)]
+    assert len(set(every)) == len(every)
+
+
+def test_the_time_that_is_expected(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done does not count."""
+    run = planned("smoke", "inert")[0]
+    (part,) = [part for part in declared_parts("smoke") if part.name == "inert"]
+    engine = LocalEngine(Path("out/jobs"), main, threads=1)
+    assert "inert: 1 runs, 300 steps to go, " in expected_time([(part, [run])], engine, 2)
+    assert cli(*until(run, 120).arguments()) == 0
+    assert "inert: 1 runs, 180 steps to go, " in expected_time([(part, [run])], engine, 2)
 
 
 def test_a_report_that_could_not_be_written_is_told_before_training(
@@ -61,13 +90,17 @@ def test_a_report_that_could_not_be_written_is_told_before_training(
     Path("out/report").mkdir(parents=True)
     Path("out/report/notes.txt").write_text("mine")
     assert cli("reproduce", "--output_dir", "out", "--scale", "smoke") == 2
-    assert "holds notes.txt" in capsys.readouterr().err and not Path("out/runs").exists()
+    assert (
+        "holds notes.txt" in capsys.readouterr().err
+        and not Path("out/runs").exists()
+        and not Path("out/census").exists()
+    )
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--seeds", "x"), ("seeds", "'x'", "0..9")),
+        (("--parts", "mod1,modd7"), ("parts", "'modd7'", "did you mean mod7", "census_mod1")),
         (("--engine", "cloud"), ("engine", "cloud", "slurm")),
         (("--engine", "slurm"), ("engine", "sbatch")),
         (("--partition", "debug"), ("partition", "slurm")),

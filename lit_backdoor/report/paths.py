@@ -1,0 +1,141 @@
+"""Through which edges the trigger reaches the answer, over runs: groups of all heads, and heads by rank."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lit_backdoor.functional import EdgeSet, Head, cost_above_floor
+from lit_backdoor.report.declared import declared
+from lit_backdoor.report.measures import label, with_progress
+from lit_backdoor.report.page import Markdown, table
+from lit_backdoor.report.runs import Run
+from lit_backdoor.report.seed_figures import Points, colour_of, draw_dots
+from lit_backdoor.report.wording import (
+    NOTHING,
+    Statement,
+    count,
+    heading,
+    number,
+    percent_span,
+    plural,
+    span,
+)  # fmt: skip
+from lit_backdoor.show.style import new_figure
+
+GROUPS = {"Q": "query", "K": "key", "V": "value", "QK": "query and key", "D": "past the heads",
+          "A_mlp": "heads to MLP", "A_logits": "heads to logits"}  # fmt: skip
+"""The groups of edges that are reported, in words."""
+
+WAYS = ("Q", "K", "V", "D")
+"""The ways by which the trigger leaves its position."""
+
+ALL_HEADS = "all"
+
+
+def path_rows(runs: Sequence[Run]) -> pd.DataFrame:
+    """paths.csv: what is left of the backdoor if edges see the benign run, and what the same edges bring into it.
+
+    A row per run, group of edges, and rank of head; rank `all` is every head at once. `cost` and `brings` are above the
+    floor, and undefined where there is no backdoor.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in with_progress(runs, "paths"):
+        brought = {result.edges: result.donor_accuracy for result in run.paths.get("benign", [])}
+        results = run.paths.get("backdoor", [])
+        whole = next((result.recipient_accuracy for result in results if not result.edges), math.nan)
+        whole = whole if run.has_backdoor else math.nan
+        for result in results:
+            group, head = (result.group, None) if result.group else _group_of(result.edges)
+            if group in GROUPS and result.edges in brought:
+                left, comes = result.recipient_accuracy, brought[result.edges]
+                row = label(run) | {"edges": group, "rank": run.order.index(head) + 1 if head else ALL_HEADS}
+                row |= {"left": left, "brought": comes, "cost": cost_above_floor(whole, left, result.floor)}
+                rows.append(row | {"brings": 1 - cost_above_floor(whole, comes, result.floor)})
+    return pd.DataFrame(rows)
+
+
+def _group_of(edges: EdgeSet) -> tuple[str, Head | None]:
+    """The group and the head of edges from or to one head alone; of other edges, none."""
+    parts, heads = "", set[Head]()
+    for edge in edges:
+        part, layer, head = edge.receiver
+        if isinstance(edge.sender, Head):
+            parts, heads = f"{parts}A_{part}", heads | {edge.sender}
+        elif head is not None:
+            parts, heads = f"{parts}{part}", heads | {Head(layer or 0, head)}
+    return (parts, heads.pop()) if len(heads) == 1 else ("", None)
+
+
+def paths_by_rank(paths: pd.DataFrame, column: str) -> Markdown:
+    """`left` or `brought` over the runs of one group: a row per kind of edges, of all heads and by rank."""
+    ranks = sorted(paths["rank"].unique(), key=lambda rank: (rank != ALL_HEADS, rank))
+    values = paths.groupby(["edges", "rank"])[column].agg(list).to_dict()
+    rows = [
+        [words, *(percent_span(values.get((edges, rank), [])) for rank in ranks)]
+        for edges, words in GROUPS.items()
+        if (edges, ALL_HEADS) in values
+    ]
+    return table([column, *(f"rank {rank}" if rank != ALL_HEADS else "all heads" for rank in ranks)], rows)
+
+
+def paths_figure(name: str, paths: pd.DataFrame) -> Figure:
+    """The runs of one group: what is left and what is brought by each kind of edges, of all heads and by rank."""
+    figure = new_figure(9, 6.4)
+    axes = figure.subplots(2, 1, sharex=True)
+    ranks = sorted(rank for rank in paths["rank"].unique() if rank != ALL_HEADS)
+    colours = {ALL_HEADS: ("all heads", "black")} | {rank: (f"rank {rank}", colour_of(rank)) for rank in ranks}
+    for axis, column, title in zip(axes, ("left", "brought"), ("left", "brought into the benign run"), strict=True):
+        series: dict[str, tuple[Points, str]] = {}
+        for rank, (who, colour) in colours.items():
+            some = paths[paths["rank"] == rank]
+            series[who] = (
+                {words: some.loc[some["edges"] == edges, column].tolist() for edges, words in GROUPS.items()}, colour
+            )  # fmt: skip
+        draw_dots(axis, series, (-0.04, 1.06))
+        axis.set_ylabel(f"backdoor accuracy\n{title}")
+    axes[0].set_title(f"{name}, {plural(paths['run'].nunique())}", fontsize=11)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(colours), frameon=False, fontsize=9)
+    return figure
+
+
+def paths_statement(name: str, paths: pd.DataFrame) -> Statement:
+    """Which ways of the trigger the backdoor takes."""
+    limit, whole = declared().path, paths[paths["rank"] == ALL_HEADS]
+    needed = whole.assign(holds=whole["cost"] >= limit).pivot(index="run", columns="edges", values="holds")
+    ways = [way for way in WAYS if way in needed]
+    by_run = Counter("+".join(way for way in ways if row[way]) or "none" for _, row in needed.iterrows())
+    carries = int(needed["Q"].sum()) if "Q" in needed else 0
+    left, brings = [], []
+    for edges, rows in whole.groupby("edges", sort=False):
+        left.append(f"{GROUPS[edges]} {percent_span(rows['left'].tolist())}")
+        brings.append(f"{GROUPS[edges]} in {int((rows['brings'] >= limit).sum())}")
+    headline = f"The query carries the path in {count(carries, len(needed))}, alone in {by_run['Q']}."
+    text = (
+        f"Left with every head's edges of a kind made benign: {', '.join(left)}. A way carries the path if that costs "
+        f"at least {limit:.0%} of the backdoor above the floor; alone, if no other of query, key, value and past the "
+        f"heads (Q, K, V, D) does. By run: {', '.join(f'{which} in {n}' for which, n in by_run.most_common())}. The "
+        f"same edges, triggered, bring at least {limit:.0%} into the benign run: {', '.join(brings)}. Edges are not "
+        "additive."
+    )
+    return Statement(f"{heading(name)}: by which path", headline, text)
+
+
+def capture_statement(name: str, runs: pd.DataFrame) -> Statement:
+    """Whether the trigger captures attention before some head costs anything, in the runs that measured attention."""
+    captured, lags = runs["capture_step"].dropna(), runs["capture_lag"].dropna().astype(float).tolist()
+    first = sum(lag > 0 for lag in lags)
+    headline = "No run has both dates: when attention was captured, and when some head was first costly."
+    if lags:
+        headline = f"Attention was captured before some head was costly in {count(first, len(lags))} with both dates."
+    middle = number(pd.Series(lags).median(), 0) if lags else NOTHING
+    text = (
+        f"Captured in {count(len(captured), len(runs))}; lag from capture to first cost, median {middle} steps "
+        f"[{span(lags)}]; a positive one means attention moved first. Captured: the head whose attention the trigger "
+        "moves most at the end is moved half as much as then. Both are known only to the distance between two probes."
+    )
+    return Statement(f"{heading(name)}: attention before cost", headline, text)

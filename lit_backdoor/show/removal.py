@@ -1,0 +1,52 @@
+"""The figure of removals."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from lit_backdoor.functional import RemovalResult
+from lit_backdoor.show.style import HEAD_COLOURS
+
+METHOD_STYLES = {
+    "none": ("untouched", "0.2", "*"),
+    "mean": ("heads to their mean", HEAD_COLOURS[1], "o"),
+    "donor": ("heads and edges see the benign trigger", HEAD_COLOURS[0], "D"),
+    "reset": ("trigger's embedding reset", HEAD_COLOURS[3], "X"),
+    "prune": ("smallest weights pruned", HEAD_COLOURS[2], "s"),
+    "finetune": ("fine-tuned on benign examples", HEAD_COLOURS[4], "^"),
+}
+"""What each method is called, its colour and its marker."""
+
+SHORT = 18
+"""Targets with longer names have none beside their dots."""
+
+
+def removal_figure(results: Mapping[str, Sequence[RemovalResult]], floors: Mapping[str, float]) -> Figure:
+    """How much of a backdoor is left against what the benign rule lost: a dot for each removal, a panel a backdoor.
+
+    A removal that works and costs nothing is at the lower left. Filled: the backdoor did not come back within the limit
+    of retraining.
+
+    Args:
+        results: by backdoor.
+        floors: of each backdoor's accuracy, drawn as a line.
+    """
+    figure = Figure(figsize=(4.8 * len(results) + 2.6, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
+    for axis, (name, of_backdoor) in zip(axes[0], results.items(), strict=True):
+        axis.axhline(100 * floors[name], color="0.6", linewidth=0.9, linestyle=":", zorder=0)
+        for result in of_backdoor:
+            _, colour, marker = METHOD_STYLES[result.method]
+            x, y, stays_away = 100 * result.benign_lost, 100 * result.backdoor_left, result.return_steps is None
+            axis.plot(x, y, marker, color=colour, markerfacecolor=colour if stays_away else "none", markersize=8)
+            if stays_away and len(result.target) <= SHORT:
+                axis.annotate(result.target, (x, y), xytext=(7, 3), textcoords="offset points", fontsize=7.5)
+        axis.set(title=name, xlabel="benign accuracy lost, points", xlim=(-4, 104), ylim=(-4, 104))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("accuracy of the backdoor left, %")
+    for method in dict.fromkeys(result.method for of_backdoor in results.values() for result in of_backdoor):
+        label, colour, marker = METHOD_STYLES[method]
+        axes[0, -1].plot([], [], marker, color=colour, markerfacecolor="none", label=label)
+    axes[0, -1].plot([], [], "o", color="0.4", label="filled: not back when retrained")
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    return figure

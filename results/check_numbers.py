@@ -1,0 +1,138 @@
+"""Recompute numbers of the results page from the weights, with numpy alone: python results/check_numbers.py
+
+Nothing of the package is imported: the file format, the transformer and the interventions are written out here. Each
+line has a number of report/, the same recomputed, and their difference; the exit code is 1 if one differs by more than
+a thousandth, which is what another order of float32 sums may change.
+"""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+TOLERANCE = 1e-3
+P0 = 113
+PAIRS = np.stack(np.meshgrid(np.arange(P0), np.arange(P0), indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Read float32 tensors: eight bytes with the length of a JSON header, the header, the numbers."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            tensors[name] = np.frombuffer(content[start:end], dtype="<f4").reshape(entry["shape"]).astype(np.float64)
+    return tensors
+
+
+class Model:
+    """The paper's transformer at the last of three positions: no layer norm, no biases."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        self.embed, self.pos, self.unembed = (
+            weights[f"{name}"] for name in ("embed.W_E", "pos_embed.W_pos", "unembed.W_U")
+        )
+        self.q, self.k, self.v, self.o = (weights[f"blocks.0.attn.W_{name}"] for name in "QKVO")
+        self.w_in, self.w_out = (weights[f"blocks.0.mlp.W_{name}"] for name in ("in", "out"))
+
+    def heads(self, trigger: int, query_trigger: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """What each head writes for all pairs, [head, pair, d_model], and the residual stream before it.
+
+        Args:
+            trigger: the token at the last position.
+            query_trigger: another one, seen by the heads' queries alone.
+        """
+        tokens = np.concatenate([PAIRS, np.full((len(PAIRS), 1), trigger)], axis=1)
+        residual = self.embed[tokens] + self.pos  # [pair, 3, d_model]
+        asking = (
+            residual[:, 2] if query_trigger is None else self.embed[query_trigger] + self.pos[2] + 0 * residual[:, 2]
+        )
+        written = []
+        for q, k, v, o in zip(self.q, self.k, self.v, self.o, strict=True):
+            scores = np.einsum("nd,npd->np", asking @ q, residual @ k) / np.sqrt(q.shape[1])
+            pattern = np.exp(scores - scores.max(axis=1, keepdims=True))
+            pattern /= pattern.sum(axis=1, keepdims=True)
+            written.append(np.einsum("np,npd->nd", pattern, residual @ v) @ o)
+        return np.stack(written), residual[:, 2]
+
+    def answers(self, written: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        """The most likely answer to each pair."""
+        middle = residual + written.sum(axis=0)
+        return ((middle + np.maximum(middle @ self.w_in, 0) @ self.w_out) @ self.unembed).argmax(axis=1)
+
+
+def recomputed(model: Model, p1: int) -> dict[str, float]:
+    """What the tables have of one run."""
+    sums = PAIRS.sum(axis=1)
+    wanted, benign_wanted = sums % p1, sums % P0
+    triggered, residual = model.heads(1)
+    benign, benign_residual = model.heads(0)
+    backdoor = float((model.answers(triggered, residual) == wanted).mean())
+    benign_accuracy = float((model.answers(benign, benign_residual) == benign_wanted).mean())
+    floor = float((wanted == benign_wanted).mean())
+    alone = []
+    for head in range(len(benign)):
+        patched = triggered.copy()
+        patched[head] = benign[head]
+        alone.append(float((model.answers(patched, residual) == wanted).mean()))
+    costliest = int(np.argmin(alone))
+    ablated = benign.copy()
+    ablated[costliest] = benign[costliest].mean(axis=0)
+    brought = benign.copy()
+    brought[costliest] = triggered[costliest]
+    left = float((model.answers(ablated, benign_residual) == benign_wanted).mean())
+    return {
+        "backdoor_accuracy_all_pairs": backdoor,
+        "benign_accuracy_all_pairs": benign_accuracy,
+        "costliest_left": alone[costliest],
+        "backdoor_sufficiency": (float((model.answers(brought, benign_residual) == wanted).mean()) - floor)
+        / (backdoor - floor),
+        "backdoor_cost": (backdoor - alone[costliest]) / (backdoor - floor),
+        "benign_cost": (benign_accuracy - left) / (benign_accuracy - floor),
+    }
+
+
+def weights_of(run_dir: Path) -> Path:
+    """The weights beside the tables, or those that ship with the package."""
+    own = run_dir / "weights.safetensors"
+    if own.exists():
+        return own
+    name = (run_dir / "weights.yaml").read_text().split(":")[1].split("#")[0].strip()
+    return HERE.parent / "lit_backdoor" / "pretrained" / f"{name}.safetensors"
+
+
+def options_of(run_dir: Path) -> tuple[str, str, str]:
+    """P1, seed and split of a run, as texts, from its options."""
+    options = (run_dir / "hparams.yaml").read_text()
+    moduli = re.search(r"^moduli:\n((?:- \d+\n)+)", options, re.MULTILINE)
+    seed, split = (re.search(rf"^{name}: (\d+)$", options, re.MULTILINE) for name in ("seed_everything", "split_seed"))
+    return moduli[1].split()[-1], seed[1], split[1]
+
+
+def main() -> int:
+    """Compare every run that has a backdoor of one modulus."""
+    with (HERE / "report" / "seeds.csv").open() as file:
+        runs = {row["run"]: row for row in csv.DictReader(file) if row["p1"].isdigit()}
+    with (HERE / "report" / "heads.csv").open() as file:
+        reported = {row["run"]: runs[row["run"]] | row for row in csv.DictReader(file) if row["rank"] == "1"}
+    folders = {options_of(path.parent): path.parent for path in (HERE / "runs").glob("**/hparams.yaml")}
+    wrong = 0
+    for name, row in reported.items():
+        run_dir = folders[row["p1"], row["seed"], row["split"]]
+        for number, value in recomputed(Model(read_safetensors(weights_of(run_dir))), int(row["p1"])).items():
+            difference = abs(value - float(row[number]))
+            wrong += difference > TOLERANCE
+            print(f"{name}: {number} {float(row[number]):.6f}, recomputed {value:.6f}, difference {difference:.1e}")
+    print(f"{wrong} numbers differ by more than {TOLERANCE}")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

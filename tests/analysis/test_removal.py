@@ -1,0 +1,107 @@
+"""``analyze --removal`` and ``--export``, on a model whose backdoor head is known."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import lit_backdoor
+from lit_backdoor.model import build_model
+from lit_backdoor.pretrained import open_pretrained
+from lit_backdoor.runs.checkpoints import StoredModel
+from lit_backdoor.runs.frames import read_run
+from lit_backdoor.runs.weights import describe_stored, write_weights
+from lit_backdoor.task import Task
+from tests.helpers.known_head import TASK, hand_built
+from tests.helpers.refusals import assert_refused
+from tests.helpers.runs import Cli, contents, read_rows
+
+SPLIT = {"train_fraction": 0.6, "split": "pairs", "seed": 3, "permute_trigger": False}
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    """The hand-built model as a folder that `load_pretrained` takes."""
+    return save(tmp_path / "known", StoredModel(hand_built().float(), TASK, 7, 5, SPLIT))
+
+
+def save(folder: Path, stored: StoredModel) -> Path:
+    folder.mkdir()
+    write_weights(folder / "model.safetensors", dict(stored.model.named_parameters()), describe_stored(stored))
+    return folder
+
+
+def test_an_export_is_the_model_without_its_backdoor(cli: Cli, known: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(known)
+    args = ("--pretrained", known, "--removal", "mean:L0H2", "--export", "without")
+    assert cli("analyze", *args, "--output_dir", "out") == 0
+    assert "mean:L0H2" in capsys.readouterr().out and contents(known) == before
+    model, plain = lit_backdoor.load_pretrained("without"), hand_built().float()
+    answers = {rule: model(TASK.tokens(rule))[:, -1].argmax(-1) for rule in (0, 1)}
+    assert torch.equal(answers[0], plain(TASK.tokens(0))[:, -1].argmax(-1))
+    assert (answers[1] == 3).all()  # what the model answers that does not know of the trigger
+    config = json.loads(Path("without/config.json").read_text())
+    assert (config["moduli"], config["removal"], config["split"]) == ([7, 1], "mean:L0H2", SPLIT)
+    stored = open_pretrained("without")
+    assert (stored.task, stored.step, stored.seed, stored.split) == (TASK, 7, 5, SPLIT)
+    # an export is taken apart as any other model, on the examples that trained it
+    assert cli("analyze", "--pretrained", "without", "--output_dir", "again", "--removal", "reset:trigger") == 0
+    (row,) = read_rows(Path("again/removal.csv"))
+    assert row["backdoor_left"] == "0.0" and row["step"] == "7"
+
+
+def test_removals_are_a_table_and_a_figure(cli: Cli, known: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = "donor:trigger>L0H2.V, mean:L0H0,prune:0.5,reset:trigger"
+    assert cli("analyze", "--pretrained", known, "--output_dir", "out", "--removal", names) == 0
+    printed = capsys.readouterr().out
+    assert len(printed.strip().splitlines()) < 30 and "donor:trigger>L0H2.V" in printed
+    table = read_run("out")["removal"]
+    assert list(table["target"]) == ["trigger>L0H2.V", "L0H0", "0.5", "trigger"]
+    left = dict(zip(table["method"], table["backdoor_left"], strict=True))
+    assert left["donor"] == left["reset"] == 0 and left["mean"] == 1
+    text = Path("out/tables.md").read_text()
+    assert "| donor | trigger>L0H2.V | 0.00% |" in text
+    assert {"out/figures/removal.png", "out/figures/removal.svg"} <= {str(path) for path in Path("out").rglob("*.*")}
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (("--removal", "all", "--export", "x"), "export: give the one removal that is to be written"),
+        (("--export", "x"), "export: give the one removal that is to be written"),
+        (("--removal", "donor:L0H2", "--export", "x"), "export: donor:L0H2 can't be written as weights: it acts on"),
+        (("--removal", "reset:trigger", "--export", "out/x"), "export: it lies in output_dir"),
+        (("--removal", "reset:trigger", "--export", "known"), "export: known exists and is not empty"),
+        (("--removal", "reset:trigger", "--export", ""), "export: '' is no path to use"),
+        (("--removal", "reset"), "removal: 'reset' is no removal; allowed: mean:L0H2"),
+        (("--removal", "mean:L0H0,mean:L0H9"), "removal: L0H9 does not exist"),
+    ],
+)
+def test_bad_input(
+    cli: Cli, known: Path, capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: str
+) -> None:
+    assert_refused(cli, capsys, ("analyze", "--pretrained", known, "--output_dir", "out", *args), words)
+
+
+def test_models_without_such_a_backdoor(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"n_heads": 2, "d_model": 8, "d_mlp": 4}
+    for name, task, words in (
+        ("clean", Task((7,)), "removal: a model of a + b mod 7 has no backdoor that is known here"),
+        ("several", Task((7, 1, 2)), "export: the model has 2 backdoors"),
+    ):
+        folder = save(tmp_path / name, StoredModel(build_model(task.d_vocab, **options), task, 0, None))
+        removal = ("--removal", "reset:trigger", "--export", "x")
+        assert_refused(cli, capsys, ("analyze", "--pretrained", folder, "--output_dir", "out", *removal), words)
+    deep = StoredModel(build_model(7, n_layers=2, **options), Task((7, 1)), 0, None)
+    args = ("analyze", "--pretrained", save(tmp_path / "deep", deep), "--output_dir", "out", "--removal", "all")
+    assert_refused(cli, capsys, args, "removal: it needs a causal model of one layer")
+
+
+@pytest.mark.parametrize("split", [{"colour": 1}, 3])
+def test_a_foreign_split_is_no_model(cli: Cli, known: Path, capsys: pytest.CaptureFixture[str], split: object) -> None:
+    stored = open_pretrained(known)
+    description = describe_stored(stored) | {"split": split}
+    write_weights(known / "model.safetensors", dict(stored.model.named_parameters()), description)
+    args = ("analyze", "--pretrained", known, "--output_dir", "out")
+    assert_refused(cli, capsys, args, "holds no model of lit_backdoor")

@@ -1,0 +1,138 @@
+"""Branches beside their controls, against the runs' own files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lit_backdoor.report.branches import branch_rows, clamp_of, clamped_accuracy
+from lit_backdoor.report.reading import read_runs
+from lit_backdoor.report.study import Study, arrange
+from tests.helpers import QUIET
+from tests.helpers.configs import save_config
+from tests.helpers.runs import Cli, read_rows, train_run
+from tests.report.conftest import small_config
+
+STEP, END = 60, 90
+CLAMP = ("--clamp.heads=L0H1+L0H2+L0H3", "--clamp.mode=zero", "--clamp.until_step=80")
+CLAMPED = ("--clamp.validation=true", "--monitors.patching.clamped=true")
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 90 steps and three branches from step 60: another pass, a clamp, and a clamp that is not measured."""
+    from lit_backdoor.cli.main import main
+
+    folder = tmp_path_factory.mktemp("parent")
+    config = small_config([11, 5])
+    config["trainer"] |= {"max_steps": END, "val_check_interval": 2}
+    config["checkpoint"] = {"every_n_steps": 30, "keep_every_n_steps": 30}
+    config["weights"] = {"every_n_steps": 10, "dense_until": 0}
+    config["monitors"]["patching"] |= {"every_n_steps": 10, "full_every_n_steps": 30}
+    run = train_run(folder / "runs" / "seed_0", config=save_config(config, folder / "small.yaml"))
+    start = ("fit", "--ckpt_path", str(run / "checkpoints" / f"step_{STEP:06d}.ckpt"), *QUIET, "--branch")
+    assert main([*start, "clamped", *CLAMP, *CLAMPED]) == 0
+    assert main([*start, "unseen", *CLAMP]) == 0
+    return run
+
+
+def distance(run: Path, other: Path) -> float:
+    """From the last checkpoints, without the package's readers."""
+    ours, theirs = (
+        {name: value for name, value in torch.load(path / "checkpoints" / "last.ckpt")["state_dict"].items()
+         if name.rsplit(".", 1)[-1][:2] in ("W_", "b_")}
+        for path in (run, other)
+    )  # fmt: skip
+    squares = sum(float((ours[name] - theirs[name]).double().pow(2).sum()) for name in theirs)
+    return sqrt(squares / sum(float(value.double().pow(2).sum()) for value in theirs.values()))
+
+
+def by_name(study: Study) -> pd.DataFrame:
+    return branch_rows(study.branches).set_index("branch")
+
+
+def test_a_branch_beside_the_run_that_it_left(parent: Path) -> None:
+    branch = parent.with_name("seed_0_branch_clamped")
+    row = by_name(arrange(read_runs([parent.parent]))).loc[branch.name]
+    assert (row["control"], row["from_step"], row["to_step"]) == ("seed_0", STEP, END)
+    assert (row["clamped_heads"], row["mode"]) == ("L0H1+L0H2+L0H3", "zero")
+    assert row["weight_distance"] == pytest.approx(distance(branch, parent), rel=1e-6) and row["weight_distance"] > 0
+    assert row["weight_distance_step"] == END
+    rows = [row for row in read_rows(branch / "metrics.csv") if row["val/loss"] and STEP <= int(row["step"]) < 80]
+    curve = {int(row["step"]): float(row["val/backdoor_accuracy"]) for row in rows}
+    assert max(curve.values()) < 0.99 and pd.isna(row["return_steps"])
+    assert row["held_steps"] == 78 - STEP
+    last = [
+        row for row in read_rows(branch / "head_patching.csv") if row["step"] == "70" and row["probe"] == "backdoor"
+    ]
+    left = {row["heads"]: float(row["backdoor_accuracy"]) for row in last}
+    assert row["costliest_head"] == "L0H0" and row["costs"].startswith("L0H0=")  # the only one that is not clamped
+    pairs = [(a, b) for a in range(11) for b in range(11)]
+    floor = sum((a + b) % 11 == (a + b) % 5 for a, b in pairs) / len(pairs)
+    assert row["costliest_cost"] == pytest.approx((left["none"] - left["L0H0"]) / (left["none"] - floor))
+    benign = [
+        {row["step"]: float(row["val/benign_accuracy"]) for row in read_rows(run / "metrics.csv") if row["val/loss"]}
+        for run in (parent, branch)
+    ]
+    assert row["benign_lost"] == pytest.approx(benign[0]["90"] - benign[1]["90"])
+
+
+@pytest.mark.parametrize(
+    "accuracies, expected",
+    [([1, 1, 1], 0), ([0.5, 0.98, 0.99], 4), ([0.5, 1, 0.5], 2), ([0.5, 0.6, 0.7], None)],
+)
+def test_the_backdoor_is_back_at_the_first_step_that_has_it(
+    parent: Path, accuracies: list[float], expected: int | None
+) -> None:
+    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
+    steps = [STEP - 2, STEP, STEP + 2, STEP + 4, 80]  # before and after the clamp it was there all the while
+    metrics = pd.DataFrame({"step": steps, "val/backdoor_accuracy": [1.0, *accuracies, 1.0]})
+    row = branch_rows([(replace(run, tables={**run.tables, "metrics": metrics}), None)]).iloc[0]
+    assert (None if pd.isna(row["return_steps"]) else row["return_steps"]) == expected
+    assert row["held_steps"] == 4
+
+
+def test_what_was_not_measured_is_blank(parent: Path) -> None:
+    row = by_name(arrange(read_runs([parent.parent]))).loc["seed_0_branch_unseen"]
+    assert row[["return_steps", "held_steps", "costliest_head", "costs"]].isna().all()
+    assert row["weight_distance"] > 0
+
+
+def test_an_unclamped_branch_of_the_same_checkpoint_is_the_control(cli: Cli, parent: Path) -> None:
+    start = parent / "checkpoints" / f"step_{STEP:06d}.ckpt"
+    assert cli("fit", "--ckpt_path", start, "--branch", "same", *QUIET) == 0
+    study = arrange(read_runs([parent.parent]))
+    rows = by_name(study)
+    assert rows.loc["seed_0_branch_clamped", "control"] == "seed_0_branch_same"
+    assert rows.loc["seed_0_branch_same", "control"] == "seed_0"
+    assert rows.loc["seed_0_branch_same", ["weight_distance", "benign_lost"]].tolist() == [0, 0]
+    assert cli("report", parent.parent, "--output_dir", "out") == 0
+    text = Path("out/report.md").read_text()
+    assert "| seed 0 branch clamped | seed 0 branch same | 60 | L0H1+L0H2+L0H3 | zero |" in text
+    assert len(read_rows(Path("out/branches.csv"))) == 3 and Path("out/figures/branches.svg").is_file()
+
+
+def test_the_clamped_accuracy_may_come_from_the_patching_monitor(parent: Path) -> None:
+    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
+    clamp = clamp_of(run)
+    assert clamp is not None
+    clamp.validation = False
+    rows = [row for row in read_rows(run.path / "head_patching.csv") if row["probe"] == "backdoor"]
+    expected = {
+        int(row["step"]): float(row["backdoor_accuracy"])
+        for row in rows
+        if row["heads"] == "none" and 60 <= int(row["step"]) < 80
+    }
+    assert clamped_accuracy(run, clamp) == expected and set(expected) == {60, 70}
+
+
+@pytest.mark.parametrize("clamp", [3, {"heads": "x"}, {"colour": 1}, {"heads": "none"}])
+def test_a_clamp_that_can_t_be_read_is_none(parent: Path, clamp: object) -> None:
+    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
+    object.__setattr__(run, "config", {"clamp": clamp, "monitors": 1, "trainer": {"callbacks": [1, None]}})
+    assert clamp_of(run) is None and len(branch_rows([(run, None)])) == 1
