@@ -30,7 +30,7 @@ from lit_backdoor.callbacks import (
 from lit_backdoor.callbacks.clamp import HeadClamp
 from lit_backdoor.functional.hooked_model import carries_hooks
 from lit_backdoor.runs.weights import kept_weights, load_weights
-from tests.helpers.both_kinds import make_model
+from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, make_model
 from tests.helpers.copy_task import SHAPE, CopyData, CopyModule, OneBatch, copy_probes
 from tests.helpers.runs import read_rows
 
@@ -162,6 +162,13 @@ def test_probes_run_in_the_precision_that_is_validated(fit: Fit, rows: Rows, pre
         assert found[step] == pytest.approx(value, rel=1e-3)
     assert len(rows("head_attribution.csv")) == 3 * 4
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4.0 removed HookedTransformer")
+def test_a_model_that_does_not_know_its_precision_is_named(fit: Fit) -> None:
+    """Lightning converts the weights, and HookedTransformer does not notice: not even its own training step works."""
+    with pytest.raises(ContractError, match=r"weights of HookedTransformer are torch.bfloat16, .*dtype=torch.bfloat16"):
+        fit(HeadPatchingMonitor(**WHERE), kind="HookedTransformer", precision="bf16-true", num_sanity_val_steps=0)
 
 
 def test_a_second_fit_of_one_trainer_is_the_same_run(tmp_path: Path) -> None:
