@@ -8,9 +8,10 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lit_backdoor import read_run
-from lit_backdoor.show.style import Picture, figure_bytes, head_colour, new_figure
+from lit_backdoor.show.style import figure_bytes, head_colour, new_figure
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def entropy_and_cost(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return entropy[["step", "heads", "entropy"]].merge(cost, on=["step", "heads"])
 
 
-def telemetry_figure(both: pd.DataFrame) -> Picture:
+def telemetry_figure(both: pd.DataFrame) -> Figure:
     """Entropy and cost against the step, a line per head."""
     figure = new_figure(8, 4.8)
     axes = figure.subplots(2, 1, sharex=True)

@@ -220,6 +220,23 @@ class HeadClamp(Callback):
         self._kept = []
 
 
+def clamp_to_measure(callbacks: Sequence[Any], model: Any, asker: str) -> HeadClamp:
+    """The clamp of a Trainer, for a monitor that measures the model with it.
+
+    Raises:
+        ContractError: there is none, or it can't be measured; the message names the ``asker``.
+    """
+    clamps = [callback for callback in callbacks if isinstance(callback, HeadClamp) and callback.mode != "freeze"]
+    if not clamps:
+        raise ContractError(f"{asker}.clamped: no HeadClamp in this Trainer replaces a head; add one")
+    if clamps[0].mode == "donor" and model.cfg.n_layers > 1:
+        raise ContractError(
+            f"{asker}.clamped: in a model of more than one layer, a patch would change the donor of the clamp too; "
+            "clamp to zero or mean, or measure without"
+        )
+    return clamps[0]
+
+
 def _compiled(module: LightningModule, model: Any) -> str | None:
     """The name of a compiled module on whose way the model's hooks lie, if there is one."""
     if getattr(module, "_compiler_ctx", None) is not None:  # torch.compile(module), as Lightning unpacks it

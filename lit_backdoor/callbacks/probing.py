@@ -1,16 +1,16 @@
 """What the monitors of heads have in common: the contract, the schedule, the table, and leaving no trace."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 
-from lit_backdoor.callbacks.clamp import HeadClamp
+from lit_backdoor.callbacks.clamp import HeadClamp, clamp_to_measure
 from lit_backdoor.callbacks.interruption import stopped_by_signals
+from lit_backdoor.callbacks.measurement import Measurement, Probes, probes_from, raise_if_unaware_of_precision
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.run import ContractError, RunOutlet, find_model, imported
 from lit_backdoor.callbacks.schedule import Schedule
@@ -19,48 +19,7 @@ from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.functional.stopping import Stopped
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
 from lit_backdoor.runs.directory import require_plain_name
-from lit_backdoor.runs.schema import Value
 from lit_backdoor.runs.tables import CsvTable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Probes = Mapping[str, Probe]
-"""What to measure on, by name; the names appear in tables, file names and TensorBoard."""
-
-
-def checked_probes(option: str, source: Any) -> Probes:
-    """The probes that somebody gives, as a mapping or as a function that returns it.
-
-    Args:
-        option: what they are given for, for errors.
-
-    Raises:
-        ContractError: if they are none.
-    """
-    probes = source() if callable(source) else source
-    if not isinstance(probes, Mapping) or not all(isinstance(probe, Probe) for probe in probes.values()):
-        raise ContractError(f"{option}: {probes!r} is no mapping of names to Probes")
-    if not probes:
-        raise ContractError(f"{option}: the mapping is empty; give one Probe or more")
-    return probes
-
-
-@dataclass
-class Measurement:
-    """What a monitor has measured at one step.
-
-    Attributes:
-        rows: of its table.
-        numbers: scalars for the loggers, by tag, without the monitor's name.
-        figures: for the loggers, by tag.
-        texts: Markdown for the loggers, by tag.
-    """
-
-    rows: list[dict[str, Value]]
-    numbers: dict[str, float] = field(default_factory=dict)
-    figures: "dict[str, Figure]" = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
 
 
 class ProbeCallback(MonitorCallback):
@@ -155,7 +114,7 @@ class ProbeCallback(MonitorCallback):
         self.check_name(monitors)
         self._readers = {}
         if self.clamped:
-            self._clamp = self._clamp_among(monitors, model)
+            self._clamp = clamp_to_measure(monitors, model, type(self).__name__)
         self.probes = self.probes_of(datamodule)
         if self.max_examples is not None:
             self.probes = {name: probe.sample(self.max_examples) for name, probe in self.probes.items()}
@@ -182,17 +141,6 @@ class ProbeCallback(MonitorCallback):
                 "give each its own name="
             )
 
-    def _clamp_among(self, callbacks: Sequence[Any], model: HookedModel) -> HeadClamp:
-        clamps = [callback for callback in callbacks if isinstance(callback, HeadClamp) and callback.mode != "freeze"]
-        if not clamps:
-            raise ContractError(f"{type(self).__name__}.clamped: no HeadClamp in this Trainer replaces a head; add one")
-        if clamps[0].mode == "donor" and model.cfg.n_layers > 1:
-            raise ContractError(
-                f"{type(self).__name__}.clamped: in a model of more than one layer, a patch would change the donor of "
-                "the clamp too; clamp to zero or mean, or measure without"
-            )
-        return clamps[0]
-
     def check_probe(self, model: HookedModel, probe: Probe) -> None:
         """Make sure that ``probe`` can be measured on ``model``.
 
@@ -207,15 +155,7 @@ class ProbeCallback(MonitorCallback):
         Raises:
             ContractError: if there are none, or something else was given.
         """
-        source = self._given_probes
-        if source is None:
-            if not hasattr(datamodule, "probes"):
-                raise ContractError(
-                    f"{type(self).__name__} has no probes: pass probes={{'name': Probe(...)}}, or a function that "
-                    "returns them, or give the datamodule a method probes() that does"
-                )
-            source = datamodule.probes
-        return checked_probes(f"{type(self).__name__}.probes", source)
+        return probes_from(self._given_probes, datamodule, type(self).__name__)
 
     def begin(self, run: RunOutlet, step: int) -> None:
         """Shorten the table to what was measured before ``step``.
@@ -271,6 +211,9 @@ class ProbeCallback(MonitorCallback):
                 results = self.measure(model, step, last)
         except Stopped:
             self.forget(step)
+            raise
+        except RuntimeError as error:
+            raise_if_unaware_of_precision(model, error, type(self).__name__)
             raise
         if self._table is not None:
             if step == self.probed_step:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_backdoor.analysis.probed_task import ProbedTask
-from lit_backdoor.callbacks.probing import checked_probes
+from lit_backdoor.callbacks.measurement import checked_probes
 from lit_backdoor.callbacks.run import ContractError, imported
 from lit_backdoor.cli.error_messages import suggestion
 from lit_backdoor.runs.directory import require_plain_name

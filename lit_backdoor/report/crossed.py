@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.seed_statistics import ROUNDS, wilson
 from lit_backdoor.report.wording import Statement, heading, percent, plural, rate
-from lit_backdoor.show.style import Picture, new_figure
+from lit_backdoor.show.style import new_figure
 
 END = "end"
 FITTED = ("fitted", "generalised")
@@ -68,7 +69,7 @@ def sums_of_squares(grid: np.ndarray) -> np.ndarray:
     return np.array([rows, columns, ((grid - mean) ** 2).sum() - rows - columns])
 
 
-def fitted_figure(name: str, runs: pd.DataFrame) -> Picture:
+def fitted_figure(name: str, runs: pd.DataFrame) -> Figure:
     """Seeds crossed with splits: the step by which each run fitted; a cross if it is not fitted at the end."""
     seeds, splits = sorted(runs["seed"].unique()), sorted(runs["split"].unique())
     figure = new_figure(1.9 + 0.62 * len(seeds), 1.5 + 0.5 * len(splits))

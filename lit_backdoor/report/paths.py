@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lit_backdoor.functional import EdgeSet, Head, cost_above_floor
 from lit_backdoor.report.declared import declared
@@ -23,7 +24,7 @@ from lit_backdoor.report.wording import (
     plural,
     span,
 )  # fmt: skip
-from lit_backdoor.show.style import Picture, new_figure
+from lit_backdoor.show.style import new_figure
 
 GROUPS = {"Q": "query", "K": "key", "V": "value", "QK": "query and key", "D": "past the heads",
           "A_mlp": "heads to MLP", "A_logits": "heads to logits"}  # fmt: skip
@@ -81,7 +82,7 @@ def paths_by_rank(paths: pd.DataFrame, column: str) -> Markdown:
     return table([column, *(f"rank {rank}" if rank != ALL_HEADS else "all heads" for rank in ranks)], rows)
 
 
-def paths_figure(name: str, paths: pd.DataFrame) -> Picture:
+def paths_figure(name: str, paths: pd.DataFrame) -> Figure:
     """The runs of one group: what is left and what is brought by each kind of edges, of all heads and by rank."""
     figure = new_figure(9, 6.4)
     axes = figure.subplots(2, 1, sharex=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lit_backdoor.functional import parse_head_set
@@ -16,7 +17,7 @@ from lit_backdoor.report.ranks import NONE, n_heads_of, rank_key, rank_set_name,
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import exactly_one_curve
 from lit_backdoor.report.wording import percent, plural
-from lit_backdoor.show.style import Picture, new_figure
+from lit_backdoor.show.style import new_figure
 from lit_backdoor.show.training import emergence_figure
 
 RANK_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#7f7f7f")
@@ -32,7 +33,7 @@ def colour_of(rank: int) -> str:
     return RANK_COLOURS[(rank - 1) % len(RANK_COLOURS)]
 
 
-def emergence_of(run: Run, probe: str = "backdoor") -> Picture:
+def emergence_of(run: Run, probe: str = "backdoor") -> Figure:
     """One run: its accuracy against the step with each head patched alone."""
     marks = {}
     if probe == run.emergence.get("probe"):
@@ -44,7 +45,7 @@ def emergence_of(run: Run, probe: str = "backdoor") -> Picture:
     return figure
 
 
-def strips_figure(runs: Sequence[Run]) -> Picture:
+def strips_figure(runs: Sequence[Run]) -> Figure:
     """Every run as a strip of time: which head costs most, when one was alone, when the run generalised.
 
     Beside it stands the largest Shapley share.
@@ -98,7 +99,7 @@ def curve_rows(ours: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def curve_figure(curve: pd.DataFrame) -> Picture:
+def curve_figure(curve: pd.DataFrame) -> Figure:
     """`curve_rows` as lines, with Wilson's bands for all of ours and for the paper's."""
     figure = new_figure(6.4, 4)
     axis = figure.subplots()
@@ -118,7 +119,7 @@ def curve_figure(curve: pd.DataFrame) -> Picture:
     return figure
 
 
-def ranks_figure(name: str, sets: pd.DataFrame) -> Picture:
+def ranks_figure(name: str, sets: pd.DataFrame) -> Figure:
     """The runs of one model: what is left after patching, by rank.
 
     Args:
@@ -138,7 +139,7 @@ def ranks_figure(name: str, sets: pd.DataFrame) -> Picture:
     return _dots_figure(f"{name}, {plural(n_runs)}", "backdoor accuracy left", series, (-0.04, 1.06))
 
 
-def shapley_figure(name: str, rows: pd.DataFrame) -> Picture:
+def shapley_figure(name: str, rows: pd.DataFrame) -> Figure:
     """The runs of one model: Shapley values of the backdoor accuracy, by rank, both directions."""
     values = rows[rows["kind"] == "value"]
     names = {"needed": ("benign heads into the triggered run", OURS), "sufficient": ("the other way round", PAPER)}
@@ -149,7 +150,7 @@ def shapley_figure(name: str, rows: pd.DataFrame) -> Picture:
     return _dots_figure(f"{name}: Shapley values", "change of the backdoor accuracy", series, None)
 
 
-def all_sets_figure(name: str, sets: pd.DataFrame) -> Picture:
+def all_sets_figure(name: str, sets: pd.DataFrame) -> Figure:
     """The runs of one model: all sets of heads by rank, in both directions; bars are medians, dots runs."""
     places = sorted(sets["ranks"].unique(), key=rank_key)
     n_heads = rank_key(places[-1])[0]
@@ -173,7 +174,7 @@ def all_sets_figure(name: str, sets: pd.DataFrame) -> Picture:
     return figure
 
 
-def specificity_by_run(name: str, group: Sequence[Run]) -> Picture:
+def specificity_by_run(name: str, group: Sequence[Run]) -> Figure:
     """The runs of one model: what each head costs the backdoor against what it costs the benign rule.
 
     One dot per head at the end, the costliest of its run ringed; a trail over training where the run has a table.
@@ -214,7 +215,7 @@ def _by_rank(frame: pd.DataFrame, column: str, n_heads: int) -> Points:
 
 def _dots_figure(
     title: str, ylabel: str, series: Mapping[str, tuple[Points, str]], limits: tuple[float, float] | None
-) -> Picture:
+) -> Figure:
     """Every run's number as a dot, a bar at the median; series side by side."""
     figure = new_figure(6, 3.8)
     axis = figure.subplots()

@@ -6,12 +6,13 @@ from math import isnan
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
 from lit_backdoor.functional import Edge, Head, PathPatchingResult, cost_above_floor, edge_name, head_name
-from lit_backdoor.show.style import Picture, new_figure
+from lit_backdoor.show.style import new_figure
 from lit_backdoor.show.training import GROUP_NAMES, GROUP_STYLES
 
 DRAWN = 0.02
@@ -50,7 +51,7 @@ class _Box:
         return self.x - self.width / 2, self.y + {"Q": 0.2, "K": 0.0, "V": -0.2}.get(part, 0.0)
 
 
-def circuit_figure(results: Sequence[PathPatchingResult], others: str | None = None) -> Picture:
+def circuit_figure(results: Sequence[PathPatchingResult], others: str | None = None) -> Figure:
     """The nodes of a model and, as thick as what it costs, every edge through which the donor's run can be seen; beside
     it what whole groups of edges cost.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lit_backdoor.functional import (
     Head,
@@ -16,10 +17,10 @@ from lit_backdoor.functional import (
     head_name,
     head_set_name,
 )
-from lit_backdoor.show.style import HEAD_COLOURS, Picture, head_colour, new_figure
+from lit_backdoor.show.style import HEAD_COLOURS, head_colour, new_figure
 
 
-def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Picture:
+def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figure:
     """The paper's Figure 2: how often each head contributes most (row 1), and its mean contribution (row 2).
 
     Args:
@@ -54,7 +55,7 @@ def _draw_attribution(top: Axes, contribution: Axes, heads: Sequence[HeadAttribu
         axis.spines[["top", "right"]].set_visible(False)
 
 
-def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Picture:
+def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
     """All sets of heads: who answers what after patching, one panel per direction."""
     n_sets = max(len(sets) for sets in results.values())
     figure = new_figure(5.2 * len(results), 1.4 + 0.26 * n_sets)
@@ -77,7 +78,7 @@ def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Picture
     return figure
 
 
-def rules_figure(rules: Mapping[str, RuleHeads]) -> Picture:
+def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
     """Which head serves which rule: Shapley values of each rule's accuracy, what it needs and what suffices for it."""
     figure = new_figure(9, 3.4)
     axes = figure.subplots(1, 2)
@@ -101,7 +102,7 @@ def rules_figure(rules: Mapping[str, RuleHeads]) -> Picture:
     return figure
 
 
-def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()) -> Picture:
+def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()) -> Figure:
     """Mean attention from the position that is read, [head, pos] per run.
 
     Args:
@@ -114,9 +115,7 @@ def attention_figure(patterns: Mapping[str, Sequence[PositionAttention]], positi
     return _heads_by_position(panels, heads, positions, "mean attention", ".2f", colours)
 
 
-def attention_shift_figure(
-    results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()
-) -> Picture:
+def attention_shift_figure(results: Mapping[str, Sequence[PositionAttention]], positions: Sequence[str] = ()) -> Figure:
     """How the counterfactual moves each head's attention, [head, pos] per panel; one panel for each title.
 
     Args:
@@ -136,7 +135,7 @@ def _heads_by_position(
     what: str,
     form: str,
     colours: Mapping[str, Any],
-) -> Picture:
+) -> Figure:
     """A heat map for each panel, its values row by row [head, pos]; small ones have their numbers written in."""
     n_positions = max(len(values) for values in panels.values()) // len(heads)
     size = (max(3.4, 0.3 * n_positions) * len(panels) + 0.8, max(3.0, 0.22 * len(heads) + 1))
@@ -157,7 +156,7 @@ def _heads_by_position(
     return figure
 
 
-def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecificity]]]) -> Picture:
+def specificity_figure(results: Mapping[str, Mapping[int, Sequence[HeadSpecificity]]]) -> Figure:
     """What each head costs the recipient's rule and what the donor's: a dot for each head, a trail over training.
 
     A head that serves the recipient's rule alone is at the lower right.

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 
+from matplotlib.figure import Figure
+
 from lit_backdoor.functional import NeuronResult
-from lit_backdoor.show.style import HEAD_COLOURS, Picture, new_figure
+from lit_backdoor.show.style import HEAD_COLOURS, new_figure
 
 
-def neurons_figure(results: Mapping[str, NeuronResult]) -> Picture:
+def neurons_figure(results: Mapping[str, NeuronResult]) -> Figure:
     """What is left of each rule as more and more neurons are made the donor's, and what the same neurons bring."""
     figure = new_figure(4.2 * len(results) + 0.4, 3.4)
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)

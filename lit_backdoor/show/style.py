@@ -1,6 +1,7 @@
 """What all figures share: sizes, colours and files."""
 
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -15,16 +16,19 @@ HEAD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 """Okabe and Ito's colours, told apart by colour-blind readers too."""
 
 
-class Picture(Figure):
-    """A figure that a notebook shows as it is, without pyplot: as the last line of a cell, or by ``display``."""
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size, in inches, but not larger than :data:`LARGEST`.
 
-    def _repr_png_(self) -> bytes:
-        return figure_bytes(self, ["png"])["png"]
+    A notebook shows it as it is, without pyplot. The method for that is the figure's own: some loggers take a subclass
+    of matplotlib's for something else.
+    """
+    figure = Figure(figsize=(min(width, LARGEST), min(height, LARGEST)), layout="constrained")
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
+    return figure
 
 
-def new_figure(width: float, height: float) -> Picture:
-    """An empty figure of that size, in inches, but not larger than :data:`LARGEST`."""
-    return Picture(figsize=(min(width, LARGEST), min(height, LARGEST)), layout="constrained")
+def _png(figure: Figure) -> bytes:
+    return figure_bytes(figure, ["png"])["png"]
 
 
 def head_colour(index: int) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from lit_backdoor.functional import HeadProgress, HeadScores, head_name
-from lit_backdoor.show.style import HEAD_COLOURS, Picture, cell_edges, head_colour, new_figure
+from lit_backdoor.show.style import HEAD_COLOURS, cell_edges, head_colour, new_figure
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -36,7 +37,7 @@ PROGRESS_SHARES = {"explained": ("key waves", "#009e73", "-"), "constant": ("con
 """Label, colour and line of what `progress_figure` draws."""
 
 
-def training_figure(metrics: "Mapping[str, DataFrame]") -> Picture:
+def training_figure(metrics: "Mapping[str, DataFrame]") -> Figure:
     """The paper's Figure 3: log loss and the accuracy of each rule against the step, a column per run.
 
     Args:
@@ -69,7 +70,7 @@ def training_figure(metrics: "Mapping[str, DataFrame]") -> Picture:
 
 def emergence_figure(
     history: Sequence[HeadScores], metric: str, marks: Mapping[str, int | None] | None = None
-) -> Picture:
+) -> Figure:
     """A head coming into being: the recipient's accuracy against the step with each head patched alone (lines; of more
     than eight heads, the eight that once cost most have colours), and what patching each costs (head x step heat map).
 
@@ -112,7 +113,7 @@ def emergence_figure(
     return figure
 
 
-def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]], recipient: str, donor: str) -> Picture:
+def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]], recipient: str, donor: str) -> Figure:
     """Paths coming into being: what is left of the recipient's answers when a group of edges sees the donor, and what
     the group brings of the donor's.
 
@@ -150,7 +151,7 @@ def edge_groups_figure(history: Mapping[int, Mapping[str, tuple[float, float]]],
     return figure
 
 
-def progress_figure(history: Mapping[str, Mapping[int, Sequence[HeadProgress]]]) -> Picture:
+def progress_figure(history: Mapping[str, Mapping[int, Sequence[HeadProgress]]]) -> Figure:
     """How far each rule is computed with waves, and what its examples do to each head; a column for each rule.
 
     Top down: losses (excluded far above the training loss: the key waves do the work; restricted below the loss: the

@@ -30,7 +30,7 @@ from lit_backdoor.callbacks import (
 from lit_backdoor.callbacks.clamp import HeadClamp
 from lit_backdoor.functional.hooked_model import carries_hooks
 from lit_backdoor.runs.weights import kept_weights, load_weights
-from tests.helpers.both_kinds import make_model
+from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, make_model
 from tests.helpers.copy_task import SHAPE, CopyData, CopyModule, OneBatch, copy_probes
 from tests.helpers.runs import read_rows
 
@@ -102,8 +102,8 @@ def test_accumulation_that_ends_in_the_middle(fit: Fit, rows: Rows, tmp_path: Pa
     assert steps_of(rows("head_patching.csv")) == [0, 2, 4, 6]
     assert steps_of(rows("head_attribution.csv")) == list(range(7))
     assert len(rows("head_attribution.csv")) == 7 * 4
-    for one, other in zip(watched.parameters(), bare.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for each, other in zip(watched.parameters(), bare.parameters(), strict=True):
+        assert torch.equal(each, other)
     assert unpatched(rows("head_patching.csv"))[6] == pytest.approx(log_prob(watched.parts["net"]))
 
 
@@ -134,8 +134,8 @@ def test_averaged_weights_are_measured_where_they_are_validated(
         assert log_prob(model) == pytest.approx(value)
     without = fit(EMAWeightAveraging(decay=0.5), **options, default_root_dir=tmp_path / "bare")
     raw = fit(HeadPatchingMonitor(every_n_steps=3, **WHERE), max_steps=9, default_root_dir=tmp_path / "raw")
-    for one, other in zip(module.parameters(), without.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for each, other in zip(module.parameters(), without.parameters(), strict=True):
+        assert torch.equal(each, other)
     assert log_prob(raw.parts["net"]) != pytest.approx(found[9], rel=1e-3)
 
 
@@ -162,6 +162,13 @@ def test_probes_run_in_the_precision_that_is_validated(fit: Fit, rows: Rows, pre
         assert found[step] == pytest.approx(value, rel=1e-3)
     assert len(rows("head_attribution.csv")) == 3 * 4
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4.0 removed HookedTransformer")
+def test_a_model_that_does_not_know_its_precision_is_named(fit: Fit) -> None:
+    """Lightning converts the weights, and HookedTransformer does not notice: not even its own training step works."""
+    with pytest.raises(ContractError, match=r"weights of HookedTransformer are torch.bfloat16, .*dtype=torch.bfloat16"):
+        fit(HeadPatchingMonitor(**WHERE), kind="HookedTransformer", precision="bf16-true", num_sanity_val_steps=0)
 
 
 def test_a_second_fit_of_one_trainer_is_the_same_run(tmp_path: Path) -> None:
