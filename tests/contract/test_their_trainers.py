@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -107,28 +107,30 @@ def test_accumulation_that_ends_in_the_middle(fit: Fit, rows: Rows, tmp_path: Pa
     assert unpatched(rows("head_patching.csv"))[6] == pytest.approx(log_prob(watched.parts["net"]))
 
 
-class Validated(Callback):
-    """The log probability in every validation, by step."""
+class Validated(CopyModule):
+    """Notes the log probability in every validation, by step."""
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: str = "Adam") -> None:
+        super().__init__(optimizer=optimizer)
         self.seen: dict[int, float] = {}
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        self.seen[trainer.global_step] = log_prob(pl_module.parts["net"])
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.seen[self.global_step] = log_prob(self.parts["net"])
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_averaged_weights_are_measured_where_they_are_validated(
     fit: Fit, rows: Rows, tmp_path: Path, first: bool
 ) -> None:
-    validated, averaging = Validated(), EMAWeightAveraging(decay=0.5)
+    torch.manual_seed(0)
+    module, averaging = Validated(), EMAWeightAveraging(decay=0.5)
     watch = [HeadPatchingMonitor(every_n_steps=3, **WHERE), WeightCheckpoint(every_n_steps=3, model_attr="parts.net")]
     options = {"max_steps": 9, "val_check_interval": 3, "num_sanity_val_steps": 0}
-    callbacks = [averaging, *watch, validated] if first else [*watch, validated, averaging]
-    module = fit(*callbacks, **options, enable_checkpointing=True)
+    callbacks = [averaging, *watch] if first else [*watch, averaging]
+    fit(*callbacks, **options, module=module, enable_checkpointing=True)
     found = unpatched(rows("head_patching.csv"))
-    assert list(validated.seen) == [3, 6, 9] and list(found) == [0, 3, 6, 9]
-    for step, value in validated.seen.items():
+    assert list(module.seen) == [3, 6, 9] and list(found) == [0, 3, 6, 9]
+    for step, value in module.seen.items():
         assert found[step] == pytest.approx(value)
         load_weights(model := make_model("TransformerBridge", **SHAPE), kept_weights(tmp_path)[step])
         assert log_prob(model) == pytest.approx(value)
@@ -141,25 +143,19 @@ def test_averaged_weights_are_measured_where_they_are_validated(
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
 def test_probes_run_in_the_precision_that_is_validated(fit: Fit, rows: Rows, precision: Any) -> None:
-    validated = Validated()
+    module = Validated("SGD")
     watch = (
         HeadPatchingMonitor(every_n_steps=3, **WHERE),
         HeadAttributionMonitor(every_n_steps=3, **WHERE),
         EmergenceMonitor("copy"),
     )
-    fit(
-        *watch,
-        validated,
-        optimizer="SGD",
-        precision=precision,
-        max_steps=6,
-        val_check_interval=3,
-        num_sanity_val_steps=0,
-    )
+    options = {"max_steps": 6, "val_check_interval": 3, "num_sanity_val_steps": 0}
+    fit(*watch, module=module, precision=precision, **options)
     found = unpatched(rows("head_patching.csv"))
-    assert list(validated.seen) == [3, 6]
-    for step, value in validated.seen.items():
-        assert found[step] == pytest.approx(value, rel=1e-3)
+    assert list(module.seen) == [3, 6]
+    for step, value in module.seen.items():
+        assert found[step] == pytest.approx(value, rel=1e-6)
+    assert found[6] != pytest.approx(log_prob(module.parts["net"].float()), rel=1e-5)
     assert len(rows("head_attribution.csv")) == 3 * 4
     assert torch.get_default_dtype() == torch.float32
 
