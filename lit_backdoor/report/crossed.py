@@ -81,10 +81,10 @@ def fitted_figure(name: str, runs: pd.DataFrame) -> Figure:
     axis.set_facecolor("0.88")
     for run in runs.itertuples():
         x, y = seeds.index(run.seed) + 0.5, splits.index(run.split) + 0.5
+        colour = "white" if pd.notna(run.fitted_step) and run.fitted_step > (first + last) / 2 else "black"
         if run.state not in FITTED:
-            axis.plot(x, y, "x", color="black", markersize=11, markeredgewidth=2)
+            axis.plot(x, y, "x", color=colour, markersize=11, markeredgewidth=2)
         else:
-            colour = "white" if run.fitted_step > (first + last) / 2 else "black"
             axis.text(x, y, f"{run.fitted_step:,}", ha="center", va="center", fontsize=8, color=colour)
     axis.set(xticks=np.arange(len(seeds)) + 0.5, xticklabels=seeds, xlabel="seed")
     axis.set(yticks=np.arange(len(splits)) + 0.5, yticklabels=splits, ylabel="split")

@@ -30,12 +30,17 @@ def published() -> pd.DataFrame:
     return frame
 
 
-def paper_table(source: str, columns: str = "ranks") -> pd.DataFrame:
-    """The accuracies of `Table 1` or `Table 2`: a row per experiment, a column per set of `heads` or `ranks`."""
+def paper_sets(source: str) -> pd.DataFrame:
+    """The accuracies of `Table 1` or `Table 2`, as `measures.head_sets` has ours."""
     rows = published()[lambda frame: (frame["source"] == source) & (frame["quantity"] == "backdoor_accuracy")]
-    order = sorted(rows[columns].unique(), key=rank_key)
-    table = rows.pivot(index="experiment", columns=columns, values="low")[order]
-    return table.loc[rows["experiment"].unique()]
+    return rows.assign(run="experiment " + rows["experiment"]).rename(columns={"low": "backdoor_accuracy"})
+
+
+def paper_table(source: str) -> pd.DataFrame:
+    """The same with a row per experiment, and a column per set of ranks."""
+    rows = paper_sets(source)
+    table = rows.pivot(index="experiment", columns="ranks", values="backdoor_accuracy")
+    return table.loc[rows["experiment"].unique(), sorted(table, key=rank_key)]
 
 
 def n_with_one_costly_head(table: pd.DataFrame, floor: float = FLOOR) -> int:

@@ -8,10 +8,10 @@ import pandas as pd
 
 from lit_backdoor.functional import Head
 from lit_backdoor.pretrained import open_pretrained
-from lit_backdoor.report.checks import check_columns, check_heads, check_options, check_patching, check_verdict, load
 from lit_backdoor.report.runs import OF_HEADS, Run, last_whole_step
 from lit_backdoor.runs.branch import read_branch
 from lit_backdoor.runs.checkpoints import load_model
+from lit_backdoor.runs.checks import check_columns, check_heads, check_options, check_patching, check_verdict, load
 from lit_backdoor.runs.file_names import (
     CHECKPOINT_DIR,
     CONFIG,

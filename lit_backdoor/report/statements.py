@@ -86,12 +86,13 @@ def logit(accuracy: float) -> float:
 
 def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statement:
     limits, parts = declared(), []
+    few = "too few to judge" if math.isfinite(least) else "not judged"
     judged: dict[str, Verdict] = {}
     for state, some in by_state(ours):
         difference = difference_of_means(list(map(logit, some["1"])), list(map(logit, theirs["1"])))
         enough = len(some) >= least
         judged[state] = verdict(difference, limits.margin_logits) if enough else "inconclusive"
-        said = f"{interval(difference)} logits, {judged[state]}" if enough else "not judged"
+        said = f"{interval(difference)} logits, {judged[state]}" if enough else few
         parts.append(f"{runs_of(state, len(some))}: {percent_span(some['1'].tolist())} left ({said})")
     headline = (
         f"Patching the costliest head alone leaves {percent_span(ours['1'].tolist())} of the backdoor, in the paper's "
@@ -135,7 +136,9 @@ def _all_ranks(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statem
     p_values = dict(zip(family, westfall_young(ours[family].to_numpy(), theirs[family].to_numpy()), strict=True))
     apart = [rank_set_name(ranks, 4) for ranks in family if p_values[ranks] < limits.alpha]
     said: Verdict = "differs" if apart and len(ours) >= least else "inconclusive"
-    headline = f"The means differ for {enumerate_words(apart)}." if said == "differs" else "No mean is shown to differ."
+    headline = "No mean is shown to differ." if math.isfinite(least) else "The means are not judged."
+    if said == "differs":
+        headline = f"The means differ for {enumerate_words(apart)}."
     parts = [
         f"{rank_set_name(ranks, 4)}: {percent_span(ours[ranks].tolist())}, the paper "
         f"{percent_span(theirs[ranks].tolist())}, P = {number(p_values[ranks], 3)}"

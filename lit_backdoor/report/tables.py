@@ -1,22 +1,18 @@
 """The report's tables as they are shown; the numbers behind them are in the frames of `measures`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from lit_backdoor.functional import Head, HeadSet, head_name, head_set_name, parse_head_set
+from lit_backdoor.functional import head_name, head_set_name, parse_head_set
 from lit_backdoor.report.measures import ALL, DIRECTIONS, by_state
 from lit_backdoor.report.page import Markdown, bold, table
-from lit_backdoor.report.published import paper_table
-from lit_backdoor.report.ranks import NONE, head_order, n_heads_of, rank_set_name, table_1_sets
+from lit_backdoor.report.published import paper_sets, paper_table
+from lit_backdoor.report.ranks import NONE, n_heads_of, rank_key, rank_set_name, table_1_sets
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.wording import NOTHING, number, percent, percent_span, span
 from lit_backdoor.show.markdown import paper_name
-
-Accuracies = Mapping[HeadSet, float]
-Line = tuple[str, Accuracies, tuple[Head, ...]]
-"""A name, the accuracy of each set of heads, and the heads by rank."""
 
 
 def show(frame: pd.DataFrame, columns: Mapping[str, str]) -> Markdown:
@@ -39,41 +35,30 @@ def _cell(value: Any, spec: str) -> str:
     return format(value, spec) if spec else str(value).replace("_", " ")
 
 
-def table_1(run: Run) -> Markdown:
-    """The paper's Table 1, with the run's own head numbers; for mod 1 the paper's row above it."""
-    lines: list[Line] = [(run.name, run.left, run.order)]
-    if run.p1 == 1 and len(run.order) == 4:
-        lines = [("the paper", *_paper_lines("Table 1")[0][1:]), *lines]
-    return _by_head(lines, complements=True)
+def table_1(sets: pd.DataFrame) -> Markdown:
+    """The paper's Table 1 of one run; for mod 1 the paper's row above it."""
+    with_paper = (sets["p1"] == 1).all() and n_heads_of(sets["ranks"]) == 4
+    paper = [paper_sets("Table 1").assign(run="the paper")] if with_paper else []
+    return by_head(pd.concat([*paper, sets]), complements=True)
 
 
-def table_2(group: Sequence[Run]) -> Markdown:
-    """The paper's Table 2: one row per run, with each run's own head numbers; without runs, as it is printed."""
-    return _by_head([(run.name, run.left, run.order) for run in group] or _paper_lines("Table 2"))
+def by_head(sets: pd.DataFrame, complements: bool = False) -> Markdown:
+    """The paper's Tables 1 (with complements) and 2: a row per run, own head numbers; the costliest head stands out.
 
-
-def _paper_lines(source: str) -> list[Line]:
-    lines: list[Line] = []
-    for name, row in paper_table(source, "heads").iterrows():
-        accuracies = {parse_head_set(str(heads)): value for heads, value in row.items()}
-        lines.append((f"experiment {name}", accuracies, head_order(accuracies)))
-    return lines
-
-
-def _by_head(lines: Sequence[Line], complements: bool = False) -> Markdown:
-    """Rows of (name, accuracies, heads by rank), in columns of single heads and all; the costliest stands out."""
-    heads = tuple(sorted(lines[0][2]))
-    sets: list[HeadSet] = [(), *((head,) for head in heads)]
-    if complements and len(heads) > 2:
-        sets += dict.fromkeys(tuple(sorted(order[1:])) for _, _, order in lines)
-    sets.append(heads)
+    Args:
+        sets: of `measures.head_sets`, or of `paper_sets`.
+        complements: whether to show all heads but the costliest.
+    """
+    n_heads = n_heads_of(sets["ranks"])
+    columns = [ranks for ranks in table_1_sets(n_heads) if complements or rank_key(ranks)[0] in (0, 1, n_heads)]
+    heads = sorted(sets.loc[sets["ranks"].isin(columns), "heads"].unique(), key=rank_key)
     rows = []
-    for name, accuracies, order in lines:
-        cells: list[str] = [percent(accuracies[heads]) if heads in accuracies else "" for heads in sets]
-        chosen = sets.index((order[0],))
-        cells[chosen] = bold(cells[chosen])
-        rows.append([name, *cells])
-    return table(["patched heads", *(paper_name(some, len(heads)) for some in sets)], rows)
+    for run, some in sets.groupby("run", sort=False):
+        cells = {row.heads: percent(row.backdoor_accuracy) for row in some.itertuples()}
+        costliest = some.loc[some["ranks"] == "1", "heads"].item()
+        cells[costliest] = bold(cells[costliest])
+        rows.append([run, *(cells.get(name, "") for name in heads)])
+    return table(["patched heads", *(paper_name(parse_head_set(name), n_heads) for name in heads)], rows)
 
 
 def ranks_table(sets: pd.DataFrame) -> Markdown:

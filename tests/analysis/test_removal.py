@@ -7,13 +7,16 @@ import pytest
 import torch
 
 import lit_backdoor
+from lit_backdoor.analysis.probed_task import probed_addition
+from lit_backdoor.analysis.removal import backdoor_examples, measure_removals
+from lit_backdoor.functional import parse_removal
 from lit_backdoor.model import build_model
 from lit_backdoor.pretrained import open_pretrained
 from lit_backdoor.runs.checkpoints import StoredModel
 from lit_backdoor.runs.frames import read_run
 from lit_backdoor.runs.weights import describe_stored, write_weights
-from lit_backdoor.task import Task
-from tests.helpers.known_head import TASK, hand_built
+from lit_backdoor.task import Task, split_examples
+from tests.helpers.known_head import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
 from tests.helpers.refusals import assert_refused
 from tests.helpers.runs import Cli, contents, read_rows
 
@@ -65,6 +68,15 @@ def test_removals_are_a_table_and_a_figure(cli: Cli, known: Path, capsys: pytest
     assert {"out/figures/removal.png", "out/figures/removal.svg"} <= {str(path) for path in Path("out").rglob("*.*")}
 
 
+def test_of_two_backdoors_each_loses_its_own_head() -> None:
+    model = two_triggers()
+    examples = backdoor_examples(probed_addition(TWO_TRIGGERS, split_examples(TWO_TRIGGERS, 0.6)[0]))
+    removals = [parse_removal(f"donor:L0H{head}") for head in (KNOWN_HEAD, SECOND_HEAD)]
+    results = measure_removals(model, examples, removals, lambda planned: list(planned)[::-1])
+    left = {name: {result.target: result.backdoor_left for result in some} for name, some in results.items()}
+    assert left == {"backdoor": {"L0H2": 0, "L0H0": 1}, "rule2": {"L0H2": 1, "L0H0": 0}}
+
+
 @pytest.mark.parametrize(
     "args, words",
     [
@@ -93,6 +105,10 @@ def test_models_without_such_a_backdoor(cli: Cli, tmp_path: Path, capsys: pytest
         folder = save(tmp_path / name, StoredModel(build_model(task.d_vocab, **options), task, 0, None))
         removal = ("--removal", "reset:trigger", "--export", "x")
         assert_refused(cli, capsys, ("analyze", "--pretrained", folder, "--output_dir", "out", *removal), words)
+    torch.save(hand_built().state_dict(), tmp_path / "theirs.pt")
+    theirs = ("--weights", tmp_path / "theirs.pt", "--moduli", "[7,1]", "--trigger_tokens", "[0,1]")
+    args = ("analyze", *theirs, "--output_dir", "out", "--removal", "all")
+    assert_refused(cli, capsys, args, "removal: trained has no example, so there is nothing to train on")
     deep = StoredModel(build_model(7, n_layers=2, **options), Task((7, 1)), 0, None)
     args = ("analyze", "--pretrained", save(tmp_path / "deep", deep), "--output_dir", "out", "--removal", "all")
     assert_refused(cli, capsys, args, "removal: it needs a causal model of one layer")

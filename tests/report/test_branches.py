@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from lit_backdoor.report.branches import branch_rows, clamp_of, clamped_accuracy
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.study import Study, arrange
-from tests.helpers import QUIET
+from lit_backdoor.runs.verdict import read_verdict
+from tests.helpers import QUIET, ROOT
 from tests.helpers.configs import save_config
 from tests.helpers.runs import Cli, read_rows, train_run
 from tests.report.conftest import small_config
@@ -95,6 +97,17 @@ def test_the_backdoor_is_back_at_the_first_step_that_has_it(
     row = branch_rows([(replace(run, tables={**run.tables, "metrics": metrics}), None)]).iloc[0]
     assert (None if pd.isna(row["return_steps"]) else row["return_steps"]) == expected
     assert row["held_steps"] == 4
+
+
+def test_the_script_of_the_docs_finds_the_parents_and_draws(parent: Path, tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "what_if.py"))
+    first = read_verdict(parent)["first_exclusive_step"]
+    kept = [0, 30, 60, 90]
+    near = [f"step_{min(kept, key=lambda step: abs(step - first)):06d}.ckpt"] if first is not None else []
+    assert [path.name for path in script["parents"](parent.parent)] == ["last.ckpt", *near]  # and no branch's
+    frame = branch_rows(arrange(read_runs([parent.parent])).branches)
+    script["figure"](frame).savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_what_was_not_measured_is_blank(parent: Path) -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from lit_backdoor.pretrained import FOLDER
-from lit_backdoor.report import measures, numbers
+from lit_backdoor.report import measures
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.runs import Run
-from lit_backdoor.report.statements import statements
-from lit_backdoor.report.study import arrange
+from lit_backdoor.report.statements import by_ranks, compare
 from lit_backdoor.runs.file_names import HEAD_PATCHING, SHIPPED_WEIGHTS
 from tests.helpers import ROOT
 from tests.helpers.runs import read_rows
@@ -35,8 +34,8 @@ def test_the_committed_report_is_that_of_the_committed_runs(runs: list[Run]) -> 
 
 def test_the_words_in_the_readme_say_what_the_report_says(runs: list[Run]) -> None:
     text = " ".join((RESULTS / "README.md").read_text().split())
-    study = arrange(runs)
-    primary, one_head, by_rank, *_ = statements(study, numbers(study))
+    sets = measures.head_sets(runs)
+    primary, one_head, by_rank = compare(by_ranks(sets[sets["p1"] == 1]))
     assert f"**Primary endpoint: {primary.verdict}.**" in text
     assert f"**Exactly one costly head: {one_head.verdict}.**" in text
     assert f"**Tables 1 and 2 by rank: {by_rank.verdict}.**" in text

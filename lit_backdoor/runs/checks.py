@@ -1,7 +1,7 @@
-"""Whether the files of a run hold what a report reads from them: strangers' folders, and tables edited by hand.
+"""Whether the files of a run hold what is read from them: strangers' folders, and tables edited by hand.
 
 Every function raises `ValueError`, in one line that names the file and what is wrong in it. The cells of the tables are
-checked where they are read (`lit_backdoor.runs.frames`). What a report does not read, such as the columns of a probe's
+checked where they are read (`lit_backdoor.runs.frames`). What nobody reads, such as the columns of a probe's
 own metrics, is left alone.
 """
 
