@@ -120,7 +120,7 @@ class Validated(CopyModule):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_averaged_weights_are_measured_where_they_are_validated(
-    fit: Fit, rows: Rows, tmp_path: Path, first: bool
+    fit: Fit, rows: Rows, tmp_path: Path, first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
     module, averaging = Validated(), EMAWeightAveraging(decay=0.5)
@@ -128,6 +128,7 @@ def test_averaged_weights_are_measured_where_they_are_validated(
     options = {"max_steps": 9, "val_check_interval": 3, "num_sanity_val_steps": 0}
     callbacks = [averaging, *watch] if first else [*watch, averaging]
     fit(*callbacks, **options, module=module, enable_checkpointing=True)
+    assert "Monitors measure the weights that EMAWeightAveraging averages, as validation does" in caplog.text
     found = unpatched(rows("head_patching.csv"))
     assert list(module.seen) == [3, 6, 9] and list(found) == [0, 3, 6, 9]
     for step, value in module.seen.items():
