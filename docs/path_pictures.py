@@ -31,9 +31,9 @@ def main() -> None:
     if len(steps) > 1:
         groups = {
             step: {
-                one.group or "none": (one.recipient_accuracy, one.donor_accuracy)
-                for one in of_step
-                if one.group or not one.edges
+                each.group or "none": (each.recipient_accuracy, each.donor_accuracy)
+                for each in of_step
+                if each.group or not each.edges
             }
             for step, of_step in results.items()
         }

@@ -54,7 +54,9 @@ class AttentionMonitor(ProbeCallback):
         """The history, as plain numbers."""
         return {
             "history": {
-                probe: [[one.step, {head_name(*head): value for head, value in one.moved.items()}] for one in shifts]
+                probe: [
+                    [shift.step, {head_name(*head): value for head, value in shift.moved.items()}] for shift in shifts
+                ]
                 for probe, shifts in self.history.items()
             }
         }
@@ -72,7 +74,7 @@ class AttentionMonitor(ProbeCallback):
     def forget(self, from_step: int) -> None:
         """Drop the history from a step on."""
         self.history = {
-            probe: [one for one in shifts if one.step < from_step] for probe, shifts in self.history.items()
+            probe: [shift for shift in shifts if shift.step < from_step] for probe, shifts in self.history.items()
         }
 
     def check_probe(self, model: HookedModel, probe: Probe) -> None:
@@ -94,11 +96,11 @@ class AttentionMonitor(ProbeCallback):
             shift = AttentionShift(step, attention_moved(results[name]))
             self.history.setdefault(name, []).append(shift)
             measured.numbers |= {f"attention_{name}/moved/{head_name(*h)}": value for h, value in shift.moved.items()}
-            for one in results[name]:
-                if one.position == 0:  # these are a head's, the same at all its positions
-                    head = head_name(*one.head)
-                    measured.numbers[f"attention_{name}/entropy/{head}"] = one.entropy
-                    measured.numbers[f"attention_{name}/output_change/{head}"] = one.output_change
+            for result in results[name]:
+                if result.position == 0:  # these are a head's, the same at all its positions
+                    head = head_name(*result.head)
+                    measured.numbers[f"attention_{name}/entropy/{head}"] = result.entropy
+                    measured.numbers[f"attention_{name}/output_change/{head}"] = result.output_change
         if last:
             self._draw(measured, results)
         return measured

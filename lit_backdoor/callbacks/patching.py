@@ -84,12 +84,12 @@ class HeadPatchingMonitor(ProbeCallback):
             "history": {
                 probe: [
                     [
-                        one.step,
-                        one.unpatched,
-                        one.all_patched,
-                        {head_name(*h): value for h, value in one.patched.items()},
+                        entry.step,
+                        entry.unpatched,
+                        entry.all_patched,
+                        {head_name(*h): value for h, value in entry.patched.items()},
                     ]
-                    for one in scores
+                    for entry in scores
                 ]
                 for probe, scores in self.history.items()
             },
@@ -112,7 +112,7 @@ class HeadPatchingMonitor(ProbeCallback):
     def forget(self, from_step: int) -> None:
         """Drop the history from a step on."""
         self.history = {
-            probe: [one for one in scores if one.step < from_step] for probe, scores in self.history.items()
+            probe: [entry for entry in scores if entry.step < from_step] for probe, scores in self.history.items()
         }
         self.all_sets = {probe: last for probe, last in self.all_sets.items() if last.step < from_step}
 
@@ -139,8 +139,12 @@ class HeadPatchingMonitor(ProbeCallback):
                 if ablation == self.ablations[0]:
                     self.history.setdefault(name, []).append(_scores(step, results, heads))
                     if len(sets) == 2 ** len(heads):
-                        self.all_sets[name] = AllSets(step, {one.heads: one.recipient_accuracy for one in results})
-                    numbers |= _scalars(name, [one for one in results if len(one.heads) in (0, 1, len(heads))], heads)
+                        self.all_sets[name] = AllSets(
+                            step, {result.heads: result.recipient_accuracy for result in results}
+                        )
+                    numbers |= _scalars(
+                        name, [result for result in results if len(result.heads) in (0, 1, len(heads))], heads
+                    )
                     first_ablation[name] = results
         measured = Measurement(rows, numbers)
         if self.draws(step, last):
@@ -171,20 +175,20 @@ class HeadPatchingMonitor(ProbeCallback):
 
 
 def _scores(step: int, results: Sequence[PatchingResult], heads: Sequence[Head]) -> HeadScores:
-    accuracy = {one.heads: one.recipient_accuracy for one in results}
+    accuracy = {result.heads: result.recipient_accuracy for result in results}
     return HeadScores(step, accuracy[()], {head: accuracy[(head,)] for head in heads}, accuracy[tuple(heads)])
 
 
 def _scalars(probe: str, results: Sequence[PatchingResult], heads: Sequence[Head]) -> dict[str, float]:
     numbers = {}
-    for one in results:
-        patched = "all" if one.heads == tuple(heads) and len(heads) > 1 else head_set_name(one.heads)
+    for result in results:
+        patched = "all" if result.heads == tuple(heads) and len(heads) > 1 else head_set_name(result.heads)
         for metric, value in {
-            f"{one.recipient}_accuracy": one.recipient_accuracy,
-            f"{one.donor}_accuracy": one.donor_accuracy,
-            "logit_diff": one.logit_diff,
-            "log_prob": one.log_prob,
-            **one.extra,
+            f"{result.recipient}_accuracy": result.recipient_accuracy,
+            f"{result.donor}_accuracy": result.donor_accuracy,
+            "logit_diff": result.logit_diff,
+            "log_prob": result.log_prob,
+            **result.extra,
         }.items():
             numbers[f"patching_{probe}/{metric}/{patched}"] = value
     return numbers

@@ -247,7 +247,7 @@ class Run:
     @cached_property
     def unpatched(self) -> dict[str, float]:
         """The accuracy of each rule on all pairs, nothing patched."""
-        intact = {probe: [one for one in results if not one.heads] for probe, results in self.patching.items()}
+        intact = {probe: [result for result in results if not result.heads] for probe, results in self.patching.items()}
         return {probe: results[0].recipient_accuracy for probe, results in intact.items()}
 
     @property

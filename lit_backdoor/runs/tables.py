@@ -129,14 +129,16 @@ def rows_by_step(rows: Sequence[Row], probe: str, ablation: str = "resample") ->
             by_step.setdefault(int(row["step"]), []).append(row)
     heads = {name for row in rows for name in row["heads"].split("+") if name != "none"}
     wanted = {"none", *heads, head_set_name(parse_head_set(name)[0] for name in heads)}
-    return {step: one for step, one in sorted(by_step.items()) if wanted <= {row["heads"] for row in one}}
+    return {
+        step: measured for step, measured in sorted(by_step.items()) if wanted <= {row["heads"] for row in measured}
+    }
 
 
 def history(rows: Sequence[Row], probe: str) -> list[HeadScores]:
     """The recipient's accuracy by step, from head_patching.csv: unpatched, each head alone, all heads."""
     scores = []
-    for step, one in rows_by_step(rows, probe).items():
-        accuracy = {result.heads: result.recipient_accuracy for result in read_results(PatchingResult, one)}
+    for step, measured in rows_by_step(rows, probe).items():
+        accuracy = {result.heads: result.recipient_accuracy for result in read_results(PatchingResult, measured)}
         singles = {heads[0]: value for heads, value in accuracy.items() if len(heads) == 1}
         scores.append(HeadScores(step, accuracy[()], singles, accuracy[max(accuracy, key=len)]))
     return scores

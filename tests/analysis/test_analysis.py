@@ -27,7 +27,7 @@ def analyze(model: HookedTransformer, task: Task, step: int) -> Analysis:
 def test_every_method_finds_the_known_head() -> None:
     analysis = analyze(hand_built(), TASK, step=0)
     backdoor = analysis.probes["backdoor"]
-    found = {one.heads: one for one in backdoor.patching["resample"]}
+    found = {each.heads: each for each in backdoor.patching["resample"]}
     known = Head(0, KNOWN_HEAD)
     # the trigger is told apart by the known head alone: with it patched, the answer is 3 everywhere
     for heads, result in found.items():
@@ -35,22 +35,22 @@ def test_every_method_finds_the_known_head() -> None:
     assert backdoor.smallest == (known,)
     shapley = backdoor.shapley["backdoor_accuracy"]
     assert {head for head, value in shapley.values.items() if abs(value) > 1e-12} == {known}
-    attribution = max(backdoor.attribution, key=lambda one: one.mean_logit)
+    attribution = max(backdoor.attribution, key=lambda each: each.mean_logit)
     assert attribution.head == known and attribution.top_count == attribution.n_examples
     parts = dict(backdoor.parts)
     assert parts.pop("sum = mean logit") == pytest.approx(math.fsum(parts.values()))
     assert backdoor.chance == pytest.approx(1 / 7)
-    (own,) = [one for one in backdoor.attention if one.head == known and one.position == 2]
+    (own,) = [each for each in backdoor.attention if each.head == known and each.position == 2]
     assert own.attention == pytest.approx(1.0, abs=1e-6)
     # the trigger is a value of the known head alone, and the logits read what it writes
-    costly = {one.group or edge_set_name(one.edges) for one in backdoor.paths if one.recipient_accuracy < 1}
+    costly = {each.group or edge_set_name(each.edges) for each in backdoor.paths if each.recipient_accuracy < 1}
     assert costly == {"V", "QKV", "A_logits", "trigger>L0H2.V", "L0H2>logits"}
-    costs = {one.head: one.cost for one in backdoor.specificity}
+    costs = {each.head: each.cost for each in backdoor.specificity}
     assert costs == pytest.approx(
         {head: 7 / 6 * (head == known) for head in costs}
     )  # even what both runs share is lost
     # what suffices: the known head alone brings the trigger's answer into the benign run
-    (moved,) = [one for one in analysis.probes["benign"].patching["resample"] if one.heads == (known,)]
+    (moved,) = [each for each in analysis.probes["benign"].patching["resample"] if each.heads == (known,)]
     assert moved.donor_accuracy == 1.0
     assert "L0H2" in analysis_summary(analysis, None)
     assert "| Head 3 |" in analysis_markdown(analysis)

@@ -43,8 +43,8 @@ def train_backdoor(folder: Path, *callbacks: Callback, max_steps: int = 6, **opt
     return module
 
 
-def assert_same_model(one: torch.nn.Module, other: torch.nn.Module) -> None:
-    for parameter, same in zip(one.parameters(), other.parameters(), strict=True):
+def assert_same_model(each: torch.nn.Module, other: torch.nn.Module) -> None:
+    for parameter, same in zip(each.parameters(), other.parameters(), strict=True):
         assert torch.equal(parameter, same)
 
 
@@ -69,8 +69,8 @@ def test_the_folded_form_trains_like_the_hooks(mode: Any, tmp_path: Path) -> Non
         train_backdoor(tmp_path, HeadClamp("L0H1", mode, from_step=2, hold=True), last_position=last_position)
         for last_position in (True, False)
     ]
-    for one, other in zip(*(module.parameters() for module in modules), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    for each, other in zip(*(module.parameters() for module in modules), strict=True):
+        torch.testing.assert_close(each, other, rtol=1e-3, atol=1e-5)
 
 
 def seeded_module() -> CopyModule:
@@ -102,8 +102,8 @@ def test_two_layers_with_layer_norm_against_a_hook_by_hand(precision: Any, tmp_p
     module = train(tmp_path, clamp, module=seeded_module(), precision=precision)
     if precision == "32-true":
         expected = by_hand(tmp_path, 6, lambda step: shares[step])
-        for one, other in zip(module.parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        for each, other in zip(module.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(each, other, rtol=1e-4, atol=1e-5)
     with pytest.raises(AssertionError):
         assert_same_model(module, train(tmp_path, module=seeded_module(), precision=precision))
 
@@ -134,8 +134,8 @@ def test_all_heads_clamped_from_the_start_train_the_direct_path_alone(tmp_path: 
             parameter.grad = torch.zeros_like(parameter)
         torch.nn.functional.cross_entropy(logits.double(), batch.answers).backward()
         optimizer.step()
-    for (name, one), other in zip(trained.model.named_parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+    for (name, each), other in zip(trained.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(each, other, rtol=1e-4, atol=1e-5, msg=name)
 
 
 class KeepParameters(Callback):

@@ -132,9 +132,9 @@ def test_the_known_head_is_read_as_exactly_that(tmp_path: Path) -> None:
     assert gone == {row["group"] or row["edges"] for row in brought if float(row["backdoor_accuracy"]) == 1}
     costs = read_results(HeadSpecificity, read_rows(tmp_path / "run" / HEAD_SPECIFICITY)[:4])
     # 1/7 of the answers are the same in both runs, and here even those are lost: more than all above the floor
-    assert [one.cost for one in costs] == pytest.approx([0.0, 0.0, 7 / 6, 0.0])
+    assert [each.cost for each in costs] == pytest.approx([0.0, 0.0, 7 / 6, 0.0])
     attention = read_results(PositionAttention, read_rows(tmp_path / "run" / ATTENTION))
-    assert all(abs(one.shift) < 1e-12 for one in attention)  # it looks at itself in both runs
+    assert all(abs(each.shift) < 1e-12 for each in attention)  # it looks at itself in both runs
     assert json.loads((tmp_path / "run" / "emergence.json").read_text())["capture_head"] is None
 
 

@@ -127,7 +127,7 @@ def test_a_run_that_makes_no_progress_is_called_stuck_once(tmp_path: Path) -> No
     )  # fmt: skip
     with pytest.warns(UserWarning, match=r"looks stuck: .* no progress since step 0 .*more steps are not") as caught:
         trainer.fit(BackdoorModule([5, 2], n_heads=2, d_model=8, d_mlp=8, lr=1e-12), BackdoorDataModule([5, 2]))
-    assert len([one for one in caught if "looks stuck" in str(one.message)]) == 1
+    assert len([each for each in caught if "looks stuck" in str(each.message)]) == 1
     verdict = json.loads((tmp_path / "emergence.json").read_text())
     assert (verdict["state"], verdict["fitted_step"], verdict["word"]) == ("not fitted", None, None)
 

@@ -159,10 +159,10 @@ def test_the_last_position_form_trains_like_the_whole_model(cli: Cli, debug_conf
         args = ("--trainer.max_steps", 30, "--model.last_position", last_position)
         assert cli("fit", "--config", debug_config, *args, *QUIET) == 0
     fast, slow = (metrics(Path(f"lightning_logs/version_{version}")) for version in (0, 1))
-    for one, other in zip(fast, slow, strict=True):
+    for each, other in zip(fast, slow, strict=True):
         for name in ("train/loss", "val/loss"):
-            assert bool(one[name]) == bool(other[name])
-            assert not one[name] or float(one[name]) == pytest.approx(float(other[name]), rel=1e-3)
+            assert bool(each[name]) == bool(other[name])
+            assert not each[name] or float(each[name]) == pytest.approx(float(other[name]), rel=1e-3)
 
 
 @pytest.mark.parametrize(

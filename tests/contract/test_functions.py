@@ -52,13 +52,13 @@ def test_attribution_agrees_with_stack_head_results(kind: str, shape: dict[str, 
     top = answer.argmax(0).bincount(minlength=len(answer)).tolist()
     differ = probe.answers_differ
     found = attribute_heads(model, probe)
-    assert [one.head for one in found] == list(all_heads(model))
-    for i, one in enumerate(found):
-        assert one.mean_logit == pytest.approx(answer[i].mean().item(), rel=1e-4, abs=1e-5)
-        assert one.mean_logit_centered == pytest.approx(centered[i].mean().item(), rel=1e-4, abs=1e-5)
-        assert one.mean_logit_diff == pytest.approx((answer - other)[i][differ].mean().item(), rel=1e-4, abs=1e-4)
-        assert one.top_count == top[i]
-        assert one.norm == ("frozen LN scale" if shape.get("normalization_type") else "none")
+    assert [each.head for each in found] == list(all_heads(model))
+    for i, each in enumerate(found):
+        assert each.mean_logit == pytest.approx(answer[i].mean().item(), rel=1e-4, abs=1e-5)
+        assert each.mean_logit_centered == pytest.approx(centered[i].mean().item(), rel=1e-4, abs=1e-5)
+        assert each.mean_logit_diff == pytest.approx((answer - other)[i][differ].mean().item(), rel=1e-4, abs=1e-4)
+        assert each.top_count == top[i]
+        assert each.norm == ("frozen LN scale" if shape.get("normalization_type") else "none")
 
 
 @shapes
@@ -70,8 +70,8 @@ def test_patching_agrees_with_hooks(kind: str, shape: dict[str, Any], untouched:
     unchanged = untouched(model)
     results = patch_heads(model, probe, sets)
     unchanged()
-    for one, result in zip(sets, results, strict=True):
-        logits = by_hand.patched_logits(model, probe.recipient_tokens, probe.donor_tokens, one)[:, -1].double()
+    for each, result in zip(sets, results, strict=True):
+        logits = by_hand.patched_logits(model, probe.recipient_tokens, probe.donor_tokens, each)[:, -1].double()
         given, log_probs = logits.argmax(-1), logits.log_softmax(-1)
         assert result.recipient_accuracy == (given == probe.recipient_answers).double().mean().item()
         assert result.donor_accuracy == (given == probe.donor_answers).double().mean().item()
@@ -92,8 +92,8 @@ def test_a_hook_of_the_users_stays_in_force(kind: str, point: str, untouched: An
     unchanged = untouched(model)
     hooked = patch_heads(model, probe, sets)
     unchanged()
-    for one, before, after in zip(sets, plain, hooked, strict=True):
-        logits = by_hand.patched_logits(model, probe.recipient_tokens, probe.donor_tokens, one)[:, -1].double()
+    for each, before, after in zip(sets, plain, hooked, strict=True):
+        logits = by_hand.patched_logits(model, probe.recipient_tokens, probe.donor_tokens, each)[:, -1].double()
         log_prob = logits.log_softmax(-1).gather(1, probe.recipient_answers[:, None]).mean().item()
         assert after.log_prob == pytest.approx(log_prob, rel=1e-4)
         assert after.log_prob != pytest.approx(before.log_prob, rel=1e-3)

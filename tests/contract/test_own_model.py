@@ -85,7 +85,7 @@ def test_the_functions_need_nothing_else(n_layers: int, wrap: Callable[[OwnModel
         patched = model(donor_first)[:, -1]
     own = logits.gather(1, probe.recipient_answers[:, None])[:, 0]
     torch.testing.assert_close(parts.values.sum(0), own, rtol=1e-4, atol=1e-4)
-    assert sum(one.top_count for one in attribute_heads(hooked, probe)) == probe.n_examples
+    assert sum(each.top_count for each in attribute_heads(hooked, probe)) == probe.n_examples
     # the first heads alone read the first token, the only one that differs
     (result,) = patch_heads(hooked, probe, [[(layer, 0) for layer in range(n_layers)]])
     log_q = patched.log_softmax(-1).gather(1, probe.recipient_answers[:, None]).mean().item()

@@ -40,8 +40,8 @@ def test_training_is_bitwise_the_same_with_and_without(fit: Fit, kind: str, tmp_
         LossSpikeMonitor(),
     )
     watched, bare = fit(*watch, kind=kind), fit(kind=kind, default_root_dir=tmp_path / "bare")
-    for one, other in zip(watched.parameters(), bare.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for each, other in zip(watched.parameters(), bare.parameters(), strict=True):
+        assert torch.equal(each, other)
     assert not (tmp_path / "bare").exists()
 
 
@@ -114,7 +114,7 @@ class PatchedByHand(Callback):
             model: Any = pl_module.parts["net"]
             heads = all_heads(model)
             sets = [(), *((head,) for head in heads), heads]
-            self.accuracies[trainer.global_step] = {one: by_hand.patched_accuracy(model, PROBE, one) for one in sets}
+            self.accuracies[trainer.global_step] = {each: by_hand.patched_accuracy(model, PROBE, each) for each in sets}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,9 +172,9 @@ def test_both_kinds_of_models_leave_the_same_tables(
     for name in ("head_attribution.csv", "head_patching.csv"):
         ours, theirs = rows(f"TransformerBridge/{name}"), rows(f"HookedTransformer/{name}")
         assert len(ours) == len(theirs) > 15
-        for one, other in zip(ours, theirs, strict=True):
-            assert list(one) == list(other)
-            for column, value in one.items():
+        for each, other in zip(ours, theirs, strict=True):
+            assert list(each) == list(other)
+            for column, value in each.items():
                 if "." in value:
                     assert float(value) == pytest.approx(float(other[column]), rel=2e-3, abs=1e-4), column
                 else:

@@ -57,8 +57,8 @@ def test_a_compiled_model_trains_as_if_nobody_looked(fit: Fit, rows: Rows, tmp_p
 
     watched = fit(HeadPatchingMonitor(**WHERE), module=compiled())
     bare = fit(module=compiled(), default_root_dir=tmp_path / "bare")
-    for one, other in zip(watched.parameters(), bare.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for each, other in zip(watched.parameters(), bare.parameters(), strict=True):
+        assert torch.equal(each, other)
     last = {row["heads"]: float(row["recipient_accuracy"]) for row in rows("head_patching.csv") if row["step"] == "6"}
     plain = make_model(KINDS[0], **SHAPE)
     plain.load_state_dict(watched.parts["net"].state_dict())

@@ -95,8 +95,8 @@ def test_accumulation_that_ends_in_the_middle(fit: Fit, rows: Rows, tmp_path: Pa
     assert steps_of(rows("head_patching.csv")) == [0, 2, 4, 6]
     assert steps_of(rows("head_attribution.csv")) == list(range(7))
     assert len(rows("head_attribution.csv")) == 7 * 4
-    for one, other in zip(watched.parameters(), bare.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for each, other in zip(watched.parameters(), bare.parameters(), strict=True):
+        assert torch.equal(each, other)
     assert unpatched(rows("head_patching.csv"))[6] == pytest.approx(log_prob(watched.parts["net"]))
 
 
@@ -130,8 +130,8 @@ def test_averaged_weights_are_measured_where_they_are_validated(
         assert log_prob(model) == pytest.approx(value)
     without = fit(EMAWeightAveraging(decay=0.5), **options, default_root_dir=tmp_path / "bare")
     raw = fit(HeadPatchingMonitor(every_n_steps=3, **WHERE), max_steps=9, default_root_dir=tmp_path / "raw")
-    for one, other in zip(module.parameters(), without.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for each, other in zip(module.parameters(), without.parameters(), strict=True):
+        assert torch.equal(each, other)
     assert log_prob(raw.parts["net"]) != pytest.approx(found[9], rel=1e-3)
 
 

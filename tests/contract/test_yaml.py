@@ -60,8 +60,8 @@ def test_callbacks_from_yaml(
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load(CONFIG)
     if probes is not None:
-        for one in config["trainer"]["callbacks"][:2]:
-            one["init_args"]["probes"] = probes
+        for each in config["trainer"]["callbacks"][:2]:
+            each["init_args"]["probes"] = probes
     Path("config.yaml").write_text(yaml.safe_dump(config))
     run(datamodule, Path("config.yaml"))
     patching, attribution = rows("run/head_patching.csv"), rows("run/head_attribution.csv")

@@ -190,12 +190,12 @@ def test_permuting_the_heads_permutes_the_verdict(history: list[Line], order: li
     new = dict(zip((A, B, C), order, strict=True))
     own = {A: 0.001, B: 0.002, C: 0.003}
     scores = [
-        HeadScores(one.step, one.unpatched, {h: v + own[h] for h, v in one.patched.items()}, one.all_patched)
-        for one in story(*history)
+        HeadScores(each.step, each.unpatched, {h: v + own[h] for h, v in each.patched.items()}, each.all_patched)
+        for each in story(*history)
     ]
     permuted = [
-        HeadScores(one.step, one.unpatched, {new[h]: v for h, v in one.patched.items()}, one.all_patched)
-        for one in scores
+        HeadScores(each.step, each.unpatched, {new[h]: v for h, v in each.patched.items()}, each.all_patched)
+        for each in scores
     ]
     before, after = head_emergence(scores, 0.01), head_emergence(permuted, 0.01)
     assert after.head == (None if before.head is None else new[before.head])
@@ -220,13 +220,13 @@ def test_a_later_probe_moves_the_stable_moment_only_as_its_rule_says(history: li
     scores = story(*history, later)
     before, after = head_emergence(scores[:-1]), head_emergence(scores)
     assume(before.head == after.head)
-    one, other = before.stable_exclusive.step, after.stable_exclusive.step
+    each, other = before.stable_exclusive.step, after.stable_exclusive.step
     if costly_heads(scores[-1]) == (before.head,):
-        if one is not None:
-            assert other is not None and other <= one
-    elif one is not None:
-        held = [costly_heads(each) == (before.head,) for each in scores if each.step > one]
-        assert other == one if sum(held) >= 0.95 * len(held) else other is None or other > one
+        if each is not None:
+            assert other is not None and other <= each
+    elif each is not None:
+        held = [costly_heads(each) == (before.head,) for each in scores if each.step > each]
+        assert other == each if sum(held) >= 0.95 * len(held) else other is None or other > each
 
 
 @settings(deadline=None, max_examples=300)

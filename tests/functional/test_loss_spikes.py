@@ -74,7 +74,7 @@ powers = st.lists(st.sampled_from([-7.0, -6.5, -6.0, -5.2, -5.0, -3.0, -1.0, 0.0
 @given(powers)
 def test_spikes_are_the_peaks_by_the_definition(history: list[float]) -> None:
     """Against the definition, word by word, on curves without neighbours of one height."""
-    history = [one for one, other in pairwise([*history, math.nan]) if one != other]
+    history = [each for each, other in pairwise([*history, math.nan]) if each != other]
     expected = []
     for i in range(1, len(history)):
         if not (history[i] > history[i - 1] and (i + 1 == len(history) or history[i] > history[i + 1])):

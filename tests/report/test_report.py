@@ -43,9 +43,9 @@ def test_the_tables_say_what_the_runs_recorded(written: Path, made: Path) -> Non
     assert len(table) == 3 * 16 and {row["step"] for row in table} == {str(STEPS)}
     for row in table:
         recorded = {
-            one["probe"]: one
-            for one in read_table(made / f"mod{row['p1']}" / f"seed_{row['seed']}" / "head_patching.csv")
-            if one["step"] == str(STEPS) and one["heads"] == row["heads"]
+            each["probe"]: each
+            for each in read_table(made / f"mod{row['p1']}" / f"seed_{row['seed']}" / "head_patching.csv")
+            if each["step"] == str(STEPS) and each["heads"] == row["heads"]
         }
         for name in ("backdoor_accuracy", "benign_accuracy", "logit_diff", "log_prob", "kl"):
             assert row[name] == recorded["backdoor"][name], (row, name)

@@ -33,7 +33,7 @@ def test_rows_come_back_as_results(runs: Sequence[Run], made: Path) -> None:
     for probe, results in run.patching.items():
         again = [{k: str(v) for k, v in row.items()} for row in result_rows(run.patching_step, probe, results)]
         assert read_results(PatchingResult, again) == results
-        assert [one["kl"] for one in again] == [
+        assert [each["kl"] for each in again] == [
             row["kl"] for row in table if row["probe"] == probe and int(row["step"]) == run.patching_step
         ]
     heads = run.attribution["backdoor"]
@@ -79,7 +79,9 @@ def test_ones_own_embeddings_are_no_bug(runs: Sequence[Run]) -> None:
     run = runs[-1]
     proper, foreign = patch_both_ways(run.model, run.model, task_probes(run.task)["backdoor"])
     assert foreign == proper
-    assert [one.recipient_accuracy for one in proper] == [one.recipient_accuracy for one in run.patching["backdoor"]]
+    assert [each.recipient_accuracy for each in proper] == [
+        each.recipient_accuracy for each in run.patching["backdoor"]
+    ]
 
 
 def test_the_bug_is_what_hooks_say(runs: Sequence[Run]) -> None:
@@ -123,7 +125,7 @@ def test_the_bug_is_what_hooks_say(runs: Sequence[Run]) -> None:
 
 def test_the_other_model_is_the_last_one(runs: Sequence[Run]) -> None:
     others = [other_run(run, runs) for run in runs]
-    assert [one.name for one in others if one is not None] == ["mod 5, seed 0"] * 3 + ["mod 1, seed 0"]
+    assert [each.name for each in others if each is not None] == ["mod 5, seed 0"] * 3 + ["mod 1, seed 0"]
     assert other_run(runs[0], runs[:1]) is None
 
 

@@ -107,7 +107,7 @@ def test_westfall_young_against_its_algorithm(data: st.DataObject) -> None:
 def test_a_constant_measure_costs_the_others_nothing() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(size=(10, 2)), rng.normal(size=(10, 2)) + np.array([1.5, 0])
-    wide = [np.column_stack([one, np.ones((10, 20))]).tolist() for one in (ours, theirs)]
+    wide = [np.column_stack([each, np.ones((10, 20))]).tolist() for each in (ours, theirs)]
     p_values = westfall_young(*wide)
     assert p_values[:2] == westfall_young(ours.tolist(), theirs.tolist())
     assert p_values[2:] == [1.0] * 20
