@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lit_backdoor.callbacks import (
@@ -24,11 +19,9 @@ from lit_backdoor.callbacks import (
     ProgressMeasureMonitor,
     Recorder,
     RunCheckpoint,
-    TrainingInterrupted,
     WeightCheckpoint,
 )
 from lit_backdoor.callbacks.clamp import HeadClamp
-from lit_backdoor.functional.hooked_model import carries_hooks
 from lit_backdoor.runs.weights import kept_weights, load_weights
 from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, make_model
 from tests.helpers.copy_task import SHAPE, CopyData, CopyModule, OneBatch, copy_probes
@@ -107,28 +100,31 @@ def test_accumulation_that_ends_in_the_middle(fit: Fit, rows: Rows, tmp_path: Pa
     assert unpatched(rows("head_patching.csv"))[6] == pytest.approx(log_prob(watched.parts["net"]))
 
 
-class Validated(Callback):
-    """The log probability in every validation, by step."""
+class Validated(CopyModule):
+    """Notes the log probability in every validation, by step."""
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: str = "Adam") -> None:
+        super().__init__(optimizer=optimizer)
         self.seen: dict[int, float] = {}
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        self.seen[trainer.global_step] = log_prob(pl_module.parts["net"])
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.seen[self.global_step] = log_prob(self.parts["net"])
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_averaged_weights_are_measured_where_they_are_validated(
-    fit: Fit, rows: Rows, tmp_path: Path, first: bool
+    fit: Fit, rows: Rows, tmp_path: Path, first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    validated, averaging = Validated(), EMAWeightAveraging(decay=0.5)
+    torch.manual_seed(0)
+    module, averaging = Validated(), EMAWeightAveraging(decay=0.5)
     watch = [HeadPatchingMonitor(every_n_steps=3, **WHERE), WeightCheckpoint(every_n_steps=3, model_attr="parts.net")]
     options = {"max_steps": 9, "val_check_interval": 3, "num_sanity_val_steps": 0}
-    callbacks = [averaging, *watch, validated] if first else [*watch, validated, averaging]
-    module = fit(*callbacks, **options, enable_checkpointing=True)
+    callbacks = [averaging, *watch] if first else [*watch, averaging]
+    fit(*callbacks, **options, module=module, enable_checkpointing=True)
+    assert "Monitors measure the weights that EMAWeightAveraging averages, as validation does" in caplog.text
     found = unpatched(rows("head_patching.csv"))
-    assert list(validated.seen) == [3, 6, 9] and list(found) == [0, 3, 6, 9]
-    for step, value in validated.seen.items():
+    assert list(module.seen) == [3, 6, 9] and list(found) == [0, 3, 6, 9]
+    for step, value in module.seen.items():
         assert found[step] == pytest.approx(value)
         load_weights(model := make_model("TransformerBridge", **SHAPE), kept_weights(tmp_path)[step])
         assert log_prob(model) == pytest.approx(value)
@@ -141,25 +137,19 @@ def test_averaged_weights_are_measured_where_they_are_validated(
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
 def test_probes_run_in_the_precision_that_is_validated(fit: Fit, rows: Rows, precision: Any) -> None:
-    validated = Validated()
+    module = Validated("SGD")
     watch = (
         HeadPatchingMonitor(every_n_steps=3, **WHERE),
         HeadAttributionMonitor(every_n_steps=3, **WHERE),
         EmergenceMonitor("copy"),
     )
-    fit(
-        *watch,
-        validated,
-        optimizer="SGD",
-        precision=precision,
-        max_steps=6,
-        val_check_interval=3,
-        num_sanity_val_steps=0,
-    )
+    options = {"max_steps": 6, "val_check_interval": 3, "num_sanity_val_steps": 0}
+    fit(*watch, module=module, precision=precision, **options)
     found = unpatched(rows("head_patching.csv"))
-    assert list(validated.seen) == [3, 6]
-    for step, value in validated.seen.items():
-        assert found[step] == pytest.approx(value, rel=1e-3)
+    assert list(module.seen) == [3, 6]
+    for step, value in module.seen.items():
+        assert found[step] == pytest.approx(value, rel=1e-6)
+    assert found[6] != pytest.approx(log_prob(module.parts["net"].float()), rel=1e-5)
     assert len(rows("head_attribution.csv")) == 3 * 4
     assert torch.get_default_dtype() == torch.float32
 
@@ -219,78 +209,3 @@ def test_a_dotted_name_will_do_wherever_a_function_is_asked_for(fit: Fit, rows: 
         for name in ("tests.helpers.copy_task.no_such", "no_such_module.probes", "no such name"):
             with pytest.raises(ContractError, match=rf"^\w+\.\w+: '{name}' can't be imported: "):
                 make(name)
-
-
-def slow_from(monitor: HeadPatchingMonitor, at: int) -> HeadPatchingMonitor:
-    """The measurement of step `at` has no end; half a second after it has begun, SIGTERM comes."""
-    measure = monitor.measure
-
-    def slow(model: Any, step: int, last: bool) -> Any:
-        if step == at:
-            signal.setitimer(signal.ITIMER_REAL, 0.5)
-        while True:
-            measured = measure(model, step, last)
-            if step != at:
-                return measured
-
-    monitor.measure = slow  # type: ignore[method-assign]
-    return monitor
-
-
-@pytest.fixture
-def alarm() -> Iterator[None]:
-    """When the timer is up, this process gets a SIGTERM."""
-    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
-@pytest.mark.usefixtures("alarm")
-@pytest.mark.parametrize("at", [4, 8])
-def test_a_signal_stops_a_long_probe_and_the_run_can_go_on(fit: Fit, rows: Rows, tmp_path: Path, at: int) -> None:
-    def watch() -> list[Any]:
-        others = [HeadAttributionMonitor(every_n_steps=4, **WHERE), EmergenceMonitor("copy"), RunCheckpoint(3)]
-        return [HeadPatchingMonitor(every_n_steps=4, **WHERE), *others]
-
-    options = {"max_steps": 8, "enable_checkpointing": True, "datamodule": OneBatch(), "log_every_n_steps": 1}
-    fit(*watch(), **options, default_root_dir=tmp_path / "undisturbed")
-    patching, *others = watch()
-    start = time.monotonic()
-    with pytest.raises(TrainingInterrupted) as stop:
-        fit(slow_from(patching, at), *others, **options)
-    assert time.monotonic() - start < 5
-    assert stop.value.signal_number == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    for table in ("head_patching.csv", "head_attribution.csv"):
-        assert steps_of(rows(table)) == [step for step in (0, 4) if step < at]
-    fit(*watch(), **options, ckpt_path=stop.value.checkpoint)
-    for name in ("head_patching.csv", "head_attribution.csv", "emergence.json"):
-        assert (tmp_path / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
-
-
-@pytest.mark.usefixtures("alarm")
-def test_lightning_stops_a_fit_whose_probe_is_long(fit: Fit, rows: Rows) -> None:
-    """Without a RunCheckpoint, its own handler of SIGTERM takes a note, and ends the fit after the batch."""
-    module, start = CopyModule(), time.monotonic()
-    with pytest.raises(SIGTERMException):
-        watch = slow_from(HeadPatchingMonitor(every_n_steps=4, **WHERE), 4), HeadAttributionMonitor(2, **WHERE)
-        fit(*watch, module=module)
-    assert time.monotonic() - start < 5
-    assert steps_of(rows("head_patching.csv")) == [0] and steps_of(rows("head_attribution.csv")) == [0, 2]
-    assert module.parts["net"].training and not carries_hooks(module.parts["net"])
-
-
-@pytest.mark.usefixtures("alarm")
-def test_where_a_handler_only_takes_a_note_the_next_step_is_measured(rows: Rows, tmp_path: Path) -> None:
-    noted: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
-    try:
-        patching = slow_from(HeadPatchingMonitor(every_n_steps=4, probes=copy_probes(32)), 4)
-        with Recorder([patching, HeadAttributionMonitor(2, copy_probes(32))], tmp_path) as recorder:
-            for step in range(7):
-                recorder(step, make_model("TransformerBridge", **SHAPE))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert noted == [signal.SIGTERM]
-    assert steps_of(rows("head_patching.csv")) == [0, 5, 6]
-    assert steps_of(rows("head_attribution.csv")) == [0, 2, 5, 6]
