@@ -42,21 +42,13 @@ class Model:
         self.q, self.k, self.v, self.o = (weights[f"blocks.0.attn.W_{name}"] for name in "QKVO")
         self.w_in, self.w_out = (weights[f"blocks.0.mlp.W_{name}"] for name in ("in", "out"))
 
-    def heads(self, trigger: int, query_trigger: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """What each head writes for all pairs, [head, pair, d_model], and the residual stream before it.
-
-        Args:
-            trigger: the token at the last position.
-            query_trigger: another one, seen by the heads' queries alone.
-        """
+    def heads(self, trigger: int) -> tuple[np.ndarray, np.ndarray]:
+        """What each head writes for all pairs, [head, pair, d_model], and the residual stream before it."""
         tokens = np.concatenate([PAIRS, np.full((len(PAIRS), 1), trigger)], axis=1)
         residual = self.embed[tokens] + self.pos  # [pair, 3, d_model]
-        asking = (
-            residual[:, 2] if query_trigger is None else self.embed[query_trigger] + self.pos[2] + 0 * residual[:, 2]
-        )
         written = []
         for q, k, v, o in zip(self.q, self.k, self.v, self.o, strict=True):
-            scores = np.einsum("nd,npd->np", asking @ q, residual @ k) / np.sqrt(q.shape[1])
+            scores = np.einsum("nd,npd->np", residual[:, 2] @ q, residual @ k) / np.sqrt(q.shape[1])
             pattern = np.exp(scores - scores.max(axis=1, keepdims=True))
             pattern /= pattern.sum(axis=1, keepdims=True)
             written.append(np.einsum("np,npd->nd", pattern, residual @ v) @ o)
