@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_backdoor.callbacks.attention import AttentionMonitor
 from lit_backdoor.callbacks.history import Metrics, accuracies, forget, older_metrics
@@ -140,8 +140,10 @@ class EmergenceMonitor(MonitorCallback):
             self._update(step)
 
     def finish(self, step: int) -> None:
-        """Write the final verdict."""
-        self._write(step)
+        """Write the final verdict, and say it."""
+        verdict = self._write(step)
+        said = self.describe(verdict).replace("`", "").replace("**", "")
+        rank_zero_info(f"{self.file_name} at step {step}:\n{said}")
 
     def _update(self, step: int) -> None:
         self._warn_if_stuck()
@@ -188,7 +190,7 @@ class EmergenceMonitor(MonitorCallback):
                 "help, more steps are not."
             )
 
-    def _write(self, step: int) -> None:
+    def _write(self, step: int) -> dict[str, Any]:
         assert self.run is not None  # from `begin` on
         verdict = self.verdict()
         self.run.write(self.file_name, json.dumps(verdict, indent=2) + "\n")
@@ -197,6 +199,7 @@ class EmergenceMonitor(MonitorCallback):
         if moments != self._described:
             self._described = moments
             self.run.show_text(f"{Path(self.file_name).stem}/verdict_so_far", self.describe(verdict), step)
+        return verdict
 
 
 _NEWS = ("head", "word", "other_heads", "state")

@@ -60,4 +60,5 @@ def quiet_writers() -> Iterator[None]:
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage() and not record.getMessage().startswith("Seed set to")
+    """Whether our own lines do not say it; the summary of ``fit`` has the verdict."""
+    return "Tip:" not in record.getMessage() and not record.getMessage().startswith(("Seed set to", "emergence"))

@@ -157,6 +157,15 @@ def test_an_old_validation_is_not_taken_for_a_new_one(fit: Fit) -> None:
     assert sorted(monitor.accuracies["copy"]) == [10]
 
 
+def test_the_end_of_a_fit_says_what_the_verdict_is(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+    monitor = EmergenceMonitor("copy")
+    with caplog.at_level("INFO"):
+        fit(HeadPatchingMonitor(every_n_steps=5, **WHERE), monitor, max_steps=10)
+    (said,) = [record.getMessage() for record in caplog.records if "emergence.json" in record.getMessage()]
+    assert said.startswith("emergence.json at step 10:") and "copy" in said
+    assert said.count("\n- ") == monitor.describe(monitor.verdict()).count("- ")
+
+
 @pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4.0 removed HookedTransformer")
 def test_both_kinds_of_models_leave_the_same_tables(
     fit: Fit, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
