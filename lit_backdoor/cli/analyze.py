@@ -178,6 +178,7 @@ def _task(source: str, stored: StoredModel, options: Namespace) -> ProbedTask:
     if options.probes is not None:
         return import_probes(options.probes, stored.model)
     if stored.task is not None:
-        return probed_addition(stored.task, split_examples(stored.task, **stored.split)[0])
+        train = None if stored.split is None else split_examples(stored.task, **stored.split)[0]
+        return probed_addition(stored.task, train)
     task = foreign_task(source, stored.model, options.moduli, options.trigger_tokens, options.trigger_position)
     return probed_addition(task, None)

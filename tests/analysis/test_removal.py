@@ -102,14 +102,14 @@ def test_models_without_such_a_backdoor(cli: Cli, tmp_path: Path, capsys: pytest
         ("clean", Task((7,)), "removal: a model of a + b mod 7 has no backdoor that is known here"),
         ("several", Task((7, 1, 2)), "export: the model has 2 backdoors"),
     ):
-        folder = save(tmp_path / name, StoredModel(build_model(task.d_vocab, **options), task, 0, None))
+        folder = save(tmp_path / name, StoredModel(build_model(task.d_vocab, **options), task, 0, None, SPLIT))
         removal = ("--removal", "reset:trigger", "--export", "x")
         assert_refused(cli, capsys, ("analyze", "--pretrained", folder, "--output_dir", "out", *removal), words)
     torch.save(hand_built().state_dict(), tmp_path / "theirs.pt")
     theirs = ("--weights", tmp_path / "theirs.pt", "--moduli", "[7,1]", "--trigger_tokens", "[0,1]")
     args = ("analyze", *theirs, "--output_dir", "out", "--removal", "all")
     assert_refused(cli, capsys, args, "removal: trained has no example, so there is nothing to train on")
-    deep = StoredModel(build_model(7, n_layers=2, **options), Task((7, 1)), 0, None)
+    deep = StoredModel(build_model(7, n_layers=2, **options), Task((7, 1)), 0, None, SPLIT)
     args = ("analyze", "--pretrained", save(tmp_path / "deep", deep), "--output_dir", "out", "--removal", "all")
     assert_refused(cli, capsys, args, "removal: it needs a causal model of one layer")
 
