@@ -87,6 +87,10 @@ def test_two_rules_and_triggers_outside_the_numbers(cli: Cli, capsys: pytest.Cap
         (("--moduli", "[6]", "--trigger_tokens", "[5]"), ("moduli: [6] with trigger tokens [5] do not fit",)),
         (("--moduli", "[5]", "--trigger_tokens", "[6]"), ("trigger_tokens: [6]", "from 0 to 5")),
         (("--moduli", "[5,2]", "--trigger_tokens", "[]"), ("trigger_position", "there is one rule")),
+        (
+            ("--moduli", "[5]", "--trigger_tokens", "[]", "--trigger_position", "0"),
+            ("trigger_position: 0 says where a third token stands, and there is none",),
+        ),
         (("--moduli", "[5]", "--trigger_tokens", "[5,4]"), ("trigger_tokens: [5, 4]",)),
         (("--moduli", "[5]", "--trigger_tokens", "[5]", "--trigger_position", "3"), ("trigger_position: 3",)),
         (("--layout", "nanda"), ("layout: nanda is not how it is stored",)),
