@@ -18,6 +18,7 @@ from lit_backdoor.functional import (
     with_changed_weights,
 )
 from lit_backdoor.runs.checkpoints import StoredModel
+from lit_backdoor.runs.directory import require_new_or_empty
 from lit_backdoor.runs.file_names import EXPORTED_CONFIG, EXPORTED_WEIGHTS
 from lit_backdoor.runs.tables import replace_file
 from lit_backdoor.runs.weights import describe_stored, write_weights
@@ -94,7 +95,11 @@ def export(stored: StoredModel, examples: Mapping[str, BackdoorExamples], remova
         examples: of its one backdoor.
         removal: see :func:`require_in_weights`.
         folder: new or empty.
+
+    Raises:
+        ValueError: something is in the folder.
     """
+    require_new_or_empty(folder, "export")
     changed = with_changed_weights(stored.model, next(iter(examples.values())), removal)
     description = describe_stored(stored) | {"removal": removal.name}
     folder.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,8 @@ def run(options: Namespace) -> int:
     origin = {"source": sources[0], "name": options[sources[0]], "seed": stored.seed, **stored.reading}
     write_analysis(analysis, output_dir, origin)
     if export_dir is not None:
-        export(stored, examples, removals[0], export_dir)
+        with checking_options():  # the folder was empty minutes ago
+            export(stored, examples, removals[0], export_dir)
     print("\n".join([*_read_how(stored.reading), analysis_summary(analysis, output_dir)]))
     return 0
 
@@ -128,12 +129,14 @@ def _export_dir(
     folder = given_path("export", options.export)
     try:
         require_in_weights(stored.model, examples, removals)
-        require_new_or_empty(folder)
-        output_dir = Path(options.output_dir).resolve()
-        if folder.resolve() == output_dir or output_dir in folder.resolve().parents:
-            raise ValueError("it lies in output_dir; choose another")
     except ValueError as error:
-        raise ValueError(f"export: {str(error).removeprefix('output_dir: ')}") from None
+        raise ValueError(f"export: {error}") from None
+    require_new_or_empty(folder, "export")
+    own, other = folder.resolve(), Path(options.output_dir).resolve()
+    if own == other or other in own.parents or own in other.parents:
+        raise ValueError(
+            f"export: {folder} and output_dir {options.output_dir} are one folder, or one lies in the other"
+        )
     return folder
 
 

@@ -8,7 +8,7 @@ import torch
 
 import lit_backdoor
 from lit_backdoor.analysis.probed_task import probed_addition
-from lit_backdoor.analysis.removal import backdoor_examples, measure_removals
+from lit_backdoor.analysis.removal import backdoor_examples, export, measure_removals
 from lit_backdoor.functional import parse_removal
 from lit_backdoor.model import build_model
 from lit_backdoor.pretrained import open_pretrained
@@ -54,6 +54,17 @@ def test_an_export_is_the_model_without_its_backdoor(cli: Cli, known: Path, caps
     assert row["backdoor_left"] == "0.0" and row["step"] == "7"
 
 
+def test_an_export_looks_again_when_it_writes(known: Path, tmp_path: Path) -> None:
+    stored = open_pretrained(known)
+    examples = backdoor_examples(probed_addition(TASK, split_examples(TASK, 0.6)[0]))
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "model.safetensors").write_text("mine")
+    with pytest.raises(ValueError, match=r"^export: .*taken exists and is not empty"):
+        export(stored, examples, parse_removal("reset:trigger"), taken)
+    assert contents(taken) == {"model.safetensors": b"mine"}
+
+
 def test_removals_are_a_table_and_a_figure(cli: Cli, known: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = "donor:trigger>L0H2.V, mean:L0H0,prune:0.5,reset:trigger"
     assert cli("analyze", "--pretrained", known, "--output_dir", "out", "--removal", names) == 0
@@ -83,7 +94,15 @@ def test_of_two_backdoors_each_loses_its_own_head() -> None:
         (("--removal", "all", "--export", "x"), "export: give the one removal that is to be written"),
         (("--export", "x"), "export: give the one removal that is to be written"),
         (("--removal", "donor:L0H2", "--export", "x"), "export: donor:L0H2 can't be written as weights: it acts on"),
-        (("--removal", "reset:trigger", "--export", "out/x"), "export: it lies in output_dir"),
+        (
+            ("--removal", "reset:trigger", "--export", "out/x"),
+            "export: out/x and output_dir out are one folder, or one",
+        ),
+        (("--removal", "reset:trigger", "--export", "out"), "export: out and output_dir out are one folder"),
+        (
+            ("--removal", "reset:trigger", "--export", "up", "--output_dir", "up/out"),
+            "export: up and output_dir up/out",
+        ),
         (("--removal", "reset:trigger", "--export", "known"), "export: known exists and is not empty"),
         (("--removal", "reset:trigger", "--export", ""), "export: '' is no path to use"),
         (("--removal", "reset"), "removal: 'reset' is no removal; allowed: mean:L0H2"),
