@@ -31,12 +31,12 @@ BACKDOOR, BENIGN = "val/backdoor_accuracy", "val/benign_accuracy"
 def branch_rows(branches: Sequence[tuple[Run, Run | None]]) -> pd.DataFrame:
     """branches.csv: one row per branch. What was not measured is blank.
 
-    `return_steps` counts optimizer steps from where the clamp begins until the clamped model has the backdoor at 99%
-    again; 0: it never left; blank: not while the clamp held, `held_steps` long as far as measured. `costliest_head` is
-    the head, of those that are not clamped, that costs the clamped model most at the last probe of that time.
-    `benign_lost` is the control's validation accuracy of the benign rule minus the branch's, at the last step that both
-    validated. `weight_distance` is the norm of the difference of all weights over the norm of the control's, at the
-    last step that both kept.
+    `return_steps` counts optimizer steps from where the clamp has its full share until the clamped model, having fallen
+    below 99% of the backdoor, is at 99% again; 0: it never fell from there on; blank: not back while the clamp held,
+    `held_steps` long as far as measured. `costliest_head` is the head, of those that are not clamped, that costs the
+    clamped model most at the last probe of that time. `benign_lost` is the control's validation accuracy of the benign
+    rule minus the branch's, at the last step that both validated. `weight_distance` is the norm of the difference of
+    all weights over the norm of the control's, at the last step after the branch that both kept.
     """
     rows = []
     for run, control in branches:
@@ -66,11 +66,11 @@ def clamp_of(run: Run) -> HeadClamp | None:
 
 
 def weight_distances(run: Run, control: Run) -> dict[int, float]:
-    """By step: the norm of the difference of all weights over the norm of the control's, where both kept weights."""
+    """By step after the branch at which both kept weights: norm of their difference over the norm of the control's."""
     ours, theirs = kept_weights(run.path), kept_weights(control.path)
     start = run.branched_at or 0
     distances = {}
-    for step in sorted(step for step in ours.keys() & theirs.keys() if step >= start):
+    for step in sorted(step for step in ours.keys() & theirs.keys() if step > start):
         weights, others = read_tensors(ours[step]), read_tensors(theirs[step])
         gone = torch.zeros(())  # what is all zero is not in a file
         names = weights.keys() | others.keys()
@@ -141,12 +141,13 @@ def _draw(axis: Any, curve: Mapping[int, float], start: int, colour: str, line: 
 
 
 def _time_to_return(run: Run, clamp: HeadClamp) -> dict[str, Any]:
-    curve = clamped_accuracy(run, clamp)
+    start = max(run.branched_at or 0, clamp.from_step + clamp.ramp_steps)
+    curve = {step: value for step, value in clamped_accuracy(run, clamp).items() if step >= start}
     if not curve:
         return {}
-    start = max(run.branched_at or 0, clamp.from_step)
-    back = [step - start for step, value in curve.items() if value >= RETURNED]
-    return {"return_steps": min(back, default=None), "held_steps": max(curve) - start}
+    fallen = min((step for step, value in curve.items() if value < RETURNED), default=None)
+    back = [step - start for step, value in curve.items() if value >= RETURNED and step > (fallen or 0)]
+    return {"return_steps": 0 if fallen is None else min(back, default=None), "held_steps": max(curve) - start}
 
 
 def _relocation(run: Run, clamp: HeadClamp) -> dict[str, Any]:

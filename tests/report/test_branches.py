@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from lit_backdoor.report.branches import branch_rows, clamp_of, clamped_accuracy
+from lit_backdoor.report.branches import branch_rows, clamp_of, clamped_accuracy, weight_distances
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.study import Study, arrange
 from lit_backdoor.runs.verdict import read_verdict
+from lit_backdoor.runs.weights import kept_weights
 from tests.helpers import QUIET, ROOT
 from tests.helpers.configs import save_config
 from tests.helpers.runs import Cli, read_rows, train_run
@@ -86,7 +87,14 @@ def test_a_branch_beside_the_run_that_it_left(parent: Path) -> None:
 
 @pytest.mark.parametrize(
     "accuracies, expected",
-    [([1, 1, 1], 0), ([0.5, 0.98, 0.99], 4), ([0.5, 1, 0.5], 2), ([0.5, 0.6, 0.7], None)],
+    [
+        ([1, 1, 1], 0),
+        ([0.5, 0.98, 0.99], 4),
+        ([0.5, 1, 0.5], 2),
+        ([0.5, 0.6, 0.7], None),
+        ([1, 0.5, 1], 4),
+        ([1, 1, 0.5], None),
+    ],
 )
 def test_the_backdoor_is_back_at_the_first_step_that_has_it(
     parent: Path, accuracies: list[float], expected: int | None
@@ -97,6 +105,30 @@ def test_the_backdoor_is_back_at_the_first_step_that_has_it(
     row = branch_rows([(replace(run, tables={**run.tables, "metrics": metrics}), None)]).iloc[0]
     assert (None if pd.isna(row["return_steps"]) else row["return_steps"]) == expected
     assert row["held_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    "accuracies, expected, held",
+    [([1, 1, 0.5, 0.5, 1], 4, 4), ([1, 0.5, 1, 1, 1], 0, 4), ([1, 1, 1, 0.5, 0.5], None, 4), ([1, 1], None, None)],
+)
+def test_under_a_ramp_the_clock_starts_where_the_clamp_is_whole(
+    parent: Path, accuracies: list[float], expected: int | None, held: int | None
+) -> None:
+    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
+    options = run.config["clamp"] | {"from_step": STEP, "ramp_steps": 4}
+    steps = range(STEP, STEP + 2 * len(accuracies), 2)
+    metrics = pd.DataFrame({"step": steps, "val/backdoor_accuracy": accuracies})
+    ramped = replace(run, config={**run.config, "clamp": options}, tables={**run.tables, "metrics": metrics})
+    row = branch_rows([(ramped, None)]).iloc[0]
+    returned, lasted = (None if pd.isna(row[name]) else row[name] for name in ("return_steps", "held_steps"))
+    assert (returned, lasted) == (expected, held)
+
+
+def test_where_both_are_the_same_weights_there_is_no_distance(parent: Path) -> None:
+    control, branch = read_runs([parent, parent.with_name("seed_0_branch_clamped")])
+    assert STEP in kept_weights(branch.path) and STEP in kept_weights(control.path)
+    distances = weight_distances(branch, control)
+    assert min(distances) > STEP and min(distances.values()) > 0
 
 
 def test_the_script_of_the_docs_finds_the_parents_and_draws(parent: Path, tmp_path: Path) -> None:
