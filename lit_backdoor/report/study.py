@@ -38,8 +38,8 @@ class Study:
             there are several. All statements are about them, group by group.
         controls: of our task, but different in another option, untrained, or with a trigger that switches nothing:
             each run with what is different.
-        branches: that began from another run's checkpoint, each with its control: an unclamped branch from the same
-            checkpoint, else the run it branched off, if that is among `runs`.
+        branches: that began from another run's checkpoint, each with its control: a branch that is like it but for
+            the clamp, else the run it branched off, if that is among `runs`.
         others: of other tasks, or with several triggers.
     """
 
@@ -134,6 +134,11 @@ def _options(run: Run) -> dict[str, Any]:
     return {"P0": run.task.n_numbers, **{name: value for name, value in options.items() if value}}
 
 
+def _but_clamp(run: Run) -> tuple[Any, ...]:
+    """What a branch and its control must share."""
+    return run.branched_at, run.name, {name: value for name, value in _options(run).items() if name != "clamp"}
+
+
 def _switches_nothing(run: Run) -> bool:
     inert = run.task is not None and run.p1 == run.task.n_numbers
     return run.step <= 1 or inert or bool(run.options.get("permute_trigger"))
@@ -151,12 +156,14 @@ def _difference(run: Run, main: Sequence[Run]) -> str:
 
 
 def _control(branch: Run, main: Sequence[Run], branches: Sequence[Run]) -> Run | None:
-    """What a branch is compared with: the branch without a clamp from the same checkpoint, if there is one; else the
-    run that it began from, by the place of the checkpoint, or if that has moved, by what it is."""
+    """What a branch is compared with: the branch from the same step of the same checkpoint that is like it but for the
+    clamp, if there is one; else the run that it began from, by the place of the checkpoint, or if that has moved, by
+    what it is."""
     assert branch.parent is not None
     for other in branches:
         at_one_place = other.parent is not None and other.parent.resolve() == branch.parent.resolve()
-        if at_one_place and branch.config.get("clamp") and not other.config.get("clamp"):
+        alike = at_one_place and _but_clamp(other) == _but_clamp(branch)
+        if alike and branch.config.get("clamp") and not other.config.get("clamp"):
             return other
     place = branch.parent.resolve().parent.parent
     by_place = [run for run in main if run.path.resolve() == place]

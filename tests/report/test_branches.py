@@ -151,9 +151,12 @@ def test_what_was_not_measured_is_blank(parent: Path) -> None:
 def test_an_unclamped_branch_of_the_same_checkpoint_is_the_control(cli: Cli, parent: Path) -> None:
     start = parent / "checkpoints" / f"step_{STEP:06d}.ckpt"
     assert cli("fit", "--ckpt_path", start, "--branch", "same", *QUIET) == 0
-    study = arrange(read_runs([parent.parent]))
-    rows = by_name(study)
+    runs = read_runs([parent.parent])
+    rows = by_name(arrange(runs))
     assert rows.loc["seed_0_branch_clamped", "control"] == "seed_0_branch_same"
+    for changes in ({"branched_at": 30}, {"options": {**runs[0].options, "lr": 0.1}}, {"seed": 1}):  # no control then
+        others = [replace(run, **changes) if run.path.name == "seed_0_branch_same" else run for run in runs]
+        assert by_name(arrange(others)).loc["seed_0_branch_clamped", "control"] == "seed_0", changes
     assert rows.loc["seed_0_branch_same", "control"] == "seed_0"
     assert rows.loc["seed_0_branch_same", ["weight_distance", "benign_lost"]].tolist() == [0, 0]
     assert cli("report", parent.parent, "--output_dir", "out") == 0
