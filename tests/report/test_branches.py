@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -10,14 +11,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from lit_backdoor.report.branches import branch_rows, clamp_of, clamped_accuracy, weight_distances
+from lit_backdoor.report.branches import ComparedBranch, branch_rows, clamp_of, clamped_accuracy, weight_distances
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.study import Study, arrange
 from lit_backdoor.runs.verdict import read_verdict
-from lit_backdoor.runs.weights import kept_weights
+from lit_backdoor.runs.weights import kept_weights, read_tensors
 from tests.helpers import QUIET, ROOT
 from tests.helpers.configs import save_config
+from tests.helpers.refusals import assert_refused
 from tests.helpers.runs import Cli, read_rows, train_run
 from tests.report.conftest import small_config
 
@@ -102,7 +105,7 @@ def test_the_backdoor_is_back_at_the_first_step_that_has_it(
     (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
     steps = [STEP - 2, STEP, STEP + 2, STEP + 4, 80]  # before and after the clamp it was there all the while
     metrics = pd.DataFrame({"step": steps, "val/backdoor_accuracy": [1.0, *accuracies, 1.0]})
-    row = branch_rows([(replace(run, tables={**run.tables, "metrics": metrics}), None)]).iloc[0]
+    row = branch_rows([ComparedBranch(replace(run, tables={**run.tables, "metrics": metrics}), None, {})]).iloc[0]
     assert (None if pd.isna(row["return_steps"]) else row["return_steps"]) == expected
     assert row["held_steps"] == 4
 
@@ -119,7 +122,7 @@ def test_under_a_ramp_the_clock_starts_where_the_clamp_is_whole(
     steps = range(STEP, STEP + 2 * len(accuracies), 2)
     metrics = pd.DataFrame({"step": steps, "val/backdoor_accuracy": accuracies})
     ramped = replace(run, config={**run.config, "clamp": options}, tables={**run.tables, "metrics": metrics})
-    row = branch_rows([(ramped, None)]).iloc[0]
+    row = branch_rows([ComparedBranch(ramped, None, {})]).iloc[0]
     returned, lasted = (None if pd.isna(row[name]) else row[name] for name in ("return_steps", "held_steps"))
     assert (returned, lasted) == (expected, held)
 
@@ -129,6 +132,22 @@ def test_where_both_are_the_same_weights_there_is_no_distance(parent: Path) -> N
     assert STEP in kept_weights(branch.path) and STEP in kept_weights(control.path)
     distances = weight_distances(branch, control)
     assert min(distances) > STEP and min(distances.values()) > 0
+
+
+@pytest.mark.parametrize(
+    "spoilt, said", [("junk", "holds no weights"), ("another model", "are not of one model: their shapes differ")]
+)
+def test_weights_that_can_t_be_compared_are_refused(
+    cli: Cli, capsys: pytest.CaptureFixture[str], parent: Path, tmp_path: Path, spoilt: str, said: str
+) -> None:
+    branch = Path(shutil.copytree(parent.with_name("seed_0_branch_clamped"), tmp_path / "branch"))
+    weights = kept_weights(branch)[70]
+    tensors = {name: value[..., :1].contiguous() for name, value in read_tensors(weights).items()}
+    if spoilt == "junk":
+        weights.write_bytes(b"junk")
+    else:
+        save_file(tensors, weights, metadata={"description": "{}"})
+    assert_refused(cli, capsys, ("report", branch, parent, "--output_dir", "out"), "run_dirs:", weights.name, said)
 
 
 def test_the_script_of_the_docs_finds_the_parents_and_draws(parent: Path, tmp_path: Path) -> None:
@@ -183,4 +202,4 @@ def test_the_clamped_accuracy_may_come_from_the_patching_monitor(parent: Path) -
 def test_a_clamp_that_can_t_be_read_is_none(parent: Path, clamp: object) -> None:
     (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
     object.__setattr__(run, "config", {"clamp": clamp, "monitors": 1, "trainer": {"callbacks": [1, None]}})
-    assert clamp_of(run) is None and len(branch_rows([(run, None)])) == 1
+    assert clamp_of(run) is None and len(branch_rows([ComparedBranch(run, None, {})])) == 1
