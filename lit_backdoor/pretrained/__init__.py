@@ -35,14 +35,25 @@ def load_pretrained(name: str | Path) -> "HookedTransformer":
 
 def open_pretrained(name: str | Path) -> StoredModel:
     """The same with its task, step and seed; see :func:`load_pretrained`."""
-    if name in pretrained_names():
-        return read_weights(FOLDER / f"{name}.safetensors")
-    if (path := Path(name) / EXPORTED_WEIGHTS).is_file():
+    if name not in pretrained_names() and (path := Path(name) / EXPORTED_WEIGHTS).is_file():
         return read_weights(path)
-    raise ValueError(
-        f"pretrained: '{name}' is none of the models that ship; allowed: {', '.join(pretrained_names())}, or a folder "
-        "that analyze --export has written"
-    )
+    return open_shipped(name, ", or a folder that analyze --export has written")
+
+
+def open_shipped(name: object, or_else: str = "") -> StoredModel:
+    """A model that ships, with its task, step and seed.
+
+    Args:
+        name: as for :func:`load_pretrained`.
+        or_else: what else would have been allowed, for the error.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    names = pretrained_names()
+    if name not in names:
+        raise ValueError(f"pretrained: '{name}' is none of the models that ship; allowed: {', '.join(names)}{or_else}")
+    return read_weights(FOLDER / f"{name}.safetensors")
 
 
 def save_pretrained(checkpoint: dict[str, Any], seed: int, path: Path) -> None:

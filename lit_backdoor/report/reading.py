@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lit_backdoor.functional import Head
-from lit_backdoor.pretrained import open_pretrained
+from lit_backdoor.pretrained import open_shipped
 from lit_backdoor.report.runs import OF_HEADS, Run, last_whole_step
 from lit_backdoor.runs.branch import read_branch
 from lit_backdoor.runs.checkpoints import load_model
@@ -170,7 +170,7 @@ def _weights(
         elif (file := path / WEIGHTS).exists():
             stored = read_weights(file)
         elif (file := path / SHIPPED_WEIGHTS).exists():
-            stored = open_pretrained(load(file)["pretrained"])
+            stored = open_shipped(load(file)["pretrained"])
         else:
             return None, None
         if stored.task is None:

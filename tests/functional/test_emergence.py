@@ -220,13 +220,13 @@ def test_a_later_probe_moves_the_stable_moment_only_as_its_rule_says(history: li
     scores = story(*history, later)
     before, after = head_emergence(scores[:-1]), head_emergence(scores)
     assume(before.head == after.head)
-    each, other = before.stable_exclusive.step, after.stable_exclusive.step
+    earlier, now = before.stable_exclusive.step, after.stable_exclusive.step
     if costly_heads(scores[-1]) == (before.head,):
-        if each is not None:
-            assert other is not None and other <= each
-    elif each is not None:
-        held = [costly_heads(each) == (before.head,) for each in scores if each.step > each]
-        assert other == each if sum(held) >= 0.95 * len(held) else other is None or other > each
+        if earlier is not None:
+            assert now is not None and now <= earlier
+    elif earlier is not None:
+        held = [costly_heads(each) == (before.head,) for each in scores if each.step > earlier]
+        assert now == earlier if sum(held) >= 0.95 * len(held) else now is None or now > earlier
 
 
 @settings(deadline=None, max_examples=300)
