@@ -111,7 +111,7 @@ def test_a_full_disk_is_one_line_from_every_command(
     before = contents(small_disk)
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space left"):
-        ballast.write_bytes(b"0" * 4_000_000)
+        ballast.write_bytes(b"0" * 7_000_000)
     capfd.readouterr()
     assert cli(*there) == 1
     error = capfd.readouterr().err
