@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 
-HELP = "Report on finished or running runs: the paper's tables and figures, seeds by role, verdicts, one HTML page."
+HELP = "Report on finished or running runs: the paper's tables and figures, heads by rank, verdicts, one HTML page."
 
 
 def parser() -> ArgumentParser:
