@@ -76,7 +76,7 @@ def test_runs_of_several_folders_or_lengths_are_several_series(cli: Cli, runs_di
     assert cli("report", runs_dir, "--output_dir", "out") == 0
     text = Path("out/report.md").read_text()
     assert f"### M{old[1:]}" in text and f"M{longer[1:]}: where the backdoor sits" in text
-    (said,) = re.findall(r"\*(.*): which runs these are\.\* \*\*(.*)\*\*", text)
+    (said,) = re.findall(r"\*([^*]*): which runs these are\.\* \*\*(.*)\*\*", text)
     assert said == (
         f"M{longer[1:]}",
         "2 of 3 runs in this folder; the others were asked for 70 steps at most. "
