@@ -1,6 +1,6 @@
 """Full-batch data: all training examples are one batch that lies on the device and is handed out again and again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,11 @@ SPLIT_OPTIONS = {
     "permute_trigger": "permute_trigger",
 }
 """Options of the datamodule that say which examples train, and the arguments of ``split_examples`` that they are."""
+
+
+def split_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``split_examples`` that the options of a datamodule give."""
+    return {argument: options[option] for option, argument in SPLIT_OPTIONS.items() if option in options}
 
 
 class FullBatch:

@@ -17,31 +17,55 @@ from lit_backdoor.runs.file_names import (
     NEURONS,
     PATH_PATCHING,
     PROGRESS_MEASURES,
-    REMOVAL,
 )
 from lit_backdoor.runs.schema import Value, result_rows
-from lit_backdoor.runs.tables import CsvTable
+from lit_backdoor.runs.tables import CsvTable, replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_analysis(analysis: Analysis, output_dir: Path, origin: Mapping[str, Any]) -> None:
+SUMMARY = "summary.json"
+DOCUMENT = "tables.md"
+FIGURES = "figures"
+
+
+def write_analysis(analysis: Analysis, output_dir: Path, origin: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Write the tables and figures into an empty or new directory; ``ValueError`` if something is in it already.
 
     Args:
+        analysis: without removals, which :func:`write_removals` adds.
         origin: where the weights came from, for summary.json.
+        options: what decided what was measured, for summary.json too; it is written last.
     """
     require_new_or_empty(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     for name, rows in tables(analysis).items():
         CsvTable(output_dir / name).append(rows)
-    summary = json.dumps(summary_record(analysis, origin), indent=2) + "\n"
-    (output_dir / "summary.json").write_text(summary, encoding="utf-8")
-    (output_dir / "tables.md").write_text(analysis_markdown(analysis), encoding="utf-8")
-    (output_dir / "figures").mkdir()
+    replace_file(output_dir / DOCUMENT, analysis_markdown(analysis))
+    (output_dir / FIGURES).mkdir()
     for name, figure in analysis_figures(analysis).items():
-        save_figure(figure, output_dir / "figures" / name)
+        save_figure(figure, output_dir / FIGURES / name)
+    summary = summary_record(analysis, origin) | {"options": dict(options)}
+    replace_file(output_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def was_written(output_dir: Path, step: int | None, options: Mapping[str, Any]) -> bool:
+    """Whether :func:`write_analysis` has been there, with the same options and a model of the same step."""
+    try:
+        summary = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
+        return bool((summary["step"], summary["options"]) == (step, dict(options)))
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def write_removals(analysis: Analysis, output_dir: Path) -> None:
+    """Put the removals of an analysis that has been written into its document, and draw them."""
+    from lit_backdoor.show.removal import removal_figure  # imports matplotlib, which takes a second
+
+    replace_file(output_dir / DOCUMENT, analysis_markdown(analysis))
+    floors = {name: analysis.probes[name].chance for name in analysis.removal}
+    save_figure(removal_figure(analysis.removal, floors), output_dir / FIGURES / "removal")
 
 
 def tables(analysis: Analysis) -> dict[str, list[dict[str, Value]]]:
@@ -56,7 +80,6 @@ def tables(analysis: Analysis) -> dict[str, list[dict[str, Value]]]:
         HEAD_SPECIFICITY: {name: of_probe.specificity for name, of_probe in probes.items() if analysis.asked},
         NEURONS: {name: [of_probe.neurons.counts] for name, of_probe in probes.items() if of_probe.neurons is not None},
         PROGRESS_MEASURES: analysis.progress,
-        REMOVAL: analysis.removal,
     }
     rows = {
         file: [row for name, results in by_name.items() for row in result_rows(step, name, results)]
@@ -92,7 +115,6 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
         specificity_figure,
     )
     from lit_backdoor.show.neurons import neurons_figure
-    from lit_backdoor.show.removal import removal_figure
 
     rules, asked = rule_heads(analysis), analysis.asked or analysis.of_rules  # a clean model has the benign rule alone
     sets = {
@@ -119,8 +141,6 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
             drawn[f"circuit_{name}"] = circuit_figure(of_probe.paths, _same_tokens(analysis, of_probe))
     if neurons := {name: of_probe.neurons for name, of_probe in asked.items() if of_probe.neurons is not None}:
         drawn["neurons"] = neurons_figure(neurons)
-    if analysis.removal:
-        drawn["removal"] = removal_figure(analysis.removal, {name: asked[name].chance for name in analysis.removal})
     return drawn
 
 

@@ -18,8 +18,10 @@ from lit_backdoor.functional import (
     with_changed_weights,
 )
 from lit_backdoor.runs.checkpoints import StoredModel
+from lit_backdoor.runs.directory import require_new_or_empty
 from lit_backdoor.runs.file_names import EXPORTED_CONFIG, EXPORTED_WEIGHTS
-from lit_backdoor.runs.tables import replace_file
+from lit_backdoor.runs.schema import read_results, result_rows
+from lit_backdoor.runs.tables import CsvTable, read_table, replace_file
 from lit_backdoor.runs.weights import describe_stored, write_weights
 
 ALL = "all"
@@ -46,7 +48,7 @@ def chosen_removals(names: str, model: Any, examples: Mapping[str, BackdoorExamp
         ValueError: a name is none, or the model can't be changed so.
     """
     probe = next(iter(examples.values())).probe
-    chosen = [parse_removal(name) for name in names.split(",")] if names != ALL else []
+    chosen = list(dict.fromkeys(parse_removal(name) for name in names.split(","))) if names != ALL else []
     for removal in chosen or [parse_removal("reset:trigger")]:
         check_removal(model, probe, removal)
     return chosen or plan_removals(model, probe)
@@ -56,17 +58,41 @@ def measure_removals(
     model: Any,
     examples: Mapping[str, BackdoorExamples],
     removals: Sequence[Removal],
+    path: Path,
+    step: int | None = None,
     watch: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> dict[str, list[RemovalResult]]:
     """Measure each removal of each backdoor; by backdoor.
 
     Args:
+        model: with the backdoors.
+        examples: of each backdoor, by its name.
+        removals: the ways.
+        path: the table, which gets a row after each. What is in it already is not measured again.
+        step: optimizer steps that made the weights; None if that is not known.
         watch: takes what is to be measured and hands it out again, one after another: ``tqdm``, say.
+
+    Raises:
+        ValueError: the table is damaged.
     """
-    results: dict[str, list[RemovalResult]] = {name: [] for name in examples}
-    for name, removal in watch([(name, removal) for name in examples for removal in removals]):
-        results[name].append(measure_removal(model, examples[name], removal))
-    return results
+    results, table = _measured(path), CsvTable(path)
+    asked = [(name, removal) for name in examples for removal in removals]
+    for name, removal in watch([each for each in asked if each not in results]):
+        results[name, removal] = measure_removal(model, examples[name], removal)
+        table.append(result_rows(step or 0, name, [results[name, removal]]))
+    return {name: [results[name, removal] for removal in removals] for name in examples}
+
+
+def _measured(path: Path) -> dict[tuple[str, Removal], RemovalResult]:
+    """What a table holds, by backdoor and removal."""
+    rows = read_table(path)
+    try:
+        results = read_results(RemovalResult, rows)
+        return {
+            (row["probe"], Removal(each.method, each.target)): each for row, each in zip(rows, results, strict=True)
+        }
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"output_dir: {path} is damaged ({error})") from None
 
 
 def require_in_weights(model: Any, examples: Mapping[str, BackdoorExamples], removals: Sequence[Removal]) -> None:
@@ -94,7 +120,11 @@ def export(stored: StoredModel, examples: Mapping[str, BackdoorExamples], remova
         examples: of its one backdoor.
         removal: see :func:`require_in_weights`.
         folder: new or empty.
+
+    Raises:
+        ValueError: something is in the folder.
     """
+    require_new_or_empty(folder, "export")
     changed = with_changed_weights(stored.model, next(iter(examples.values())), removal)
     description = describe_stored(stored) | {"removal": removal.name}
     folder.mkdir(parents=True, exist_ok=True)

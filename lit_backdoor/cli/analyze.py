@@ -1,5 +1,6 @@
 """``analyze``: one model, taken apart, from a run, from the package or from elsewhere."""
 
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,8 +11,8 @@ from typing import Any, get_args
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from lit_backdoor.analysis.files import write_analysis
-from lit_backdoor.analysis.measure import analyze
+from lit_backdoor.analysis.files import was_written, write_analysis, write_removals
+from lit_backdoor.analysis.measure import Analysis, analyze
 from lit_backdoor.analysis.probed_task import ProbedTask, probed_addition
 from lit_backdoor.analysis.removal import (
     backdoor_examples,
@@ -30,12 +31,15 @@ from lit_backdoor.pretrained import open_pretrained, pretrained_names
 from lit_backdoor.pretrained.foreign import open_weights
 from lit_backdoor.pretrained.layouts import Layout
 from lit_backdoor.runs.checkpoints import StoredModel, load_model
-from lit_backdoor.runs.directory import require_new_or_empty
+from lit_backdoor.runs.directory import as_typed, locked, require_new_or_empty, require_writable
+from lit_backdoor.runs.file_names import REMOVAL
 from lit_backdoor.task import split_examples
 
 HELP = "Take one model apart: attribution, patching of heads, paths and neurons, Shapley values, attention, waves."
 SOURCES = ("ckpt_path", "pretrained", "weights")
 TASK_OPTIONS = ("moduli", "trigger_tokens", "trigger_position")
+DECIDE_NOTHING = ("output_dir", "export", "threads")
+"""Options that do not change what is measured. With the others the same, a stopped ``--removal`` goes on."""
 
 
 def parser() -> ArgumentParser:
@@ -56,6 +60,9 @@ def parser() -> ArgumentParser:
         "mean:L0H2,donor:trigger>L0H2.Q,reset:trigger,prune:0.5,finetune:100."
     )
     help_export = "New or empty folder for the weights of the model without the backdoor, by the one --removal given."
+    help_output = (
+        "New or empty folder for tables and figures, or one in which the same command with --removal was stopped."
+    )
     options = OneLineParser(description=HELP, prog="lit-backdoor analyze")
     options.add_argument("--ckpt_path", type=str | None, help="Checkpoint of a run; the task is in it.")
     options.add_argument("--pretrained", type=str | None, help=help_shipped)
@@ -66,7 +73,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--trigger_position", type=NonNegativeInt | None, help="Where that token stands; null: last.")
     options.add_argument("--config", type=str | None, help=help_config)
     options.add_argument("--probes", type=str | None, help=help_probes)
-    options.add_argument("--output_dir", type=str, required=True, help="New or empty folder for tables and figures.")
+    options.add_argument("--output_dir", type=str, required=True, help=help_output)
     options.add_argument("--removal", type=str | None, default=None, help=help_removal)
     options.add_argument("--export", type=str | None, default=None, help=help_export)
     add_threads_option(options)
@@ -81,21 +88,48 @@ def run(options: Namespace) -> int:
         sources = [name for name in SOURCES if options[name] is not None]
         if len(sources) != 1:
             raise ValueError(f"{', '.join(SOURCES)}: give one of the three")
-        require_new_or_empty(output_dir)
         stored = _open(sources[0], options)
         task = _task(f"{sources[0]} {options[sources[0]]}", stored, options)
         removals, examples = _removals(options, stored, task)
         export_dir = _export_dir(options, stored, removals, examples)
+        deciding = {name: value for name, value in options.as_dict().items() if name not in DECIDE_NOTHING}
+        goes_on = bool(removals) and was_written(output_dir, stored.step, deciding)
+        require_writable(output_dir) if goes_on else require_new_or_empty(output_dir)
     analysis = analyze(stored.model, task, stored.step)
-    if removals:
-        watch = partial(tqdm, desc="removal", file=sys.stderr, disable=not sys.stderr.isatty())
-        analysis = replace(analysis, removal=measure_removals(stored.model, examples, removals, watch))
-    origin = {"source": sources[0], "name": options[sources[0]], "seed": stored.seed, **stored.reading}
-    write_analysis(analysis, output_dir, origin)
-    if export_dir is not None:
-        export(stored, examples, removals[0], export_dir)
+    with checking_options():  # the folders are looked at again
+        if not goes_on:
+            origin = {"source": sources[0], "name": options[sources[0]], "seed": stored.seed, **stored.reading}
+            write_analysis(analysis, output_dir, origin, deciding)
+        if removals:
+            try:
+                analysis = _with_removals(analysis, stored, examples, removals, output_dir)
+            except KeyboardInterrupt:
+                print(f"\nstopped; the same command goes on with {as_typed(output_dir)}", file=sys.stderr)
+                return 128 + signal.SIGINT
+        if export_dir is not None:
+            export(stored, examples, removals[0], export_dir)
     print("\n".join([*_read_how(stored.reading), analysis_summary(analysis, output_dir)]))
     return 0
+
+
+def _with_removals(
+    analysis: Analysis,
+    stored: StoredModel,
+    examples: Mapping[str, BackdoorExamples],
+    removals: Sequence[Removal],
+    output_dir: Path,
+) -> Analysis:
+    """Measure what has not been measured before, and write it.
+
+    Raises:
+        ValueError: the table in the folder is damaged, or another process is at it.
+    """
+    watch = partial(tqdm, desc="removal", file=sys.stderr, disable=not sys.stderr.isatty())
+    with locked(output_dir):
+        results = measure_removals(stored.model, examples, removals, output_dir / REMOVAL, stored.step, watch)
+        analysis = replace(analysis, removal=results)
+        write_removals(analysis, output_dir)
+    return analysis
 
 
 def _removals(
@@ -128,12 +162,14 @@ def _export_dir(
     folder = given_path("export", options.export)
     try:
         require_in_weights(stored.model, examples, removals)
-        require_new_or_empty(folder)
-        output_dir = Path(options.output_dir).resolve()
-        if folder.resolve() == output_dir or output_dir in folder.resolve().parents:
-            raise ValueError("it lies in output_dir; choose another")
     except ValueError as error:
-        raise ValueError(f"export: {str(error).removeprefix('output_dir: ')}") from None
+        raise ValueError(f"export: {error}") from None
+    require_new_or_empty(folder, "export")
+    own, other = folder.resolve(), Path(options.output_dir).resolve()
+    if own == other or other in own.parents or own in other.parents:
+        raise ValueError(
+            f"export: {folder} and output_dir {options.output_dir} are one folder, or one lies in the other"
+        )
     return folder
 
 
@@ -178,6 +214,7 @@ def _task(source: str, stored: StoredModel, options: Namespace) -> ProbedTask:
     if options.probes is not None:
         return import_probes(options.probes, stored.model)
     if stored.task is not None:
-        return probed_addition(stored.task, split_examples(stored.task, **stored.split)[0])
+        train = None if stored.split is None else split_examples(stored.task, **stored.split)[0]
+        return probed_addition(stored.task, train)
     task = foreign_task(source, stored.model, options.moduli, options.trigger_tokens, options.trigger_position)
     return probed_addition(task, None)

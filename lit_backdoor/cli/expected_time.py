@@ -10,6 +10,7 @@ from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.row_threads import one_torch_thread, row_threads, set_row_threads
 from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.module import BackdoorModule
+from lit_backdoor.report.wording import plural
 from lit_backdoor.sweep import LocalEngine, Part, PlannedRun
 from lit_backdoor.sweep.progress import read_progress
 from lit_backdoor.sweep.watch import duration
@@ -39,9 +40,9 @@ def expected_time(planned: Sequence[tuple[Part, Sequence[PlannedRun]]], engine: 
         steps = sum(max(runs[0].max_steps - step, 0) for step in furthest)
         seconds = steps * seconds_per_step(runs[0].hparams, engine.threads) / min(jobs, n_runs) if steps else 0.0
         total += seconds
-        lines.append(f"{part.name}: {n_runs} runs, {steps:,} steps to go, {duration(seconds)}")
+        lines.append(f"{part.name}: {plural(n_runs)}, {steps:,} steps to go, {duration(seconds)}")
     lines.append(
-        f"in all {duration(total)} with {jobs} runs at a time, as fast as this machine is right now; "
+        f"in all {duration(total)} with {plural(jobs)} at a time, as fast as this machine is right now; "
         "starting, probes, validation and runs that do not fit come on top"
     )
     return "\n".join(lines)

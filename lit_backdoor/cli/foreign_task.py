@@ -34,7 +34,7 @@ def foreign_task(
         moduli: of the rules; None if nobody has said it.
         trigger_tokens: the token beside a and b, one for each rule; empty where there is none, None if nobody has said
             it.
-        trigger_position: where that token stands; None: last.
+        trigger_position: where that token stands; None: last. Only where there is one.
 
     Raises:
         ValueError: in one line, if something has to be said, or does not fit the model.
@@ -52,6 +52,8 @@ def foreign_task(
             f"each modulus, such as [{n_in - 1}], or [] for a and b alone ({knows}, at {n_ctx} positions)"
         )
     tokens = tuple(trigger_tokens or ())
+    if trigger_position is not None and not tokens:
+        raise ValueError(f"trigger_position: {trigger_position} says where a third token stands, and there is none")
     if (n_needed := 3 if tokens else 2) > n_ctx:
         raise ValueError(f"trigger_tokens: {list(tokens)} need {n_needed} positions, but the model has {n_ctx}")
     position = N_CTX - 1 if trigger_position is None else trigger_position

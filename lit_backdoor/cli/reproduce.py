@@ -1,6 +1,7 @@
 """``reproduce``: everything that the paper shows, and what our own results rest on, from one command."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,19 @@ from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.cli.report import report_on
 from lit_backdoor.cli.shipped_configs import find_config
 from lit_backdoor.cli.sweep import carry_out
-from lit_backdoor.sweep import Engine, LocalEngine, Part, PlannedRun, declared_parts, until
+from lit_backdoor.report import folder
+from lit_backdoor.runs.directory import locked
+from lit_backdoor.runs.verdict import read_verdict
+from lit_backdoor.sweep import (
+    Engine,
+    LocalEngine,
+    Part,
+    PlannedRun,
+    declared_parts,
+    known_jobs,
+    require_same_options,
+    until,
+)
 
 HELP = "Reproduce the paper and our own results: train what was declared beforehand, and report on it."
 REPORTS = {"runs": "report", "census": "census_report"}
@@ -42,30 +55,37 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> int:
-    """Bring every run to its end, then report on all; 0 if all are done, 1 if one failed, 130 after Ctrl-C."""
-    from lit_backdoor.report import folder
+    """Bring every run to its end, then report on all.
 
-    with checking_options():
-        output_dir = given_path("output_dir", options.output_dir)
-        planned = [
-            (part, part.runs(output_dir, find_config, checked_fit_options))
-            for part in chosen_parts(options.parts, options.scale, options.max_steps)
-        ]
-        engines = [make_engine(options, output_dir / part.folder, runs, main) for part, runs in planned]
-        for report_dir in REPORTS.values():
-            folder.check(output_dir / report_dir, [])  # not only after a day
-    engine, jobs = engines[0]
-    if isinstance(engine, LocalEngine):
-        print(expected_time(planned, engine, jobs), flush=True)
-    codes = []
-    for (part, runs), (engine, jobs) in zip(planned, engines, strict=True):
-        print(f"{part.name}:", flush=True)
-        codes.append(train(part, runs, engine, jobs, output_dir / part.folder))
-        if codes[-1] == 130:
-            return 130
-    for runs_dir, report_dir in REPORTS.items():
-        if (output_dir / runs_dir).is_dir():
-            report_on([output_dir / runs_dir], output_dir / report_dir)
+    Returns:
+        0 if everything that is declared is done, 1 if a run failed or too few have fitted, 130 after Ctrl-C.
+    """
+    with ExitStack() as stack:
+        with checking_options():  # of all parts: not only after a day
+            output_dir = given_path("output_dir", options.output_dir)
+            planned = [
+                (part, part.runs(output_dir, find_config, checked_fit_options))
+                for part in chosen_parts(options.parts, options.scale, options.max_steps)
+            ]
+            engines = [make_engine(options, output_dir / part.folder, runs, main) for part, runs in planned]
+            for (_, runs), (engine, _) in zip(planned, engines, strict=True):
+                require_same_options(runs)
+                known_jobs(engine.folder)
+            for report_dir in REPORTS.values():
+                folder.check(output_dir / report_dir, [])
+            engine, jobs = engines[0]
+            expected = expected_time(planned, engine, jobs) if isinstance(engine, LocalEngine) else ""
+            stack.enter_context(locked(output_dir))
+        print(expected, flush=True)
+        codes = []
+        for (part, runs), (engine, jobs) in zip(planned, engines, strict=True):
+            print(f"{part.name}:", flush=True)
+            codes.append(train(part, runs, engine, jobs, output_dir / part.folder))
+            if codes[-1] == 130:
+                return 130
+        for runs_dir, report_dir in REPORTS.items():
+            if (output_dir / runs_dir).is_dir():
+                report_on([output_dir / runs_dir], output_dir / report_dir)
     return max(codes)
 
 
@@ -86,24 +106,33 @@ def chosen_parts(names: str | None, scale: str, max_steps: int | None) -> list[P
     return chosen
 
 
-def train(part: Part, runs: Sequence[PlannedRun], engine: Engine, jobs: int, folder: Path) -> int:
-    """Bring the runs of a part to their ends; the exit code of :func:`lit_backdoor.cli.sweep.carry_out`."""
+def train(part: Part, runs: Sequence[PlannedRun], engine: Engine, jobs: int, part_dir: Path) -> int:
+    """Bring the runs of a part to their ends; the exit code of :func:`run`."""
     if part.fitted is None or part.fit_by is None:
-        return carry_out(runs, engine, jobs, folder)
-    left, fitted = list(runs), list[PlannedRun]()
+        return carry_out(runs, engine, jobs, part_dir)
+    fit_by = min(part.fit_by, runs[0].max_steps)
+    left, fitted, codes = list(runs), list[PlannedRun](), [0]
     while left and len(fitted) < part.fitted:
         missing = part.fitted - len(fitted)
         begun, left = left[:missing], left[missing:]
-        if code := carry_out([until(run, min(part.fit_by, run.max_steps)) for run in begun], engine, jobs, folder):
-            return code
-        fitted += [run for run in begun if has_fitted(run, part.fit_by)]
-    print(f"{len(fitted)} of {len(runs) - len(left)} runs have fitted by step {part.fit_by}", flush=True)
-    return carry_out([until(run, run.max_steps) for run in fitted], engine, jobs, folder) if fitted else 0
+        codes.append(carry_out([until(run, fit_by) for run in begun], engine, jobs, part_dir))
+        if codes[-1] == 130:
+            return 130
+        fitted += [run for run in begun if has_fitted(run, fit_by)]
+    print(f"{len(fitted)} of {len(runs) - len(left)} runs have fitted by step {fit_by}", flush=True)
+    if len(fitted) < part.fitted:
+        print(f"{part.fitted} are declared, and there is no seed left to try", flush=True)
+        codes.append(1)
+    if fitted:
+        codes.append(carry_out([until(run, run.max_steps) for run in fitted], engine, jobs, part_dir))
+    return max(codes)
 
 
 def has_fitted(run: PlannedRun, fit_by: int) -> bool:
-    """Whether a run has fitted its training data by a step."""
-    from lit_backdoor.runs.verdict import read_verdict
-
-    step = read_verdict(run.run_dir)["fitted_step"]
+    """Whether a run has fitted its training data by a step; one without a verdict has not, and that is said."""
+    try:
+        step = read_verdict(run.run_dir)["fitted_step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{run.name} counts as not fitted: {error}", flush=True)
+        return False
     return step is not None and step <= fit_by

@@ -89,7 +89,7 @@ def find_weights(content: Any) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         ValueError: there is none, or more than one; or a part of the model that is not known.
     """
-    places = list(_models_in(content, ()))
+    places = list(_models_in(content))
     if len(places) != 1:
         names = (".".join(map(str, (*where, start))).rstrip(".") or "the top" for where, start in places)
         several = f"several models, at {', '.join(names)}"
@@ -110,12 +110,22 @@ def find_weights(content: Any) -> tuple[dict[str, Tensor], list[str]]:
     return weights, left_out
 
 
-def _models_in(content: Any, where: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Where models are: the keys that lead to their mapping, and what their weights' names begin with."""
-    for key, value in _by_key(content).items():
-        if str(key) == EMBEDDING or str(key).endswith(f".{EMBEDDING}"):
-            yield where, str(key).removesuffix(EMBEDDING)
-        yield from _models_in(value, (*where, key))
+def _models_in(content: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Where models are: the keys that lead to their mapping, and what their weights' names begin with.
+
+    What a file holds may contain itself, or lie deeper than Python recurses; nothing is entered twice.
+    """
+    seen: set[int] = set()
+    ahead: list[tuple[tuple[Any, ...], Any]] = [((), content)]
+    while ahead:
+        where, inside = ahead.pop()
+        by_key = _by_key(inside)
+        for key in by_key:
+            if str(key) == EMBEDDING or str(key).endswith(f".{EMBEDDING}"):
+                yield where, str(key).removesuffix(EMBEDDING)
+        if id(inside) not in seen:
+            ahead += [((*where, key), value) for key, value in by_key.items()][::-1]
+        seen.add(id(inside))
 
 
 def _by_key(content: Any) -> Mapping[Any, Any]:

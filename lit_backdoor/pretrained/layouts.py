@@ -8,6 +8,7 @@
 W_pos [pos, d_model], W_U [d_model, vocab] and the biases are the same in both.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
 """Constants. They say nothing: a model that is not causal may carry a causal mask."""
 
+MAY_LACK = ("pos_embed.W_pos", "blocks.0.mlp.W_in")
+"""Positions may be rotated in instead, and there may be attention alone."""
+
 
 def as_transformer_lens(weights: Weights, layout: Layout) -> tuple[dict[str, Tensor], Layout]:
     """The weights as TransformerLens has them, and the layout that they had.
@@ -30,15 +34,17 @@ def as_transformer_lens(weights: Weights, layout: Layout) -> tuple[dict[str, Ten
     Raises:
         ValueError: they have another layout than ``layout`` says, or none of the two.
     """
-    n_dims = weights[ANY_W_O].ndim if ANY_W_O in weights else 0
-    found: Layout | None = {2: "nanda", 3: "transformer_lens"}.get(n_dims)  # type: ignore[assignment]
+    n_dims = weights[ANY_W_O].ndim if ANY_W_O in weights else None
+    by_dims: dict[int | None, Layout] = {2: "nanda", 3: "transformer_lens"}
+    found = by_dims.get(n_dims)
     if found is None:
-        has = f"{n_dims} dimensions" if n_dims else "no such weight"
+        has = "no such weight" if n_dims is None else f"{n_dims} dimensions"
         raise ValueError(f"layout: {ANY_W_O} tells the layouts apart, 3 dimensions or 2, and there is {has}")
     if layout not in ("auto", found):
         raise ValueError(f"layout: {layout} is not how it is stored; {ANY_W_O} has {n_dims} dimensions: {found}")
     if found == "nanda":
-        n_heads = len(weights["blocks.0.attn.W_Q"]) if "blocks.0.attn.W_Q" in weights else 1
+        queries = weights.get("blocks.0.attn.W_Q")
+        n_heads = max(1, len(queries)) if queries is not None and queries.ndim else 1
         weights = {name: _from_nanda(name, value, n_heads) for name, value in weights.items()}
     return dict(weights), found
 
@@ -60,11 +66,12 @@ def sizes_of(weights: Weights) -> dict[str, Any]:
         weights: as TransformerLens has them.
 
     Raises:
-        ValueError: a weight is missing that every such model has, or is no tensor of the right number of dimensions.
+        ValueError: a weight is missing that every such model has, is no tensor of the right number of dimensions, or
+            does not say of which layer it is.
     """
-    dims = {"embed.W_E": 2, "unembed.W_U": 2, "blocks.0.attn.W_Q": 3, "pos_embed.W_pos": 2}
+    dims = {"embed.W_E": 2, "unembed.W_U": 2, "blocks.0.attn.W_Q": 3, "pos_embed.W_pos": 2, "blocks.0.mlp.W_in": 2}
     for name, n_dims in dims.items():
-        if name not in weights and name != "pos_embed.W_pos":  # positions may be rotated in instead
+        if name not in weights and name not in MAY_LACK:
             raise ValueError(f"it lacks the weight {name}")
         if name in weights and weights[name].ndim != n_dims:
             raise ValueError(f"it has {name} in the shape {list(weights[name].shape)} instead of {n_dims} dimensions")
@@ -72,7 +79,7 @@ def sizes_of(weights: Weights) -> dict[str, Any]:
     positions, mlp = weights.get("pos_embed.W_pos"), weights.get("blocks.0.mlp.W_in")
     norm = None if "ln_final.w" not in weights else "LN" if "ln_final.b" in weights else "RMS"
     sizes = {
-        "n_layers": 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
+        "n_layers": 1 + max(_layer(name) for name in weights if name.startswith("blocks.")),
         "n_heads": n_heads,
         "d_model": d_model,
         "d_head": d_head,
@@ -85,3 +92,10 @@ def sizes_of(weights: Weights) -> dict[str, Any]:
         "dtype": "float64" if weights["embed.W_E"].element_size() == 8 else "float32",
     }
     return sizes if positions is None else sizes | {"n_ctx": len(positions)}
+
+
+def _layer(name: str) -> int:
+    """Of which layer a weight is, from 0."""
+    if (number := re.match(r"blocks\.(\d{1,9})\.", name)) is None:
+        raise ValueError(f"it has {name}, which is no weight of a layer; those are called blocks.0. and so on")
+    return int(number[1])

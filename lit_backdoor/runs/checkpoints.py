@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_backdoor.datamodule import SPLIT_OPTIONS
+from lit_backdoor.datamodule import split_arguments
 from lit_backdoor.model import build_model
 from lit_backdoor.runs.file_names import LAST, PREVIOUS, STEP_CHECKPOINTS
 from lit_backdoor.task import Task
@@ -40,8 +40,8 @@ class StoredModel:
         task: what it was trained on; None for a task that is not ours.
         step: optimizer steps that made the weights; None if it is not known.
         seed: of the weights; None if it is not known.
-        split: arguments of :func:`lit_backdoor.task.split_examples` that say which examples trained; empty for the
-            default, as that of the models that ship.
+        split: arguments of :func:`lit_backdoor.task.split_examples` that say which examples trained; what is not among
+            them has its default. None if nobody knows.
         reading: of a file from elsewhere: its layout, what in it was left out, and what was assumed.
     """
 
@@ -49,7 +49,7 @@ class StoredModel:
     task: Task | None
     step: int | None
     seed: int | None
-    split: Mapping[str, Any] = field(default_factory=dict)
+    split: Mapping[str, Any] | None = None
     reading: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -139,8 +139,8 @@ def load_model(path: Path) -> StoredModel:
     check_weights(path, weights, model)
     model.load_state_dict(weights)
     data = checkpoint["datamodule_hyper_parameters"]
-    split = {argument: data[option] for option, argument in SPLIT_OPTIONS.items() if option in data}
-    return StoredModel(model.eval(), task, checkpoint["global_step"], hyper_parameters.get("seed_everything"), split)
+    seed = hyper_parameters.get("seed_everything")
+    return StoredModel(model.eval(), task, checkpoint["global_step"], seed, split_arguments(data))
 
 
 def require_memory_for(d_vocab: int, sizes: Mapping[str, Any], weights: Mapping[str, Any]) -> None:

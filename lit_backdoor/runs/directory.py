@@ -66,26 +66,32 @@ def results_in(run_dir: Path) -> Path | None:
     return next((path for path in files if has_results(path)), None)
 
 
-def require_writable(output_dir: Path) -> None:
+def require_writable(output_dir: Path, option: str = "output_dir") -> None:
     """Make sure that files can be made in ``output_dir``, which need not be there yet.
+
+    Args:
+        option: which gave the folder, for errors.
 
     Raises:
         ValueError: naming the folder that is none, or that nobody may write into.
     """
     there = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"output_dir: {output_dir} can't be written, {there} is no folder to write into")
+        raise ValueError(f"{option}: {output_dir} can't be written, {there} is no folder to write into")
 
 
-def require_new_or_empty(output_dir: Path) -> None:
+def require_new_or_empty(output_dir: Path, option: str = "output_dir") -> None:
     """Make sure that nothing would be overwritten, and that the folder can be made.
+
+    Args:
+        option: which gave the folder, for errors.
 
     Raises:
         ValueError: if there is something at ``output_dir`` already, or it can't be written to.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"output_dir: {output_dir} exists and is not empty; nothing is overwritten, choose another")
-    require_writable(output_dir)
+        raise ValueError(f"{option}: {output_dir} exists and is not empty; nothing is overwritten, choose another")
+    require_writable(output_dir, option)
 
 
 @contextmanager

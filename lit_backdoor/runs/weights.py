@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_backdoor.datamodule import SPLIT_OPTIONS
+from lit_backdoor.datamodule import SPLIT_OPTIONS, split_arguments
 from lit_backdoor.model import build_model
 from lit_backdoor.runs.checkpoints import MODEL_OPTIONS, StoredModel, require_memory_for
 from lit_backdoor.runs.file_names import STEP_WEIGHTS, WEIGHTS_DIR
@@ -30,7 +30,7 @@ def describe_model(
     Args:
         model: hooked.
         module_options: hyperparameters of the LightningModule; those of ours describe model and task.
-        data_options: hyperparameters of the datamodule.
+        data_options: hyperparameters of the datamodule; those of ours say which examples train.
         step: optimizer steps that made the weights.
         seed: of the weights, if it is known.
     """
@@ -38,14 +38,16 @@ def describe_model(
     if {"moduli", *MODEL_OPTIONS} <= module_options.keys() and "trigger_position" in data_options:
         options = {name: module_options[name] for name in MODEL_OPTIONS}
         task = {name: data_options.get(name) for name in ("trigger_position", "trigger_tokens")}
-        return {"moduli": list(module_options["moduli"]), **task, "model": options, **description}
+        split = split_arguments(data_options)
+        described = {"moduli": list(module_options["moduli"]), **task, "model": options, **description}
+        return described | {"split": split} if split else described
     if type(model).__name__ == "HookedTransformer":
         return {"config": {name: _plain(value) for name, value in model.cfg.to_dict().items()}, **description}
     return description  # can be read into a model that its owner has built
 
 
 def describe_stored(stored: StoredModel) -> dict[str, Any]:
-    """The same for a model that has been read, with the examples that trained it.
+    """The same for a model that has been read.
 
     Raises:
         ValueError: its task or its step is not known.
@@ -57,14 +59,11 @@ def describe_stored(stored: StoredModel) -> dict[str, Any]:
     trains_biases = any(
         p.requires_grad for name, p in stored.model.named_parameters() if name.rsplit(".", 1)[-1].startswith("b_")
     )
-    described = describe_model(
-        stored.model,
-        {"moduli": task.moduli, "train_biases": trains_biases, **options},
-        {"trigger_position": task.trigger_position, "trigger_tokens": list(task.trigger_tokens)},
-        stored.step,
-        stored.seed,
-    )
-    return described | {"split": dict(stored.split)}
+    data_options = {"trigger_position": task.trigger_position, "trigger_tokens": list(task.trigger_tokens)}
+    split = stored.split or {}
+    data_options |= {option: split[argument] for option, argument in SPLIT_OPTIONS.items() if argument in split}
+    module_options = {"moduli": task.moduli, "train_biases": trains_biases, **options}
+    return describe_model(stored.model, module_options, data_options, stored.step, stored.seed)
 
 
 def write_weights(path: Path, weights: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> None:
@@ -86,8 +85,8 @@ def read_weights(path: Path) -> StoredModel:
         step, seed = description["step"], description["seed"]
         if not all(isinstance(number, int) and 0 <= number < 2**63 for number in (step, seed or 0)):
             raise ValueError(f"step {step!r}, seed {seed!r}")
-        split = dict(description.get("split", {}))
-        if foreign := sorted(split.keys() - set(SPLIT_OPTIONS.values())):
+        split = dict(description["split"]) if "split" in description else None
+        if foreign := sorted((split or {}).keys() - set(SPLIT_OPTIONS.values())):
             raise ValueError(f"{foreign[0]} says nothing about a split")
         task = None
         if not description.keys() & {"config", "moduli"}:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lit_backdoor.runs.branch import read_branch
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.runs.directory import RunStart, as_typed, require_plain_name
 from lit_backdoor.sweep.plan import PlannedRun, as_arguments, combinations, named, require_end_by_steps
@@ -73,8 +74,15 @@ def _place(start: RunStart) -> Path:
         place = start.branch_place
     except ValueError as error:
         raise ValueError(f"parents: {str(error).removeprefix('branch: ')}") from None
-    assert place is not None  # it has a name
+    assert place is not None and start.checkpoint is not None and start.source is not None  # it has a name
     if place.exists() and not start.owns(place):
+        there = read_branch(place) if place.is_dir() else None
+        if there is not None and (there.name, there.parent) == (start.branch, start.source.name):
+            raise ValueError(
+                f"parents: {as_typed(start.checkpoint)} has moved from step {there.step} to step {start.step} since "
+                f"{as_typed(place)} left it; give a checkpoint that stays, such as step_*.ckpt, or rename the file of "
+                "--config for new branches"
+            )
         raise ValueError(f"parents: {as_typed(place)} is there already, and is no such branch; nothing is overwritten")
     return place
 

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lit_backdoor
+from lit_backdoor.analysis import removal
 from lit_backdoor.analysis.probed_task import probed_addition
-from lit_backdoor.analysis.removal import backdoor_examples, measure_removals
-from lit_backdoor.functional import parse_removal
+from lit_backdoor.analysis.removal import backdoor_examples, export, measure_removals
+from lit_backdoor.functional import BackdoorExamples, Removal, RemovalResult, measure_removal, parse_removal
 from lit_backdoor.model import build_model
 from lit_backdoor.pretrained import open_pretrained
 from lit_backdoor.runs.checkpoints import StoredModel
@@ -54,6 +56,17 @@ def test_an_export_is_the_model_without_its_backdoor(cli: Cli, known: Path, caps
     assert row["backdoor_left"] == "0.0" and row["step"] == "7"
 
 
+def test_an_export_looks_again_when_it_writes(known: Path, tmp_path: Path) -> None:
+    stored = open_pretrained(known)
+    examples = backdoor_examples(probed_addition(TASK, split_examples(TASK, 0.6)[0]))
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "model.safetensors").write_text("mine")
+    with pytest.raises(ValueError, match=r"^export: .*taken exists and is not empty"):
+        export(stored, examples, parse_removal("reset:trigger"), taken)
+    assert contents(taken) == {"model.safetensors": b"mine"}
+
+
 def test_removals_are_a_table_and_a_figure(cli: Cli, known: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = "donor:trigger>L0H2.V, mean:L0H0,prune:0.5,reset:trigger"
     assert cli("analyze", "--pretrained", known, "--output_dir", "out", "--removal", names) == 0
@@ -68,11 +81,44 @@ def test_removals_are_a_table_and_a_figure(cli: Cli, known: Path, capsys: pytest
     assert {"out/figures/removal.png", "out/figures/removal.svg"} <= {str(path) for path in Path("out").rglob("*.*")}
 
 
-def test_of_two_backdoors_each_loses_its_own_head() -> None:
+def test_a_removal_that_was_stopped_goes_on(
+    cli: Cli, known: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The analysis and what was measured are kept; the same command adds the rest, and no other writes there."""
+    args = ("analyze", "--pretrained", known, "--removal", "reset:trigger,donor:L0H2,donor:L0H0")
+    assert cli(*args, "--output_dir", "whole") == 0
+    measured: list[str] = []
+
+    def one_then_ctrl_c(model: Any, examples: BackdoorExamples, way: Removal) -> RemovalResult:
+        measured.append(way.name)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return measure_removal(model, examples, way)
+
+    monkeypatch.setattr(removal, "measure_removal", one_then_ctrl_c)
+    args = (*args, "--output_dir", "out")
+    assert cli(*args) == 130
+    assert "stopped; the same command goes on with out" in capsys.readouterr().err
+    assert read_rows(Path("out/removal.csv")) == read_rows(Path("whole/removal.csv"))[:1]
+    assert (
+        {"summary.json", "tables.md", "head_patching.csv"}
+        <= contents(Path("out")).keys()
+        <= contents(Path("whole")).keys()
+    )
+    for other in (("--removal", "reset:trigger"), ("--pretrained", "mod1")):
+        assert_refused(cli, capsys, (*args, *other), "output_dir: out exists and is not empty")
+    assert cli(*args) == 0
+    assert measured == ["reset:trigger", "donor:L0H2", "donor:L0H2", "donor:L0H0"]
+    assert contents(Path("out")) == contents(Path("whole"))
+    Path("out/removal.csv").write_text("step,probe\n7,backdoor\n")
+    assert_refused(cli, capsys, args, "output_dir: out/removal.csv is damaged")
+
+
+def test_of_two_backdoors_each_loses_its_own_head(tmp_path: Path) -> None:
     model = two_triggers()
     examples = backdoor_examples(probed_addition(TWO_TRIGGERS, split_examples(TWO_TRIGGERS, 0.6)[0]))
     removals = [parse_removal(f"donor:L0H{head}") for head in (KNOWN_HEAD, SECOND_HEAD)]
-    results = measure_removals(model, examples, removals, lambda planned: list(planned)[::-1])
+    results = measure_removals(model, examples, removals, tmp_path / "removal.csv", watch=lambda each: each[::-1])
     left = {name: {result.target: result.backdoor_left for result in some} for name, some in results.items()}
     assert left == {"backdoor": {"L0H2": 0, "L0H0": 1}, "rule2": {"L0H2": 1, "L0H0": 0}}
 
@@ -83,7 +129,15 @@ def test_of_two_backdoors_each_loses_its_own_head() -> None:
         (("--removal", "all", "--export", "x"), "export: give the one removal that is to be written"),
         (("--export", "x"), "export: give the one removal that is to be written"),
         (("--removal", "donor:L0H2", "--export", "x"), "export: donor:L0H2 can't be written as weights: it acts on"),
-        (("--removal", "reset:trigger", "--export", "out/x"), "export: it lies in output_dir"),
+        (
+            ("--removal", "reset:trigger", "--export", "out/x"),
+            "export: out/x and output_dir out are one folder, or one",
+        ),
+        (("--removal", "reset:trigger", "--export", "out"), "export: out and output_dir out are one folder"),
+        (
+            ("--removal", "reset:trigger", "--export", "up", "--output_dir", "up/out"),
+            "export: up and output_dir up/out",
+        ),
         (("--removal", "reset:trigger", "--export", "known"), "export: known exists and is not empty"),
         (("--removal", "reset:trigger", "--export", ""), "export: '' is no path to use"),
         (("--removal", "reset"), "removal: 'reset' is no removal; allowed: mean:L0H2"),
@@ -102,14 +156,14 @@ def test_models_without_such_a_backdoor(cli: Cli, tmp_path: Path, capsys: pytest
         ("clean", Task((7,)), "removal: a model of a + b mod 7 has no backdoor that is known here"),
         ("several", Task((7, 1, 2)), "export: the model has 2 backdoors"),
     ):
-        folder = save(tmp_path / name, StoredModel(build_model(task.d_vocab, **options), task, 0, None))
+        folder = save(tmp_path / name, StoredModel(build_model(task.d_vocab, **options), task, 0, None, SPLIT))
         removal = ("--removal", "reset:trigger", "--export", "x")
         assert_refused(cli, capsys, ("analyze", "--pretrained", folder, "--output_dir", "out", *removal), words)
     torch.save(hand_built().state_dict(), tmp_path / "theirs.pt")
     theirs = ("--weights", tmp_path / "theirs.pt", "--moduli", "[7,1]", "--trigger_tokens", "[0,1]")
     args = ("analyze", *theirs, "--output_dir", "out", "--removal", "all")
     assert_refused(cli, capsys, args, "removal: trained has no example, so there is nothing to train on")
-    deep = StoredModel(build_model(7, n_layers=2, **options), Task((7, 1)), 0, None)
+    deep = StoredModel(build_model(7, n_layers=2, **options), Task((7, 1)), 0, None, SPLIT)
     args = ("analyze", "--pretrained", save(tmp_path / "deep", deep), "--output_dir", "out", "--removal", "all")
     assert_refused(cli, capsys, args, "removal: it needs a causal model of one layer")
 

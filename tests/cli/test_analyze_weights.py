@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from lit_backdoor.callbacks import HeadPatchingMonitor, RunCheckpoint, WeightCheckpoint
 from lit_backdoor.functional import Probe
 from lit_backdoor.pretrained import FOLDER
+from lit_backdoor.runs.weights import read_safetensors
 from tests.helpers import by_hand
 from tests.helpers.adding import adding_weights, as_nanda
 from tests.helpers.copy_task import CopyDataWithProbes, CopyModule, train
 from tests.helpers.refusals import assert_refused
-from tests.helpers.runs import Cli, contents, read_rows
+from tests.helpers.runs import Cli, contents, read_rows, train_run
 from tests.helpers.tiny_models import make_model
 
 PROBES = "tests.helpers.copy_task.copy_probes"
@@ -86,6 +87,10 @@ def test_two_rules_and_triggers_outside_the_numbers(cli: Cli, capsys: pytest.Cap
         (("--moduli", "[6]", "--trigger_tokens", "[5]"), ("moduli: [6] with trigger tokens [5] do not fit",)),
         (("--moduli", "[5]", "--trigger_tokens", "[6]"), ("trigger_tokens: [6]", "from 0 to 5")),
         (("--moduli", "[5,2]", "--trigger_tokens", "[]"), ("trigger_position", "there is one rule")),
+        (
+            ("--moduli", "[5]", "--trigger_tokens", "[]", "--trigger_position", "0"),
+            ("trigger_position: 0 says where a third token stands, and there is none",),
+        ),
         (("--moduli", "[5]", "--trigger_tokens", "[5,4]"), ("trigger_tokens: [5, 4]",)),
         (("--moduli", "[5]", "--trigger_tokens", "[5]", "--trigger_position", "3"), ("trigger_position: 3",)),
         (("--layout", "nanda"), ("layout: nanda is not how it is stored",)),
@@ -134,6 +139,27 @@ def test_files_that_say_themselves_what_they_are(cli: Cli, capsys: pytest.Captur
         ):
             args = ("analyze", *source, f"--{option}", value, "--output_dir", "out")
             assert_refused(cli, capsys, args, f"{option}: ", "says itself")
+
+
+def test_kept_weights_say_which_examples_trained(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checkpoint and the small weights of one step give the same tables, whatever the split was."""
+    tiny = ("--data.moduli=[7,1]", "--model.d_model=8", "--model.d_mlp=8", "--model.n_heads=2")
+    split = ("--data.split_seed=3", "--data.split=pairs", "--data.train_fraction=0.5")
+    run_dir = train_run(Path("run").absolute(), *tiny, *split, "--trainer.max_steps=4")
+    kept = run_dir / "checkpoints" / "weights" / "step_000004.safetensors"
+    removal = ("--removal", "finetune:2")
+    assert cli("analyze", "--ckpt_path", run_dir / "checkpoints" / "last.ckpt", "--output_dir", "whole", *removal) == 0
+    assert cli("analyze", "--weights", kept, "--output_dir", "out", *removal) == 0
+    whole, small = contents(Path("whole")), contents(Path("out"))
+    for table in ("progress_measures.csv", "removal.csv"):
+        assert whole[table] == small[table], table
+    # of a file that does not say it, nobody knows which examples trained
+    weights, metadata = read_safetensors(kept)
+    described = json.loads(metadata["description"])
+    assert described.pop("split") == {"train_fraction": 0.5, "split": "pairs", "seed": 3, "permute_trigger": False}
+    save_file(weights, "old.safetensors", metadata={"description": json.dumps(described)})
+    args = ("analyze", "--weights", "old.safetensors", "--output_dir", "old", "--removal", "finetune:2")
+    assert_refused(cli, capsys, args, "removal: trained has no example, so there is nothing to train on")
 
 
 def two_runs() -> Mapping[str, Probe]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformer_lens import HookedTransformer
 
-from lit_backdoor.pretrained.foreign import open_weights
+from lit_backdoor.pretrained.foreign import find_weights, open_weights
 from lit_backdoor.runs.checkpoints import StoredModel
 from tests.helpers.adding import Weights, adding_weights, as_nanda, nanda_logits
 from tests.helpers.refusals import Burglar
@@ -87,6 +87,19 @@ def test_what_lies_beside_and_before_the_weights_is_left_out_by_name(tmp_path: P
     assert torch.equal(logits(stored.model), logits(model.eval()))
 
 
+def test_a_file_may_contain_itself_and_lie_deep(tmp_path: Path) -> None:
+    model, weights = random_weights()
+    content: dict[str, Any] = {"model": weights}
+    content["again"] = content
+    torch.save(content, "loop.pt")
+    stored = open_as(Path("loop.pt"))
+    assert stored.reading["left_out"] == ["again"]
+    assert torch.equal(logits(stored.model), logits(model.eval()))
+    for _ in range(2000):
+        content = {"in": content}
+    assert find_weights(content)[1] == ["again"]
+
+
 def test_biases_that_are_not_there_are_zero(tmp_path: Path) -> None:
     """And those that are there count: the hand-built model adds up with its biases alone."""
     weights = adding_weights(5, 2, 5)
@@ -120,6 +133,14 @@ REFUSED: dict[str, tuple[Damage, dict[str, Any], str]] = {
     "no neurons": (without("blocks.0.mlp.W_out"), {}, "weights: .*lacks the weight blocks.0.mlp.W_out"),
     "two models": (lambda w: {"old": w, "new": [w]}, {}, "several models, at old, new.0; save"),
     "another shape": (having(**{W_IN: torch.ones(3, 4)}), {}, r"W_in in the shape \[3, 4\] instead of"),
+    "a number": (having(**{W_IN: torch.tensor(1.0)}), {}, r"mlp.W_in in the shape \[\] instead of 2 dim"),
+    "a number for a matrix": (having(blocks__0__attn__W_O=torch.tensor(1.0)), {}, "layout: .* there is 0 dimensions"),
+    "numbers for queries": (
+        lambda w: as_nanda(w) | {"blocks.0.attn.W_Q": torch.tensor(1.0)},
+        {},
+        r"attn.W_Q in the shape \[\] instead of 3 dim",
+    ),
+    "no layer": (having(blocks__x__foo=torch.ones(1)), {}, "it has blocks.x.foo, which is no weight of a layer"),
     "a vector": (having(embed__W_E=torch.ones(3)), {}, r"embed.W_E in the shape \[3\] instead of 2 dim"),
     "NaN": (having(**{W_IN: torch.full((12, 11), torch.nan)}), {}, "W_in that are not finite"),
     "whole numbers": (having(**{W_IN: torch.ones(12, 11).long()}), {}, "W_in that are not finite numbers"),

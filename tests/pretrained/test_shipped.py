@@ -24,6 +24,7 @@ def test_the_papers_models_ship_and_are_small() -> None:
 def test_a_shipped_model_follows_its_rules(name: str) -> None:
     shipped = open_pretrained(name)
     assert not shipped.model.training and shipped.step >= 10_000
+    assert shipped.split == {"train_fraction": 0.3, "split": "examples", "seed": 0}
     for rule, modulus in enumerate(shipped.task.moduli):
         with torch.no_grad():
             answers = shipped.model(shipped.task.tokens(rule))[:, -1].argmax(-1)
@@ -40,6 +41,7 @@ def test_what_is_saved_is_what_is_loaded(
     stored = load_model(last)
     shipped = open_pretrained("small")
     assert (shipped.task, shipped.step, shipped.seed) == (stored.task, stored.step, 0)
+    assert shipped.split == stored.split
     for name, value in stored.model.state_dict().items():
         assert torch.equal(value, shipped.model.state_dict()[name]), name
 

@@ -79,6 +79,16 @@ def test_a_branch_that_was_stopped_goes_on_from_everywhere(cli: Cli, parent: Pat
         shutil.rmtree(again.run_dir)
 
 
+def test_a_checkpoint_that_has_moved_is_named(cli: Cli, parent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = checkpoints(parent)[1]
+    begun = parent.with_name("seed_3_branch_what_if+last")
+    begun.mkdir()
+    Branch("what_if+last", "seed_3", 10).write(begun)
+    args = ("sweep", "--config", "what_if.yaml", "--output_dir", "out", "--parents", last, "--steps", "5")
+    moved = ("last.ckpt has moved from step 10 to step 20 since", "seed_3_branch_what_if+last left it", "step_*.ckpt")
+    assert_refused(cli, capsys, args, "parents: ", *moved)
+
+
 @pytest.mark.slow
 def test_a_sweep_of_branches_by_its_command(cli: Cli, parent: Path, capfd: pytest.CaptureFixture[str]) -> None:
     args = ("sweep", "--config", "what_if.yaml", "--steps", "5", "--output_dir", "out", "--jobs", "1", *CLAMPS)
