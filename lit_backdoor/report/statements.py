@@ -2,7 +2,7 @@
 verdict. `inconclusive` is the default: only an interval can make it `agrees` or `differs`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -12,6 +12,7 @@ from lit_backdoor.report.measures import by_state
 from lit_backdoor.report.paths import capture_statement, paths_statement
 from lit_backdoor.report.published import n_with_one_costly_head, paper_table
 from lit_backdoor.report.ranks import rank_set_name
+from lit_backdoor.report.runs import Run
 from lit_backdoor.report.seed_statistics import (
     Verdict,
     difference_of_means,
@@ -43,7 +44,7 @@ def statements(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[Stateme
         study: whose runs it is about.
         frames: the tables of the report by name.
     """
-    said, seeds = [], frames["seeds"]
+    seeds, said = frames["seeds"], [_trained_on(*lengths) for lengths in study.lengths]
     if mod_1 := [run.name for run in study.compared if run.p1 == 1]:
         sets = frames["table2"][frames["table2"]["run"].isin(mod_1)]
         said += compare(by_ranks(sets), judged=not study.differs_from_paper)
@@ -82,6 +83,21 @@ def logit(accuracy: float) -> float:
     edge = declared().closest_to_0_and_1
     inside = min(max(accuracy, edge), 1 - edge)
     return math.log(inside / (1 - inside))
+
+
+def _trained_on(longest: Sequence[Run], others: Sequence[Run]) -> Statement:
+    """Of runs in one folder that were asked for different numbers of steps: whether those that went on are a choice."""
+    end, name = max(run.max_steps or 0 for run in others), longest[0].group
+    fitted = [sum((run.emergence.get("fitted_step") or math.inf) <= end for run in runs) for runs in (longest, others)]
+    headline = (
+        f"{count(len(longest), len(longest) + len(others))} in this folder; the others were asked for {end:,} steps at "
+        f"most. By then {fitted[0]} of these {len(longest)} had fitted, and {fitted[1]} of the other {len(others)}."
+    )
+    text = (
+        "If runs were stopped or trained on by whether they had fitted, as `reproduce` does, all that is said of "
+        f"{name}, verdicts too, is about runs that fit by then, not about all seeds. The others are reported apart."
+    )
+    return Statement(f"{heading(name)}: which runs these are", headline, text)
 
 
 def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statement:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from itertools import combinations
+from itertools import chain, combinations
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ class Study:
             if not model or max(run.step for run in group) > max(run.step for run in model):
                 model[:] = group
         return [run for model in by_model.values() for run in model]
+
+    @property
+    def lengths(self) -> list[tuple[list[Run], list[Run]]]:
+        """Of every model with runs of several lengths in one folder: those asked for most steps, and the others."""
+        by_place: dict[tuple[int | None, Path], dict[float, list[Run]]] = {}
+        for run in self.runs:
+            steps = inf if run.max_steps is None else run.max_steps
+            by_place.setdefault((run.p1, _folder(run)), {}).setdefault(steps, []).append(run)
+        several = [by_steps for by_steps in by_place.values() if len(by_steps) > 1]
+        return [(by_steps.pop(max(by_steps)), [*chain(*by_steps.values())]) for by_steps in several]
 
     @property
     def differs_from_paper(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Which runs stand beside each other: splits, controls, branches, and runs of other people's tasks."""
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -54,6 +55,9 @@ def test_runs_of_several_folders_or_lengths_are_several_series(cli: Cli, runs_di
         run = copy(runs_dir, name, split_seed=int("split_seed=1" in name), seed_everything=5 * int("seed_5" in name))
         config = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(config.replace("max_steps: 60", f"max_steps: {steps}"))
+        verdict = json.loads((run / "emergence.json").read_text())  # only the longer ones have fitted
+        state = {"state": "fitted", "fitted_step": 70} if steps == 90 else {"state": "not fitted", "fitted_step": None}
+        (run / "emergence.json").write_text(json.dumps(verdict | state | {"generalised_step": None}))
         metrics = (run / "metrics.csv").read_text()  # so that it is no copy, and the longest
         (run / "metrics.csv").write_text(metrics + f"{steps}{metrics.splitlines()[-1].removeprefix('60')}\n")
     study = arrange(read_runs([runs_dir]))
@@ -72,6 +76,12 @@ def test_runs_of_several_folders_or_lengths_are_several_series(cli: Cli, runs_di
     assert cli("report", runs_dir, "--output_dir", "out") == 0
     text = Path("out/report.md").read_text()
     assert f"### M{old[1:]}" in text and f"M{longer[1:]}: where the backdoor sits" in text
+    (said,) = re.findall(r"\*([^*]*): which runs these are\.\* \*\*(.*)\*\*", text)
+    assert said == (
+        f"M{longer[1:]}",
+        "2 of 3 runs in this folder; the others were asked for 70 steps at most. "
+        "By then 2 of these 2 had fitted, and 0 of the other 1.",
+    )
     patched = [
         row for row in read_rows(Path("out/comparison.csv")) if row["quantity"].startswith("backdoor accuracy, p")
     ]
