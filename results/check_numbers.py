@@ -108,13 +108,23 @@ def options_of(run_dir: Path) -> tuple[str, str, str]:
     return moduli[1].split()[-1], seed[1], split[1]
 
 
+def folders_of(runs_dir: Path) -> dict[tuple[str, str, str], Path]:
+    """Every run's folder, by P1, seed and split; two runs that share them could not be told apart."""
+    folders: dict[tuple[str, str, str], Path] = {}
+    for path in sorted(runs_dir.glob("**/hparams.yaml")):
+        known = folders.setdefault(options_of(path.parent), path.parent)
+        if known != path.parent:
+            sys.exit(f"{known} and {path.parent} are of the same P1, seed and split: {options_of(path.parent)}")
+    return folders
+
+
 def main() -> int:
     """Compare every run that has a backdoor of one modulus."""
     with (HERE / "report" / "seeds.csv").open() as file:
         runs = {row["run"]: row for row in csv.DictReader(file) if row["p1"].isdigit()}
     with (HERE / "report" / "heads.csv").open() as file:
         reported = {row["run"]: runs[row["run"]] | row for row in csv.DictReader(file) if row["rank"] == "1"}
-    folders = {options_of(path.parent): path.parent for path in (HERE / "runs").glob("**/hparams.yaml")}
+    folders = folders_of(HERE / "runs")
     wrong = 0
     for name, row in reported.items():
         run_dir = folders[row["p1"], row["seed"], row["split"]]

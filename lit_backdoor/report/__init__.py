@@ -169,7 +169,7 @@ def _page_values(
         "tables": tables,
         "paths_by_rank": paths_by_rank,
         "controls": _short_table(study.controls),
-        "branches": _short_table(pair for branch in study.branches for pair in branch_lines(*branch)),
+        "branches": _short_table(pair for branch in study.branches for pair in branch_lines(branch)),
         "spikes": measures.spikes_over_seeds(frames["spikes"]) if "spikes" in frames else None,
         "pictures": lambda *prefixes: pictures([name for name in names if name.startswith(prefixes)]),
         "bug": _bug_in_short(frames["foreign_embeddings"]) if "foreign_embeddings" in frames else None,

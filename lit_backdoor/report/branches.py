@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import nan, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -28,18 +28,32 @@ COLUMNS = (
 BACKDOOR, BENIGN = "val/backdoor_accuracy", "val/benign_accuracy"
 
 
-def branch_rows(branches: Sequence[tuple[Run, Run | None]]) -> pd.DataFrame:
+class ComparedBranch(NamedTuple):
+    """A branch beside its control.
+
+    Attributes:
+        run: the branch.
+        control: what it is compared with; None if that is not among the runs.
+        distances: of their weights by step, see `weight_distances`; empty without a control.
+    """
+
+    run: Run
+    control: Run | None
+    distances: Mapping[int, float]
+
+
+def branch_rows(branches: Sequence[ComparedBranch]) -> pd.DataFrame:
     """branches.csv: one row per branch. What was not measured is blank.
 
-    `return_steps` counts optimizer steps from where the clamp begins until the clamped model has the backdoor at 99%
-    again; 0: it never left; blank: not while the clamp held, `held_steps` long as far as measured. `costliest_head` is
-    the head, of those that are not clamped, that costs the clamped model most at the last probe of that time.
-    `benign_lost` is the control's validation accuracy of the benign rule minus the branch's, at the last step that both
-    validated. `weight_distance` is the norm of the difference of all weights over the norm of the control's, at the
-    last step that both kept.
+    `return_steps` counts optimizer steps from where the clamp has its full share until the clamped model, having fallen
+    below 99% of the backdoor, is at 99% again; 0: it never fell from there on; blank: not back while the clamp held,
+    `held_steps` long as far as measured. `costliest_head` is the head, of those that are not clamped, that costs the
+    clamped model most at the last probe of that time. `benign_lost` is the control's validation accuracy of the benign
+    rule minus the branch's, at the last step that both validated. `weight_distance` is the norm of the difference of
+    all weights over the norm of the control's, at the last step after the branch that both kept.
     """
     rows = []
-    for run, control in branches:
+    for run, control, distances in branches:
         clamp = clamp_of(run)
         row: dict[str, Any] = {"branch": run.path.name, "run": run.name, "control": control and control.path.name}
         row |= {"from_step": run.branched_at, "to_step": run.step}
@@ -48,9 +62,9 @@ def branch_rows(branches: Sequence[tuple[Run, Run | None]]) -> pd.DataFrame:
             row |= _time_to_return(run, clamp) | _relocation(run, clamp)
         if control is not None:
             row |= _benign_lost(run, control)
-            if distances := weight_distances(run, control):
-                step = max(distances)
-                row |= {"weight_distance": distances[step], "weight_distance_step": step}
+        if distances:
+            step = max(distances)
+            row |= {"weight_distance": distances[step], "weight_distance_step": step}
         rows.append(row)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     return frame.astype({name: "Int64" for name in COLUMNS if name.endswith(("_step", "_steps"))})
@@ -66,18 +80,31 @@ def clamp_of(run: Run) -> HeadClamp | None:
 
 
 def weight_distances(run: Run, control: Run) -> dict[int, float]:
-    """By step: the norm of the difference of all weights over the norm of the control's, where both kept weights."""
+    """By step after the branch at which both kept weights: norm of their difference over the norm of the control's.
+
+    Raises:
+        ValueError: in one line, if a file holds no weights, or two hold those of different models.
+    """
     ours, theirs = kept_weights(run.path), kept_weights(control.path)
     start = run.branched_at or 0
     distances = {}
-    for step in sorted(step for step in ours.keys() & theirs.keys() if step >= start):
-        weights, others = read_tensors(ours[step]), read_tensors(theirs[step])
+    for step in sorted(step for step in ours.keys() & theirs.keys() if step > start):
+        weights, others = _kept(ours[step]), _kept(theirs[step])
         gone = torch.zeros(())  # what is all zero is not in a file
         names = weights.keys() | others.keys()
+        if any(weights[name].shape != others[name].shape for name in weights.keys() & others.keys()):
+            raise ValueError(f"run_dirs: {ours[step]} and {theirs[step]} are not of one model: their shapes differ")
         between = [_square(weights.get(name, gone) - others.get(name, gone)) for name in names]
         size = sum(map(_square, others.values()))
         distances[step] = sqrt(sum(between) / size) if size else nan
     return distances
+
+
+def _kept(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_tensors(path)
+    except ValueError as error:  # which names the option of another command
+        raise ValueError(f"run_dirs: {str(error).removeprefix('weights: ')}") from None
 
 
 def _square(tensor: Tensor) -> float:
@@ -96,19 +123,19 @@ def clamped_accuracy(run: Run, clamp: HeadClamp) -> dict[int, float]:
     return {step: value for step, value in curve.items() if step >= (run.branched_at or 0) and clamp.acts(step)}
 
 
-def branches_figure(branches: Sequence[tuple[Run, Run | None]]) -> Figure:
+def branches_figure(branches: Sequence[ComparedBranch]) -> Figure:
     """A row per checkpoint with the branches from it, a colour each, and their control, dotted.
 
     Left the backdoor, as the clamped model has it; then the benign rule on validation examples; right the weights.
     """
-    rows: dict[Path | None, list[tuple[Run, Run | None]]] = {}
-    for run, control in branches:
-        rows.setdefault(run.parent, []).append((run, control))
+    rows: dict[Path | None, list[ComparedBranch]] = {}
+    for branch in branches:
+        rows.setdefault(branch.run.parent, []).append(branch)
     figure = Figure(figsize=(11, 0.7 + 2.1 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 3, squeeze=False, sharex="row")
     for (backdoor, benign, weights), (parent, of_row) in zip(axes, rows.items(), strict=True):
         index = 0
-        for run, control in of_row:
+        for run, control, distances in of_row:
             clamp, start, colour, name = clamp_of(run), run.branched_at or 0, "0.4", "no clamp"
             if clamp is not None:
                 colour, name = head_colour(index), f"{head_set_name(clamp.heads)} {clamp.mode}"
@@ -116,7 +143,7 @@ def branches_figure(branches: Sequence[tuple[Run, Run | None]]) -> Figure:
             _draw(backdoor, clamped_accuracy(run, clamp) if clamp else _curve(run, BACKDOOR), start, colour)
             _draw(benign, _curve(run, BENIGN), start, colour)
             if control is not None:
-                _draw(weights, weight_distances(run, control), start, colour, marker=".")
+                _draw(weights, distances, start, colour, marker=".")
                 for axis, column in ((backdoor, BACKDOOR), (benign, BENIGN)):
                     beside = {step: value for step, value in _curve(control, column).items() if step <= run.step}
                     _draw(axis, beside, start, "0.4", ":")
@@ -126,7 +153,7 @@ def branches_figure(branches: Sequence[tuple[Run, Run | None]]) -> Figure:
         for axis in (backdoor, benign, weights):
             axis.spines[["top", "right"]].set_visible(False)
         weights.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        backdoor.set_ylabel(f"{of_row[0][0].name}\nfrom {parent.stem if parent else ''}", fontsize=8)
+        backdoor.set_ylabel(f"{of_row[0].run.name}\nfrom {parent.stem if parent else ''}", fontsize=8)
     for axis, title in zip(axes[0], ("backdoor, clamped", "benign rule", "distance of the weights"), strict=True):
         axis.set_title(title, fontsize=10)
     for axis in axes[-1]:
@@ -141,12 +168,13 @@ def _draw(axis: Any, curve: Mapping[int, float], start: int, colour: str, line: 
 
 
 def _time_to_return(run: Run, clamp: HeadClamp) -> dict[str, Any]:
-    curve = clamped_accuracy(run, clamp)
+    start = max(run.branched_at or 0, clamp.from_step + clamp.ramp_steps)
+    curve = {step: value for step, value in clamped_accuracy(run, clamp).items() if step >= start}
     if not curve:
         return {}
-    start = max(run.branched_at or 0, clamp.from_step)
-    back = [step - start for step, value in curve.items() if value >= RETURNED]
-    return {"return_steps": min(back, default=None), "held_steps": max(curve) - start}
+    fallen = min((step for step, value in curve.items() if value < RETURNED), default=None)
+    back = [step - start for step, value in curve.items() if value >= RETURNED and step > (fallen or 0)]
+    return {"return_steps": 0 if fallen is None else min(back, default=None), "held_steps": max(curve) - start}
 
 
 def _relocation(run: Run, clamp: HeadClamp) -> dict[str, Any]:

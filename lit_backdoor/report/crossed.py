@@ -28,15 +28,20 @@ def crossed_groups(seeds: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def fitted_rows(seeds: pd.DataFrame) -> pd.DataFrame:
-    """fitted.csv: of each crossed group, how many runs had fitted by the declared steps, and are fitted at the end."""
+    """fitted.csv: of each crossed group, how many runs had fitted by the declared steps, and are fitted at the end.
+
+    A step counts the runs that have done so many steps, whether they had fitted or not; one that none has done is left
+    out.
+    """
     rows: list[dict[str, Any]] = []
     for name, runs in crossed_groups(seeds):
         for step in (*declared().fitted_by, END):
-            there = runs["fitted_step"].le(step).fillna(False) if step != END else runs["state"].isin(FITTED)
-            known = there | runs["step"].ge(step if step != END else 0)
-            share = wilson(int(there.sum()), int(known.sum()))
-            row = {"group": name, "by": step, "n_runs": int(known.sum()), "fitted": int(there.sum())}
-            rows.append(row | {"rate": share.value, "wilson95_low": share.low, "wilson95_high": share.high})
+            known = runs if step == END else runs[runs["step"] >= step]
+            there = known["state"].isin(FITTED) if step == END else known["fitted_step"].le(step).fillna(False)
+            if len(known):
+                share = wilson(int(there.sum()), len(known))
+                row = {"group": name, "by": step, "n_runs": len(known), "fitted": int(there.sum())}
+                rows.append(row | {"rate": share.value, "wilson95_low": share.low, "wilson95_high": share.high})
     return pd.DataFrame(rows)
 
 

@@ -104,8 +104,9 @@ def paths_figure(name: str, paths: pd.DataFrame) -> Figure:
 
 
 def paths_statement(name: str, paths: pd.DataFrame) -> Statement:
-    """Which ways of the trigger the backdoor takes."""
-    limit, whole = declared().path, paths[paths["rank"] == ALL_HEADS]
+    """Which ways of the trigger the backdoor takes, in the runs that have one: without it, a cost is undefined."""
+    limit, whole = declared().path, paths[paths["rank"] == ALL_HEADS].dropna(subset="cost")
+    without = paths["run"].nunique() - whole["run"].nunique()
     needed = whole.assign(holds=whole["cost"] >= limit).pivot(index="run", columns="edges", values="holds")
     ways = [way for way in WAYS if way in needed]
     by_run = Counter("+".join(way for way in ways if row[way]) or "none" for _, row in needed.iterrows())
@@ -122,6 +123,10 @@ def paths_statement(name: str, paths: pd.DataFrame) -> Statement:
         f"same edges, triggered, bring at least {limit:.0%} into the benign run: {', '.join(brings)}. Edges are not "
         "additive."
     )
+    if not len(whole):
+        headline, text = "No run has the backdoor, so nothing carries it.", ""
+    elif without:
+        text += f" Not counted, as they do not have the backdoor: {plural(without)}."
     return Statement(f"{heading(name)}: by which path", headline, text)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lit_backdoor.report.branches import ComparedBranch, weight_distances
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import groups
 from lit_backdoor.report.published import paper_steps
@@ -38,14 +39,14 @@ class Study:
             there are several. All statements are about them, group by group.
         controls: of our task, but different in another option, untrained, or with a trigger that switches nothing:
             each run with what is different.
-        branches: that began from another run's checkpoint, each with its control: an unclamped branch from the same
-            checkpoint, else the run it branched off, if that is among `runs`.
+        branches: that began from another run's checkpoint, each with its control: a branch that is like it but for
+            the clamp, else the run it branched off, if that is among `runs`.
         others: of other tasks, or with several triggers.
     """
 
     runs: Sequence[Run]
     controls: Sequence[tuple[Run, str]]
-    branches: Sequence[tuple[Run, Run | None]]
+    branches: Sequence[ComparedBranch]
     others: Sequence[Run]
 
     @property
@@ -72,7 +73,8 @@ def arrange(runs: Sequence[Run]) -> Study:
     """Tell the runs apart. The main ones have the options that most runs share.
 
     Raises:
-        ValueError: two of the main runs are of the same series, P1, seed and split, or one is a copy of the other.
+        ValueError: two of the main runs are of the same series, P1, seed and split, or one is a copy of the other; or
+            weights that a branch or its control kept can't be compared.
     """
     ours = [run for run in runs if run.task is not None and run.parent is None]
     counts = Counter(repr(_options(run)) for run in ours if not _switches_nothing(run))
@@ -84,7 +86,8 @@ def arrange(runs: Sequence[Run]) -> Study:
             raise ValueError(f"run_dirs: {run.path} and {other.path} are both {run.name}; give one of them")
     controls = [(run, _difference(run, main)) for run in ours if run not in found]
     branched = [run for run in runs if run.task is not None and run.parent is not None]
-    branches = [(run, _control(run, main, branched)) for run in branched]
+    controlled = [(run, _control(run, main, branched)) for run in branched]
+    branches = [ComparedBranch(run, other, weight_distances(run, other) if other else {}) for run, other in controlled]
     return Study(main, controls, branches, [run for run in runs if run.task is None])
 
 
@@ -112,11 +115,12 @@ def _folder(run: Run) -> Path:
     return folder.with_name(folder.name.partition("+")[0] or folder.name)
 
 
-def branch_lines(branch: Run, control: Run | None) -> list[tuple[Run, str]]:
+def branch_lines(branch: ComparedBranch) -> list[tuple[Run, str]]:
     """A branch and its control, each with what it is."""
-    assert branch.parent is not None
+    run, control, _ = branch
+    assert run.parent is not None
     where = "its control is below" if control is not None else "its control is not among these runs"
-    line = (branch, f"{branch.path.name}: a branch from {branch.parent.stem}; {where}")
+    line = (run, f"{run.path.name}: a branch from {run.parent.stem}; {where}")
     return [line] if control is None else [line, (control, f"{control.path.name}: the control")]
 
 
@@ -132,6 +136,11 @@ def _options(run: Run) -> dict[str, Any]:
     assert run.task is not None
     options = {name: run.options[name] for name in sorted(run.options) if name not in FREE_OPTIONS}
     return {"P0": run.task.n_numbers, **{name: value for name, value in options.items() if value}}
+
+
+def _but_clamp(run: Run) -> tuple[Any, ...]:
+    """What a branch and its control must share."""
+    return run.branched_at, run.name, {name: value for name, value in _options(run).items() if name != "clamp"}
 
 
 def _switches_nothing(run: Run) -> bool:
@@ -151,12 +160,14 @@ def _difference(run: Run, main: Sequence[Run]) -> str:
 
 
 def _control(branch: Run, main: Sequence[Run], branches: Sequence[Run]) -> Run | None:
-    """What a branch is compared with: the branch without a clamp from the same checkpoint, if there is one; else the
-    run that it began from, by the place of the checkpoint, or if that has moved, by what it is."""
+    """What a branch is compared with: the branch from the same step of the same checkpoint that is like it but for the
+    clamp, if there is one; else the run that it began from, by the place of the checkpoint, or if that has moved, by
+    what it is."""
     assert branch.parent is not None
     for other in branches:
         at_one_place = other.parent is not None and other.parent.resolve() == branch.parent.resolve()
-        if at_one_place and branch.config.get("clamp") and not other.config.get("clamp"):
+        alike = at_one_place and _but_clamp(other) == _but_clamp(branch)
+        if alike and branch.config.get("clamp") and not other.config.get("clamp"):
             return other
     place = branch.parent.resolve().parent.parent
     by_place = [run for run in main if run.path.resolve() == place]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -10,13 +11,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from lit_backdoor.report.branches import branch_rows, clamp_of, clamped_accuracy
+from lit_backdoor.report.branches import ComparedBranch, branch_rows, clamp_of, clamped_accuracy, weight_distances
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.study import Study, arrange
 from lit_backdoor.runs.verdict import read_verdict
+from lit_backdoor.runs.weights import kept_weights, read_tensors
 from tests.helpers import QUIET, ROOT
 from tests.helpers.configs import save_config
+from tests.helpers.refusals import assert_refused
 from tests.helpers.runs import Cli, read_rows, train_run
 from tests.report.conftest import small_config
 
@@ -86,7 +90,14 @@ def test_a_branch_beside_the_run_that_it_left(parent: Path) -> None:
 
 @pytest.mark.parametrize(
     "accuracies, expected",
-    [([1, 1, 1], 0), ([0.5, 0.98, 0.99], 4), ([0.5, 1, 0.5], 2), ([0.5, 0.6, 0.7], None)],
+    [
+        ([1, 1, 1], 0),
+        ([0.5, 0.98, 0.99], 4),
+        ([0.5, 1, 0.5], 2),
+        ([0.5, 0.6, 0.7], None),
+        ([1, 0.5, 1], 4),
+        ([1, 1, 0.5], None),
+    ],
 )
 def test_the_backdoor_is_back_at_the_first_step_that_has_it(
     parent: Path, accuracies: list[float], expected: int | None
@@ -94,9 +105,49 @@ def test_the_backdoor_is_back_at_the_first_step_that_has_it(
     (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
     steps = [STEP - 2, STEP, STEP + 2, STEP + 4, 80]  # before and after the clamp it was there all the while
     metrics = pd.DataFrame({"step": steps, "val/backdoor_accuracy": [1.0, *accuracies, 1.0]})
-    row = branch_rows([(replace(run, tables={**run.tables, "metrics": metrics}), None)]).iloc[0]
+    row = branch_rows([ComparedBranch(replace(run, tables={**run.tables, "metrics": metrics}), None, {})]).iloc[0]
     assert (None if pd.isna(row["return_steps"]) else row["return_steps"]) == expected
     assert row["held_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    "accuracies, expected, held",
+    [([1, 1, 0.5, 0.5, 1], 4, 4), ([1, 0.5, 1, 1, 1], 0, 4), ([1, 1, 1, 0.5, 0.5], None, 4), ([1, 1], None, None)],
+)
+def test_under_a_ramp_the_clock_starts_where_the_clamp_is_whole(
+    parent: Path, accuracies: list[float], expected: int | None, held: int | None
+) -> None:
+    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
+    options = run.config["clamp"] | {"from_step": STEP, "ramp_steps": 4}
+    steps = range(STEP, STEP + 2 * len(accuracies), 2)
+    metrics = pd.DataFrame({"step": steps, "val/backdoor_accuracy": accuracies})
+    ramped = replace(run, config={**run.config, "clamp": options}, tables={**run.tables, "metrics": metrics})
+    row = branch_rows([ComparedBranch(ramped, None, {})]).iloc[0]
+    returned, lasted = (None if pd.isna(row[name]) else row[name] for name in ("return_steps", "held_steps"))
+    assert (returned, lasted) == (expected, held)
+
+
+def test_where_both_are_the_same_weights_there_is_no_distance(parent: Path) -> None:
+    control, branch = read_runs([parent, parent.with_name("seed_0_branch_clamped")])
+    assert STEP in kept_weights(branch.path) and STEP in kept_weights(control.path)
+    distances = weight_distances(branch, control)
+    assert min(distances) > STEP and min(distances.values()) > 0
+
+
+@pytest.mark.parametrize(
+    "spoilt, said", [("junk", "holds no weights"), ("another model", "are not of one model: their shapes differ")]
+)
+def test_weights_that_can_t_be_compared_are_refused(
+    cli: Cli, capsys: pytest.CaptureFixture[str], parent: Path, tmp_path: Path, spoilt: str, said: str
+) -> None:
+    branch = Path(shutil.copytree(parent.with_name("seed_0_branch_clamped"), tmp_path / "branch"))
+    weights = kept_weights(branch)[70]
+    tensors = {name: value[..., :1].contiguous() for name, value in read_tensors(weights).items()}
+    if spoilt == "junk":
+        weights.write_bytes(b"junk")
+    else:
+        save_file(tensors, weights, metadata={"description": "{}"})
+    assert_refused(cli, capsys, ("report", branch, parent, "--output_dir", "out"), "run_dirs:", weights.name, said)
 
 
 def test_the_script_of_the_docs_finds_the_parents_and_draws(parent: Path, tmp_path: Path) -> None:
@@ -119,9 +170,12 @@ def test_what_was_not_measured_is_blank(parent: Path) -> None:
 def test_an_unclamped_branch_of_the_same_checkpoint_is_the_control(cli: Cli, parent: Path) -> None:
     start = parent / "checkpoints" / f"step_{STEP:06d}.ckpt"
     assert cli("fit", "--ckpt_path", start, "--branch", "same", *QUIET) == 0
-    study = arrange(read_runs([parent.parent]))
-    rows = by_name(study)
+    runs = read_runs([parent.parent])
+    rows = by_name(arrange(runs))
     assert rows.loc["seed_0_branch_clamped", "control"] == "seed_0_branch_same"
+    for changes in ({"branched_at": 30}, {"options": {**runs[0].options, "lr": 0.1}}, {"seed": 1}):  # no control then
+        others = [replace(run, **changes) if run.path.name == "seed_0_branch_same" else run for run in runs]
+        assert by_name(arrange(others)).loc["seed_0_branch_clamped", "control"] == "seed_0", changes
     assert rows.loc["seed_0_branch_same", "control"] == "seed_0"
     assert rows.loc["seed_0_branch_same", ["weight_distance", "benign_lost"]].tolist() == [0, 0]
     assert cli("report", parent.parent, "--output_dir", "out") == 0
@@ -148,4 +202,4 @@ def test_the_clamped_accuracy_may_come_from_the_patching_monitor(parent: Path) -
 def test_a_clamp_that_can_t_be_read_is_none(parent: Path, clamp: object) -> None:
     (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
     object.__setattr__(run, "config", {"clamp": clamp, "monitors": 1, "trainer": {"callbacks": [1, None]}})
-    assert clamp_of(run) is None and len(branch_rows([(run, None)])) == 1
+    assert clamp_of(run) is None and len(branch_rows([ComparedBranch(run, None, {})])) == 1

@@ -80,7 +80,10 @@ def test_how_many_had_fitted_by_when() -> None:
     assert rows["fitted"].to_dict() == {400: 3, 600: 4, "end": 3} and set(rows["n_runs"]) == {6}
     assert rows.loc[600, "wilson95_low"] == wilson(4, 6).low
     short = fitted_rows(seeds_table(grid, step=450)).set_index("by")
-    assert short["n_runs"].to_dict() == {400: 6, 600: 3, "end": 6}  # only the fitted ones are known at step 600
+    assert short["n_runs"].to_dict() == {400: 6, "end": 6}  # what would have been at step 600 is not known of any
+    table.loc[[1, 5], ["step", "steps_asked_for"]] = 450  # one that fitted, and one that did not
+    mixed = fitted_rows(table).set_index("by")
+    assert mixed["n_runs"].to_dict() == {400: 6, 600: 4, "end": 6} and mixed.loc[600, "fitted"] == 3
 
 
 def test_only_whole_grids_of_finished_runs_are_crossed() -> None:

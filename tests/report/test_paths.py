@@ -1,5 +1,6 @@
 """Paths over runs: the rows against path patching itself, and the words against hand-made numbers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_the_query_carries_the_path_from_the_declared_cost_on() -> None:
     assert "Q in 1" in said.text and "Q+V in 1" in said.text and "none in 1" in said.text and "50%" in said.text
     in_front = paths_statement("mod 1", path_table([{"K": 0.9, "V": 0.0, "D": 0.0}]))  # a trigger in front: no query
     assert in_front.headline.startswith("The query carries the path in 0 of 1")
+
+
+def test_a_run_without_the_backdoor_counts_neither_way() -> None:
+    there, gone = {"Q": 0.9, "K": 0.0}, {"Q": math.nan, "K": math.nan}
+    said = paths_statement("mod 1", path_table([there, gone, gone]).fillna({"left": 0.3}))
+    assert said.headline == "The query carries the path in 1 of 1 run, alone in 1."
+    assert "none in" not in said.text and "Not counted, as they do not have the backdoor: 2 runs." in said.text
+    assert "query 10.0%," in said.text  # what is left of no backdoor is not in the span
+    assert "Not counted" not in paths_statement("mod 1", path_table([there])).text
+    assert paths_statement("mod 1", path_table([gone])).headline == "No run has the backdoor, so nothing carries it."
 
 
 def test_attention_before_cost() -> None:

@@ -1,8 +1,11 @@
 """The committed results can be read, and say what their runs say."""
 
 import re
+import runpy
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from lit_backdoor.report import measures
 from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.runs import Run
 from lit_backdoor.report.statements import by_ranks, compare
-from lit_backdoor.runs.file_names import HEAD_PATCHING, SHIPPED_WEIGHTS
+from lit_backdoor.runs.file_names import HEAD_PATCHING, HPARAMS, SHIPPED_WEIGHTS
 from tests.helpers import ROOT
 from tests.helpers.runs import read_rows
 
@@ -66,6 +69,16 @@ def test_weights_that_ship_are_not_kept_twice() -> None:
     shipped = {path.read_bytes() for path in FOLDER.glob("*.safetensors")}
     again = [path for path in RESULTS.rglob("*.safetensors") if path.read_bytes() in shipped]
     assert again == []
+
+
+def test_two_runs_that_the_script_could_not_tell_apart_stop_it(tmp_path: Path) -> None:
+    folders_of = runpy.run_path(str(RESULTS / "check_numbers.py"))["folders_of"]
+    assert len(folders_of(RESULTS / "runs")) == 14
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        shutil.copy(RESULTS / "runs" / "mod1" / "seed_3" / HPARAMS, tmp_path / name)
+    with pytest.raises(SystemExit, match=r"new and .*old are of the same P1, seed and split: \('1', '3', '0'\)"):
+        folders_of(tmp_path)
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_a_branch_stands_beside_its_control(cli: Cli, made: Path, tmp_path: Path
     longer = save_config(config, tmp_path / "longer.yaml")
     branch = train_run(runs / "branches" / "clamped", f"--ckpt_path={checkpoint}", config=longer)
     study = arrange(read_runs([runs]))
-    ((run, parent),) = study.branches
+    ((run, parent, _),) = study.branches
     assert (run.path.name, run.step) == (branch.name, 80) and parent is not None and parent.path.name == "seed_0"
     assert len(study.runs) == 4
     assert cli("report", runs, "--output_dir", "out") == 0

@@ -29,15 +29,15 @@ def folders(runs: list[PlannedRun]) -> list[str]:
 def test_everything_from_one_command_and_nothing_twice(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli(*SMOKE) == 0, capfd.readouterr().err
     said = capfd.readouterr().out
-    assert "mod1: 2 runs, 600 steps to go" in said and "in all " in said
-    assert "2 of 2 runs have fitted by step 200" in said and "4 of 4 runs are done" in said
+    assert "mod1: 1 run, 300 steps to go" in said and "in all " in said
+    assert "1 of 1 runs have fitted by step 200" in said and "4 of 4 runs are done" in said
     rows = read_rows(Path("out/report/table2.csv"))
-    assert {(row["p1"], row["seed"]) for row in rows} >= {("1", "10"), ("1", "11"), ("7", "10")}
+    assert {(row["p1"], row["seed"]) for row in rows} >= {("1", "10"), ("7", "10")}
     assert "mod 7" in Path("out/report/index.html").read_text()
     assert len(read_rows(Path("out/census_report/seeds.csv"))) == 4
     runs = times(Path("out/runs")) | times(Path("out/census"))
     assert cli(*SMOKE) == 0
-    assert "mod1: 2 runs, 0 steps to go" in capfd.readouterr().out
+    assert "mod1: 1 run, 0 steps to go" in capfd.readouterr().out
     assert times(Path("out/runs")) | times(Path("out/census")) == runs
 
 
