@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 DOCUMENT = "tables.md"
 FIGURES = "figures"
+REMOVAL_FIGURE = "removal"
+"""It is written last of all."""
 
 
 def write_analysis(analysis: Analysis, output_dir: Path, origin: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -50,11 +52,12 @@ def write_analysis(analysis: Analysis, output_dir: Path, origin: Mapping[str, An
     replace_file(output_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
-def was_written(output_dir: Path, step: int | None, options: Mapping[str, Any]) -> bool:
-    """Whether :func:`write_analysis` has been there, with the same options and a model of the same step."""
+def was_stopped(output_dir: Path, step: int | None, options: Mapping[str, Any]) -> bool:
+    """Whether an analysis with the same options and a model of the same step was written, and its removals were not."""
     try:
         summary = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
-        return bool((summary["step"], summary["options"]) == (step, dict(options)))
+        same = (summary["step"], summary["options"]) == (step, dict(options))
+        return same and not (output_dir / FIGURES / f"{REMOVAL_FIGURE}.svg").exists()
     except (OSError, ValueError, TypeError, KeyError):
         return False
 
@@ -65,7 +68,7 @@ def write_removals(analysis: Analysis, output_dir: Path) -> None:
 
     replace_file(output_dir / DOCUMENT, analysis_markdown(analysis))
     floors = {name: analysis.probes[name].chance for name in analysis.removal}
-    save_figure(removal_figure(analysis.removal, floors), output_dir / FIGURES / "removal")
+    save_figure(removal_figure(analysis.removal, floors), output_dir / FIGURES / REMOVAL_FIGURE)
 
 
 def tables(analysis: Analysis) -> dict[str, list[dict[str, Value]]]:

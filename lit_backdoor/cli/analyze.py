@@ -11,7 +11,7 @@ from typing import Any, get_args
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from lit_backdoor.analysis.files import was_written, write_analysis, write_removals
+from lit_backdoor.analysis.files import was_stopped, write_analysis, write_removals
 from lit_backdoor.analysis.measure import Analysis, analyze
 from lit_backdoor.analysis.probed_task import ProbedTask, probed_addition
 from lit_backdoor.analysis.removal import (
@@ -88,13 +88,15 @@ def run(options: Namespace) -> int:
         sources = [name for name in SOURCES if options[name] is not None]
         if len(sources) != 1:
             raise ValueError(f"{', '.join(SOURCES)}: give one of the three")
+        require_writable(output_dir)
         stored = _open(sources[0], options)
         task = _task(f"{sources[0]} {options[sources[0]]}", stored, options)
         removals, examples = _removals(options, stored, task)
         export_dir = _export_dir(options, stored, removals, examples)
         deciding = {name: value for name, value in options.as_dict().items() if name not in DECIDE_NOTHING}
-        goes_on = bool(removals) and was_written(output_dir, stored.step, deciding)
-        require_writable(output_dir) if goes_on else require_new_or_empty(output_dir)
+        goes_on = bool(removals) and was_stopped(output_dir, stored.step, deciding)
+        if not goes_on:
+            require_new_or_empty(output_dir)
     analysis = analyze(stored.model, task, stored.step)
     with checking_options():  # the folders are looked at again
         if not goes_on:

@@ -107,11 +107,15 @@ def test_a_removal_that_was_stopped_goes_on(
     )
     for other in (("--removal", "reset:trigger"), ("--pretrained", "mod1")):
         assert_refused(cli, capsys, (*args, *other), "output_dir: out exists and is not empty")
+    table = Path("out/removal.csv")
+    kept = table.read_text()
+    table.write_text("step,probe\n7,backdoor\n")
+    assert_refused(cli, capsys, args, "output_dir: out/removal.csv is damaged")
+    table.write_text(kept)
     assert cli(*args) == 0
     assert measured == ["reset:trigger", "donor:L0H2", "donor:L0H2", "donor:L0H0"]
     assert contents(Path("out")) == contents(Path("whole"))
-    Path("out/removal.csv").write_text("step,probe\n7,backdoor\n")
-    assert_refused(cli, capsys, args, "output_dir: out/removal.csv is damaged")
+    assert_refused(cli, capsys, args, "output_dir: out exists and is not empty")  # it is finished
 
 
 def test_of_two_backdoors_each_loses_its_own_head(tmp_path: Path) -> None:
