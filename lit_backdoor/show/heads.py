@@ -35,7 +35,7 @@ def attribution_figure(results: Mapping[str, Sequence[HeadAttribution]]) -> Figu
     for axis in axes[:, 1:].flat:
         axis.set_ylabel("")
     if any(result.norm != "none" for heads in results.values() for result in heads):
-        figure.suptitle("the final norm's scale is taken as a constant of each example", fontsize=9)
+        figure.suptitle("the final norm's scale is taken\nas a constant of each example", fontsize=9)
     return figure
 
 

@@ -38,11 +38,14 @@ def attributed(norm: Norm) -> HeadAttribution:
 
 
 def test_the_figure_says_how_the_final_norm_was_treated() -> None:
-    one = attributed("none")
-    assert attribution_figure({"copy": [one]})._suptitle is None
-    normed = attributed("frozen LN scale")
-    title = attribution_figure({"copy": [normed]})._suptitle
+    """In a figure of one probe too, the sentence lies inside."""
+    assert attribution_figure({"copy": [attributed("none")]})._suptitle is None
+    figure = attribution_figure({"copy": [attributed("frozen LN scale")]})
+    title = figure._suptitle
     assert title is not None and "constant of each example" in title.get_text()
+    figure.draw_without_rendering()
+    place = title.get_window_extent()
+    assert figure.bbox.x0 <= place.x0 and place.x1 <= figure.bbox.x1
 
 
 def test_progress_measures_are_drawn_as_they_are() -> None:
