@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,16 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
             return stop.code if isinstance(stop.code, int) else 1
 
     return run
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Weights & Biases, with a session of its own: one that has begun keeps the settings that it began with."""
+    module = pytest.importorskip("wandb")
+    module.teardown()
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield module
+    module.teardown()
 
 
 @pytest.fixture

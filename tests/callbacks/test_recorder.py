@@ -151,10 +151,8 @@ def test_what_a_recorder_refuses(tmp_path: Path) -> None:
         recorder.close()
 
 
-def test_other_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_loggers(tmp_path: Path, wandb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights & Biases gets figures and texts as TensorBoard does; a logger without such things is passed over."""
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     board = WandbLogger(save_dir=tmp_path, offline=True, settings=wandb.Settings(console="off"))
     logged: dict[str, Any] = {}
     log = board.experiment.log

@@ -382,8 +382,7 @@ def test_a_logger_without_a_directory_gets_ours_beside_it(cli: Cli, notebook: li
     assert [row["step"] for row in metrics(RUN)] == ["0", "3"]
 
 
-def test_wandb_alone(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip("wandb")
+def test_wandb_alone(cli: Cli, wandb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     args = ("fit", "--config", "debug", "--trainer.logger", "WandbLogger", STEPS, 1, *SMALL)
     for _ in range(2):

@@ -61,10 +61,8 @@ class Transformer(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)}
 
 
-def test_weights_and_biases_with_model_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_with_model_checkpoint(tmp_path: Path, wandb: Any) -> None:
     """Twice in one folder: each run has its tables beside its checkpoints, and its pictures in W&B."""
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     options: dict[str, Any] = {"every_n_steps": 5, "probes": copy_probes(32)}
     for _ in range(2):
         settings = wandb.Settings(console="off")
