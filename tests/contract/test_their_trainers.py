@@ -149,7 +149,7 @@ def test_probes_run_in_the_precision_that_is_validated(fit: Fit, rows: Rows, pre
     assert list(module.seen) == [3, 6]
     for step, value in module.seen.items():
         assert found[step] == pytest.approx(value, rel=1e-6)
-    assert found[6] != pytest.approx(log_prob(module.parts["net"].float()), rel=1e-5)
+    assert found[6] != pytest.approx(log_prob(module.parts["net"].float()), rel=2e-6)
     assert len(rows("head_attribution.csv")) == 3 * 4
     assert torch.get_default_dtype() == torch.float32
 
