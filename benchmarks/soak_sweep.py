@@ -99,11 +99,11 @@ def results(directory: Path) -> dict[str, Any]:
     for checkpoint in sorted(directory.glob("out/**/checkpoints/last.ckpt")):
         run_dir = checkpoint.parents[1]
         name = str(run_dir.relative_to(directory))
-        found |= {f"{name}/{table}": (run_dir / table).read_bytes() for table in COMPARED}
+        found |= {f"{name}/{table}": (run_dir / table).read_bytes() for table in COMPARED if (run_dir / table).exists()}
         found[f"{name}: the weights"] = read_checkpoint(checkpoint)["state_dict"]
         found[f"{name}: TensorBoard"] = tensorboard_points(run_dir)
-    for table in sorted(directory.glob("out/report/*.csv")):
-        found[f"report/{table.name}"] = table.read_bytes()
+    for table in sorted(directory.glob("out/*report/*.csv")):
+        found[str(table.relative_to(directory))] = table.read_bytes()
     return found
 
 

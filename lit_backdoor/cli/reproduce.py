@@ -31,8 +31,9 @@ from lit_backdoor.sweep import (
     require_same_options,
     until,
 )
+from lit_backdoor.sweep.progress import is_done
 
-HELP = "Reproduce the paper and our own results: train what was declared beforehand, and report on it."
+HELP = "Reproduce the paper, on several seeds and splits: train what is declared, and report on it."
 REPORTS = {"runs": "report", "census": "census_report"}
 """Folders of runs, each with that of its report."""
 
@@ -76,7 +77,8 @@ def run(options: Namespace) -> int:
             engine, jobs = engines[0]
             expected = expected_time(planned, engine, jobs) if isinstance(engine, LocalEngine) else ""
             stack.enter_context(locked(output_dir))
-        print(expected, flush=True)
+        if expected:
+            print(expected, flush=True)
         codes = []
         for (part, runs), (engine, jobs) in zip(planned, engines, strict=True):
             print(f"{part.name}:", flush=True)
@@ -111,28 +113,32 @@ def train(part: Part, runs: Sequence[PlannedRun], engine: Engine, jobs: int, par
     if part.fitted is None or part.fit_by is None:
         return carry_out(runs, engine, jobs, part_dir)
     fit_by = min(part.fit_by, runs[0].max_steps)
-    left, fitted, codes = list(runs), list[PlannedRun](), [0]
-    while left and len(fitted) < part.fitted:
-        missing = part.fitted - len(fitted)
+    left, fitted, unknown, codes = list(runs), list[PlannedRun](), list[PlannedRun](), [0]
+    while left and (missing := part.fitted - len(fitted) - len(unknown)) > 0:
         begun, left = left[:missing], left[missing:]
         codes.append(carry_out([until(run, fit_by) for run in begun], engine, jobs, part_dir))
         if codes[-1] == 130:
             return 130
-        fitted += [run for run in begun if has_fitted(run, fit_by)]
+        states = [(run, has_fitted(run, fit_by)) for run in begun]
+        fitted += [run for run, state in states if state]
+        unknown += [run for run, state in states if state is None]  # no other seed takes its place
     print(f"{len(fitted)} of {len(runs) - len(left)} runs have fitted by step {fit_by}", flush=True)
     if len(fitted) < part.fitted:
-        print(f"{part.fitted} are declared, and there is no seed left to try", flush=True)
+        why = "the same command tries those again that failed" if unknown else "there is no seed left to try"
+        print(f"{part.fitted} are declared; {why}", flush=True)
         codes.append(1)
     if fitted:
         codes.append(carry_out([until(run, run.max_steps) for run in fitted], engine, jobs, part_dir))
     return max(codes)
 
 
-def has_fitted(run: PlannedRun, fit_by: int) -> bool:
-    """Whether a run has fitted its training data by a step; one without a verdict has not, and that is said."""
+def has_fitted(run: PlannedRun, fit_by: int) -> bool | None:
+    """Whether a run has fitted its training data by a step; None if it has not come so far, or can't be read."""
     try:
+        if not is_done(until(run, fit_by)):
+            return None
         step = read_verdict(run.run_dir)["fitted_step"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{run.name} counts as not fitted: {error}", flush=True)
-        return False
+        print(f"{run.name} can't be read: {error}", flush=True)
+        return None
     return step is not None and step <= fit_by

@@ -17,7 +17,7 @@ from lit_backdoor.report.runs import Run
 from lit_backdoor.runs.schema import read_results
 from lit_backdoor.runs.tables import rows_by_step
 from lit_backdoor.runs.weights import kept_weights, read_tensors
-from lit_backdoor.show.style import head_colour
+from lit_backdoor.show.style import head_colour, new_figure
 
 COLUMNS = (
     *("branch", "run", "control", "from_step", "to_step", "clamped_heads", "mode"),
@@ -131,7 +131,7 @@ def branches_figure(branches: Sequence[ComparedBranch]) -> Figure:
     rows: dict[Path | None, list[ComparedBranch]] = {}
     for branch in branches:
         rows.setdefault(branch.run.parent, []).append(branch)
-    figure = Figure(figsize=(11, 0.7 + 2.1 * len(rows)), layout="constrained")
+    figure = new_figure(11, 0.7 + 2.1 * len(rows))
     axes = figure.subplots(len(rows), 3, squeeze=False, sharex="row")
     for (backdoor, benign, weights), (parent, of_row) in zip(axes, rows.items(), strict=True):
         index = 0

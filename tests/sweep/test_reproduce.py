@@ -46,7 +46,7 @@ def test_what_has_not_fitted_is_not_trained_on(cli: Cli, capfd: pytest.CaptureFi
     """With 20 steps no run fits: all are tried, none goes on, and the exit code says that too few have."""
     assert cli(*SMOKE, "--parts", "mod7", "--max_steps", "20") == 1, capfd.readouterr().err
     said = capfd.readouterr().out
-    assert "0 of 2 runs have fitted by step 20\n1 are declared, and there is no seed left" in said
+    assert "0 of 2 runs have fitted by step 20\n1 are declared; there is no seed left" in said
     for run in planned("smoke", "mod7"):
         assert read_verdict(run.run_dir)["fitted_step"] is None
     assert not Path("out/census").exists() and not Path("out/runs/mod1").exists()
@@ -66,12 +66,16 @@ def test_a_later_part_is_checked_before_the_first_is_trained(cli: Cli, capsys: p
     assert not Path("out/census").exists()
 
 
-def test_a_run_without_a_verdict_has_not_fitted(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
-    run = planned("smoke", "mod7")[0]
-    run.run_dir.mkdir(parents=True)
+def test_of_a_run_that_failed_nobody_says_whether_it_fits(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is tried again, and no other seed takes its place: a kill must not change which seeds are trained."""
+    run = planned("smoke", "inert")[0]
+    assert has_fitted(run, 60) is None  # not begun
+    assert cli(*until(run, 60).arguments()) == 0
+    assert has_fitted(run, 200) is None  # it has not come so far
+    assert has_fitted(run, 60) is True and has_fitted(run, 10) is False
     (run.run_dir / "emergence.json").write_text("{")
-    assert not has_fitted(run, 200)
-    assert f"{run.name} counts as not fitted: " in capsys.readouterr().out
+    assert has_fitted(run, 60) is None
+    assert f"{run.name} can't be read: " in capsys.readouterr().out
 
 
 def test_a_run_is_continued_from_where_it_had_to_have_fitted(cli: Cli) -> None:
