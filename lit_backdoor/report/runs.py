@@ -27,6 +27,7 @@ from lit_backdoor.functional import (
     head_specificity,
     patch_paths,
     shapley_values,
+    shows_behaviour,
 )
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.ranks import head_order
@@ -200,7 +201,8 @@ class Run:
     @property
     def has_backdoor(self) -> bool:
         """Whether the model gives backdoor answers, as declared, and that because of the trigger."""
-        return min(self.left[()], self.left[()] - self.brought.get((), 0.0)) >= declared().min_accuracy
+        (scores,) = (each for each in self.history["backdoor"] if each.step == self.patching_step)
+        return shows_behaviour(scores, self.floor, declared().threshold, declared().min_accuracy)
 
     @cached_property
     def costs(self) -> dict[Head, float]:

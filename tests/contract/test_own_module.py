@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -101,6 +102,26 @@ def test_patching_is_what_hooks_give(fit: Fit, rows: Rows, kind: str) -> None:
         assert (row["probe"], row["recipient"], row["donor"]) == ("copy", "recipient", "donor")
         assert row["ablation"] == "resample"
         assert int(row["n_examples"]) == int(row["n_differing"]) == PROBE.n_examples
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reversed_probe_says_what_the_donors_inputs_give(fit: Fit, kind: str) -> None:
+    both = {**WHERE, "probes": {"copy": PROBE, "back": PROBE.reversed()}}
+    paired, single = HeadPatchingMonitor(every_n_steps=3, **both), HeadPatchingMonitor(every_n_steps=3, **WHERE)
+    single.name = "single"
+    net = fit(paired, single, kind=kind).parts["net"]
+    for name, probe in paired.probes.items():
+        given = net(probe.donor_tokens)[:, -1].argmax(-1)
+        expected = (given == probe.recipient_answers).double().mean().item()
+        assert paired.history[name][-1].on_donor == pytest.approx(expected)
+    assert all(math.isnan(scores.on_donor) for scores in single.history["copy"])
+    again = HeadPatchingMonitor(**both)
+    again.load_state_dict(paired.state_dict())
+    assert again.history == paired.history
+    older = paired.state_dict()
+    older["history"] = {probe: [entry[:4] for entry in entries] for probe, entries in older["history"].items()}
+    again.load_state_dict(older)
+    assert all(math.isnan(scores.on_donor) for scores in again.history["copy"])
 
 
 class PatchedByHand(Callback):
