@@ -138,7 +138,8 @@ class EmergenceMonitor(MonitorCallback):
         self._described = None
         assert self._monitor is not None  # from `check_model` on
         self._monitor.tell(self.state_key, self._update)
-        if self._monitor.run is run and self._monitor.probed_step == step:  # it was first
+        theirs = self._monitor.run  # each callback of a Trainer has an outlet, but all have one history
+        if theirs is not None and theirs.metrics is run.metrics and self._monitor.probed_step == step:  # it was first
             self._update(step)
 
     def finish(self, step: int) -> None:
