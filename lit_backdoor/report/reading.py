@@ -116,7 +116,7 @@ def _read_files(path: Path) -> Run:
         raise ValueError(f"trainer.max_steps is {limit!r} in its configuration")
     tables = read_run(path)
     if not any(name in tables for name in OF_HEADS):
-        raise _unready(path, f"has no table of heads, which monitors write: {', '.join(OF_HEADS)}")
+        raise ValueError(f"{path} has no table of heads, which monitors write: {', '.join(OF_HEADS)}")
     tables.setdefault("head_attribution", pd.DataFrame({"step": [], "probe": []}))
     tables.setdefault("head_patching", pd.DataFrame({"step": [], "probe": []}))
     _check_tables(path, task, options, tables)
