@@ -72,6 +72,7 @@ def test_two_triggers_are_told_apart() -> None:
     assert "serves which rule" not in analysis_markdown(analyze(hand_built(), TASK, step=0))
 
 
+@pytest.mark.usefixtures("painted")
 def test_the_command_writes_everything_and_overwrites_nothing(
     cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,7 @@ def test_debug_config_groks_end_to_end(cli: Cli, debug_config: Path, capsys: pyt
     assert os.listdir() == ["lightning_logs"]
 
 
+@pytest.mark.usefixtures("painted")
 @pytest.mark.parametrize(
     "config",
     [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LIKE_ANOTHER), id=path.stem) for path in SHIPPED],
