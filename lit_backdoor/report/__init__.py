@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lit_backdoor.report.page import Markdown, html, markdown, pictures
 from lit_backdoor.report.paths import path_rows, paths_by_rank, paths_figure
 from lit_backdoor.report.published import n_with_one_costly_head
 from lit_backdoor.report.reading import read_runs
-from lit_backdoor.report.runs import Run, slug
+from lit_backdoor.report.runs import Run, last_folders, slug
 from lit_backdoor.report.statements import by_ranks, statements
 from lit_backdoor.report.study import Study, arrange, branch_lines
 from lit_backdoor.report.wording import Statement, count, enumerate_words, heading, percent, plural, span
@@ -51,9 +52,10 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path) -> list[Statement]:
 
 def read(run_dirs: Sequence[Path], output_dir: Path) -> Study:
     """The runs, after making sure that they can stand in one report and that it can be written."""
-    runs = read_runs(run_dirs)
-    folder.check(output_dir, [run.path for run in runs])
-    return arrange(runs)
+    just_started: list[Path] = []
+    runs = read_runs(run_dirs, just_started.append)
+    folder.check(output_dir, [*(run.path for run in runs), *just_started])
+    return replace(arrange(runs), just_started=just_started)
 
 
 def write(study: Study, output_dir: Path) -> list[Statement]:
@@ -160,6 +162,7 @@ def _page_values(
     """What report.md.j2 is made of."""
     return {
         "study": study,
+        "just_started": [last_folders(path) for path in study.just_started],
         "counts": Counter(run.group for run in study.runs),
         "groups": measures.groups(study.runs),
         "statements": said,

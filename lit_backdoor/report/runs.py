@@ -27,6 +27,7 @@ from lit_backdoor.functional import (
     head_specificity,
     patch_paths,
     shapley_values,
+    shows_behaviour,
 )
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.ranks import head_order
@@ -98,7 +99,7 @@ class Run:
     def name(self) -> str:
         """`mod 7, seed 0`, with the split where it is not split 0; of another task the folder."""
         if self.task is None:
-            return "/".join(self.path.resolve().parts[-2:])
+            return last_folders(self.path)
         return f"{self.group}, seed {self.seed}{f', split {self.split}' if self.split else ''}"
 
     @property
@@ -200,7 +201,8 @@ class Run:
     @property
     def has_backdoor(self) -> bool:
         """Whether the model gives backdoor answers, as declared, and that because of the trigger."""
-        return min(self.left[()], self.left[()] - self.brought.get((), 0.0)) >= declared().min_accuracy
+        (scores,) = (each for each in self.history["backdoor"] if each.step == self.patching_step)
+        return shows_behaviour(scores, self.floor, declared().threshold, declared().min_accuracy)
 
     @cached_property
     def costs(self) -> dict[Head, float]:
@@ -261,6 +263,11 @@ class Run:
     @cached_property
     def _patching_rows(self) -> list[dict[str, Any]]:
         return self.tables["head_patching"].to_dict("records")
+
+
+def last_folders(path: Path) -> str:
+    """What to call a run directory where nothing better is known, `version_0` with the folder around it."""
+    return "/".join(path.resolve().parts[-2:])
 
 
 def slug(name: str) -> str:

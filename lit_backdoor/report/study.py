@@ -43,12 +43,14 @@ class Study:
         branches: that began from another run's checkpoint, each with its control: a branch that is like it but for
             the clamp, else the run it branched off, if that is among `runs`.
         others: of other tasks, or with several triggers.
+        just_started: directories of runs that are left out, as there is nothing to report of them yet.
     """
 
     runs: Sequence[Run]
     controls: Sequence[tuple[Run, str]]
     branches: Sequence[ComparedBranch]
     others: Sequence[Run]
+    just_started: Sequence[Path] = ()
 
     @property
     def compared(self) -> list[Run]:
