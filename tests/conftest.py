@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import CONFIGS
+from tests.helpers.pictures import blank_pictures, painted_pictures
 
 pytest.register_assert_rewrite("tests.helpers.refusals", "tests.helpers.runs", "tests.helpers.sweeps")
 
@@ -25,6 +26,20 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if all(Path(arg.partition("::")[0]).is_file() for arg in config.args):
         return 0
     return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank() -> Iterator[None]:
+    """Nobody looks at the pictures of most runs and reports; the others ask for `painted`."""
+    with blank_pictures():
+        yield
+
+
+@pytest.fixture
+def painted() -> Iterator[None]:
+    """Figures are painted as they are."""
+    with painted_pictures():
+        yield
 
 
 @pytest.fixture

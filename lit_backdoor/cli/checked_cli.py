@@ -59,6 +59,7 @@ class CheckedCLI(LightningCLI):
         sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given both ways
         with checking_options():
             args = prepare_arguments(args, self._notes)
+        self._named = args[0] if args and args[0] in self.subcommands() else None
         super().__init__(
             BackdoorModule,
             BackdoorDataModule,
@@ -84,8 +85,13 @@ class CheckedCLI(LightningCLI):
         }
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Lightning's subcommands, and ours that need no Trainer; those run in :func:`_run_command`."""
+        """Lightning's subcommands, and ours that need no Trainer; those run in :func:`_run_command`.
+
+        Where the first argument names a subcommand, the options of the others are never looked at, and not built.
+        """
         super()._add_subcommands(parser, **kwargs)
+        if self._named is not None:
+            return
         assert parser._subcommands_action is not None  # made by the line above
         for name in subcommands.NAMES:
             command = subcommands.command(name)
@@ -93,6 +99,8 @@ class CheckedCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's options of a subcommand; ``fit`` has one more."""
+        if self._named not in (None, subcommand):
+            return self.init_parser()
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument("--branch", type=str | None, default=None, help=HELP_BRANCH)

@@ -17,7 +17,7 @@ from lit_backdoor.functional import Head, edge_set_name
 from lit_backdoor.task import Task, split_examples
 from tests.helpers import QUIET
 from tests.helpers.known_head import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
-from tests.helpers.runs import Cli, contents, read_rows
+from tests.helpers.runs import Cli, contents, read_rows, train_run
 
 
 def analyze(model: HookedTransformer, task: Task, step: int) -> Analysis:
@@ -72,6 +72,7 @@ def test_two_triggers_are_told_apart() -> None:
     assert "serves which rule" not in analysis_markdown(analyze(hand_built(), TASK, step=0))
 
 
+@pytest.mark.usefixtures("painted")
 def test_the_command_writes_everything_and_overwrites_nothing(
     cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +113,13 @@ def test_the_command_writes_everything_and_overwrites_nothing(
     assert "smallest set" in printed and "step 120" in printed
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run of one step."""
+    run = train_run(tmp_path_factory.mktemp("spoilt") / "runs" / "one_step", "--trainer.max_steps=1")
+    return run / "checkpoints" / "last.ckpt"
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -121,12 +129,11 @@ def test_the_command_writes_everything_and_overwrites_nothing(
     ],
 )
 def test_spoilt_weights_are_refused_by_name(
-    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[dict], object], words: str
+    cli: Cli, checkpoint: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[dict], object], words: str
 ) -> None:
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 1, *QUIET) == 0
-    checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
-    spoil(checkpoint["state_dict"])
-    torch.save(checkpoint, "spoilt.ckpt")
+    spoilt = torch.load(checkpoint, weights_only=True)
+    spoil(spoilt["state_dict"])
+    torch.save(spoilt, "spoilt.ckpt")
     capsys.readouterr()
     assert cli("analyze", "--ckpt_path", "spoilt.ckpt", "--output_dir", "out") == 2
     assert words in capsys.readouterr().err

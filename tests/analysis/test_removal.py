@@ -70,6 +70,7 @@ def test_an_export_looks_again_when_it_writes(known: Path, tmp_path: Path) -> No
     assert contents(taken) == {"model.safetensors": b"mine"}
 
 
+@pytest.mark.usefixtures("painted")
 def test_removals_are_a_table_and_a_figure(cli: Cli, known: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = "donor:trigger>L0H2.V, mean:L0H0,prune:0.5,reset:trigger"
     assert cli("analyze", "--pretrained", known, "--output_dir", "out", "--removal", names) == 0

@@ -34,6 +34,7 @@ from lit_backdoor.functional import (
 from lit_backdoor.runs.file_names import ATTENTION, HEAD_SPECIFICITY, NEURONS, PATH_PATCHING, PROGRESS_MEASURES
 from lit_backdoor.runs.schema import TABLES, read_results, result_rows
 from tests.helpers.known_head import TASK, hand_built
+from tests.helpers.pictures import painted_pictures
 from tests.helpers.runs import read_events, read_rows, scalars, train_run
 from tests.helpers.tiny_models import make_model, trigger_probe
 
@@ -49,7 +50,8 @@ RESULTS: dict[str, type] = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of debug.yaml, as it ships."""
-    return train_run(tmp_path_factory.mktemp("mechanism") / "runs" / "live", "--trainer.max_steps=210")
+    with painted_pictures():
+        return train_run(tmp_path_factory.mktemp("mechanism") / "runs" / "live", "--trainer.max_steps=210")
 
 
 # On a real fit
@@ -102,7 +104,7 @@ def test_the_verdict_says_when_attention_was_captured(run: Path) -> None:
 
 
 def test_loggers_get_curves_and_pictures(run: Path) -> None:
-    points, tags = scalars(run), read_events(run).Tags()
+    points, events = scalars(run), read_events(run)
     for tag in (
         "paths_backdoor/backdoor_accuracy/Q",
         "paths_benign/log_prob/A_logits",
@@ -112,7 +114,8 @@ def test_loggers_get_curves_and_pictures(run: Path) -> None:
     assert "progress_backdoor/cosine/L0H0" in points and "specificity_backdoor/cost/L0H3" in points
     pictures = {f"figures/{name}_{probe}" for name in ("paths", "circuit") for probe in ("backdoor", "benign")}
     pictures |= {f"figures/{name}" for name in ("attention", "head_specificity", "progress_measures")}
-    assert pictures <= set(tags["images"])
+    assert pictures <= set(events.Tags()["images"])
+    assert all(min(image.width, image.height) > 200 for tag in pictures for image in events.Images(tag))
 
 
 # On a model with a known answer

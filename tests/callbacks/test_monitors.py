@@ -1,6 +1,7 @@
 """The monitors on real fits: what they write, that they change nothing, and that they say what is missing."""
 
 import json
+import shutil
 from collections.abc import Callable
 from math import exp
 from pathlib import Path
@@ -24,38 +25,45 @@ from lit_backdoor.report.reading import read_runs
 from lit_backdoor.runs.checkpoints import load_model
 from lit_backdoor.runs.verdict import read_verdict
 from tests.helpers import CONFIGS, QUIET
-from tests.helpers.runs import Cli, read_events, read_rows
+from tests.helpers.runs import Cli, read_events, read_rows, train_run
+
+STEPS = [0, 100, 200, 300, 400, 500, 600, 650]
+"""Of the run: when it is probed."""
 
 
-def test_the_tables_of_a_run_agree_with_the_functions_on_its_checkpoint(cli: Cli, debug_config: Path) -> None:
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 250, *QUIET) == 0
-    run = Path("lightning_logs/version_0")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of debug.yaml; its last step is none at which a monitor is due. Tests that change something take a copy."""
+    return train_run(tmp_path_factory.mktemp("monitors") / "runs" / "live", f"--trainer.max_steps={STEPS[-1]}")
+
+
+def test_the_tables_of_a_run_agree_with_the_functions_on_its_checkpoint(run: Path) -> None:
     stored = load_model(run / "checkpoints" / "last.ckpt")
     model, task = stored.model, stored.task
-    assert stored.step == 250 and task is not None
+    assert stored.step == STEPS[-1] and task is not None
 
     attribution = read_rows(run / "head_attribution.csv")
     columns = ["step", "probe", "layer", "head", "mean_logit", "mean_logit_centered", "top_count", "n_examples"]
     assert list(attribution[0])[:8] == columns
-    assert sorted({int(row["step"]) for row in attribution}) == [0, 100, 200, 250]
+    assert sorted({int(row["step"]) for row in attribution}) == STEPS
     patching = read_rows(run / "head_patching.csv")
     columns = "step,probe,recipient,donor,ablation,heads,n_examples,backdoor_accuracy,benign_accuracy,other_rate"
     columns += ",logit_diff,log_prob,kl"
     assert list(patching[0])[:13] == columns.split(",")
     # step 0 and the last step have all sets, the others none, singles and all, for both probes
-    counts = {at: sum(int(row["step"]) == at for row in patching) for at in (0, 100, 200, 250)}
-    assert counts == {0: 32, 100: 12, 200: 12, 250: 32}
+    counts = {at: sum(int(row["step"]) == at for row in patching) for at in STEPS}
+    assert counts == dict.fromkeys(STEPS, 12) | {0: 32, STEPS[-1]: 32}
     for row in patching:
         shares = [float(row[name]) for name in ("backdoor_accuracy", "benign_accuracy", "other_rate")]
         both = 1 / 29  # pairs on which the two rules agree
         assert 1 - 1e-12 <= sum(shares) <= 1 + both + 1e-12
 
     for name, probe in task_probes(task).items():
-        last = [row for row in attribution if row["step"] == "250" and row["probe"] == name]
+        last = [row for row in attribution if row["step"] == str(STEPS[-1]) and row["probe"] == name]
         assert sum(int(row["top_count"]) for row in last) == probe.n_examples == int(last[0]["n_examples"])
         for row, found in zip(last, attribute_heads(model, probe), strict=True):
             assert float(row["mean_logit"]) == pytest.approx(found.mean_logit, rel=1e-4, abs=1e-5)
-        last = [row for row in patching if row["step"] == "250" and row["probe"] == name]
+        last = [row for row in patching if row["step"] == str(STEPS[-1]) and row["probe"] == name]
         for row, result in zip(last, patch_heads(model, probe, default_head_sets(1, 4)), strict=True):
             assert row["heads"] == head_set_name(result.heads)
             assert (row["recipient"], row["donor"]) == (result.recipient, result.donor)
@@ -63,9 +71,7 @@ def test_the_tables_of_a_run_agree_with_the_functions_on_its_checkpoint(cli: Cli
             assert float(row["log_prob"]) == pytest.approx(result.log_prob, rel=1e-3)
 
 
-def test_a_verdict_is_reached_and_is_what_the_tables_say(cli: Cli, debug_config: Path) -> None:
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 600, *QUIET) == 0
-    run = Path("lightning_logs/version_0")
+def test_a_verdict_is_reached_and_is_what_the_tables_say(run: Path) -> None:
     verdict = json.loads((run / "emergence.json").read_text())
     rows = [row for row in read_rows(run / "head_patching.csv") if row["probe"] == "backdoor"]
     left: dict[int, dict[str, float]] = {}
@@ -87,13 +93,13 @@ def test_a_verdict_is_reached_and_is_what_the_tables_say(cli: Cli, debug_config:
         "first_exclusive": [step for step, heads in costly.items() if len(heads) == 1],
     }
     for name, steps in firsts.items():
-        expected = steps[0] if steps and steps[0] < 540 else None  # none in the last tenth
+        expected = steps[0] if steps and steps[0] < 0.9 * STEPS[-1] else None  # none in the last tenth
         assert verdict[f"{name}_step"] == expected
         assert verdict[f"{name}_previous_step"] == (None if expected is None else expected - 100)
-    at_the_end = sorted(costly[600], key=lambda head: left[600][head])
+    at_the_end = sorted(costly[STEPS[-1]], key=lambda head: left[STEPS[-1]][head])
     heads = [head for head in (verdict["head"], *verdict["other_heads"]) if head]
     assert heads[:1] == at_the_end[:1] and sorted(heads) == sorted(at_the_end)
-    assert verdict["shapley_step"] == 600 and sum(verdict["shapley_shares"].values()) == pytest.approx(1)
+    assert verdict["shapley_step"] == STEPS[-1] and sum(verdict["shapley_shares"].values()) == pytest.approx(1)
     assert 1 <= verdict["effective_heads"] <= 4
     metrics = read_rows(run / "metrics.csv")
     fitted = [int(row["step"]) for row in metrics if float(row["train/benign_accuracy"]) >= 0.99]
@@ -123,9 +129,8 @@ def test_a_trigger_that_says_nothing_makes_no_backdoor(cli: Cli, debug_config: P
     assert read_verdict(run) == verdict
 
 
-def test_an_older_verdict_is_worked_out_anew_from_the_tables(cli: Cli, debug_config: Path) -> None:
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 300, *QUIET) == 0
-    run = Path("lightning_logs/version_0")
+def test_an_older_verdict_is_worked_out_anew_from_the_tables(run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
     verdict = json.loads((run / "emergence.json").read_text())
     older = {"probe": "backdoor", "backdoor_head": "L0H3", "emergence_step": 200, "threshold": 0.5}
     (run / "emergence.json").write_text(json.dumps(older))
@@ -162,12 +167,11 @@ def test_a_clean_and_an_untrained_model_get_no_verdict(cli: Cli, debug_config: P
     assert verdict["state"] == "not fitted"
 
 
-def test_tensorboard_gets_every_kind_of_result(cli: Cli, debug_config: Path) -> None:
-    assert cli("fit", "--config", debug_config, "--trainer.max_steps", 200, *QUIET) == 0
-    events = read_events(Path("lightning_logs/version_0"))
+def test_tensorboard_gets_every_kind_of_result(run: Path) -> None:
+    events = read_events(run)
     tags = events.Tags()
     for tag in ("patching_backdoor/backdoor_accuracy/L0H0", "attribution_benign/mean_logit/L0H3", "log10_loss/val"):
-        assert [event.step for event in events.Scalars(tag)] == [0, 100, 200], tag
+        assert [event.step for event in events.Scalars(tag)] == STEPS, tag
     assert {"figures/head_attribution", "figures/patching_backdoor", "figures/patching_benign"} <= set(tags["images"])
     texts = {"head_patching/table_1/text_summary", "emergence/verdict_so_far/text_summary"}
     assert texts | {"custom_scalars__config__"} <= set(tags["tensors"])

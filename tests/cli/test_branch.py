@@ -20,8 +20,13 @@ from tests.helpers.runs import (
     train_run,
 )
 
-DEBUG = ("--config", CONFIGS / "debug.yaml")
-SHORT = ("--trainer.max_steps=40", "--checkpoint.keep_every_n_steps=10", "--monitors.patching.every_n_steps=10")
+DEBUG = ("--config", CONFIGS / "debug.yaml", "--data.moduli", "[11,1]")
+SHORT = (
+    "--data.moduli=[11,1]",
+    "--trainer.max_steps=40",
+    "--checkpoint.keep_every_n_steps=10",
+    "--monitors.patching.every_n_steps=10",
+)
 CLAMP = ("--clamp.heads", "L0H1", "--clamp.from_step", "10", "--clamp.until_step", "30")
 
 
@@ -114,7 +119,7 @@ def test_bad_branches(cli: Cli, capsys: pytest.CaptureFixture[str], control: Pat
     control.with_name("version_0_branch_there").mkdir()
     refuse = ("fit", *DEBUG, *start, "--branch")
     assert_refused(cli, capsys, (*refuse, "there"), "version_0_branch_there is there already")
-    assert_refused(cli, capsys, (*refuse, "new", "--data.moduli", "[29,7]"), "[29, 7] does not fit the checkpoint")
+    assert_refused(cli, capsys, (*refuse, "new", "--data.moduli", "[11,7]"), "[11, 7] does not fit the checkpoint")
     assert_refused(cli, capsys, (*refuse, "new", "--trainer.logger", "false"), "branch: new has no folder")
     assert_refused(cli, capsys, ("validate", *DEBUG, *start[:2], "--branch", "new"), "branch: there is no such option")
     assert contents(control.parent) == before

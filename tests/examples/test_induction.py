@@ -99,6 +99,7 @@ def test_it_emerges_where_the_loss_bends(run: Path) -> None:
     assert abs(verdict["first_cost_step"] - steepest) <= 50
 
 
+@pytest.mark.usefixtures("painted")
 def test_the_results_are_printed_and_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results.main([str(run), str(tmp_path / "run.png")])
     printed = capsys.readouterr().out

@@ -150,6 +150,7 @@ def test_weights_that_can_t_be_compared_are_refused(
     assert_refused(cli, capsys, ("report", branch, parent, "--output_dir", "out"), "run_dirs:", weights.name, said)
 
 
+@pytest.mark.usefixtures("painted")
 def test_the_script_of_the_docs_finds_the_parents_and_draws(parent: Path, tmp_path: Path) -> None:
     script = runpy.run_path(str(ROOT / "docs" / "what_if.py"))
     first = read_verdict(parent)["first_exclusive_step"]

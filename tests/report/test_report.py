@@ -14,6 +14,7 @@ from lit_backdoor.pretrained import save_pretrained
 from lit_backdoor.report import write_report
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.runs.tables import read_table
+from tests.helpers.pictures import painted_pictures
 from tests.helpers.refusals import assert_refused
 from tests.helpers.runs import Cli, contents, read_rows, train_run
 from tests.report.conftest import STEPS
@@ -27,7 +28,8 @@ TABLES = (
 @pytest.fixture(scope="session")
 def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("written") / "report"
-    write_report([made], output)
+    with painted_pictures():
+        write_report([made], output)
     return output
 
 
@@ -79,6 +81,7 @@ def test_the_page_loads_nothing_and_shows_every_figure(written: Path) -> None:
     assert set(re.findall(r'href="#([\w-]+)"', page)) == set(re.findall(r'<h2 id="([\w-]+)"', page))
     figures = {f"figures/{path.name}" for path in (written / "figures").iterdir()}
     assert set(re.findall(r"\]\((figures/\w+\.svg)\)", text)) == figures
+    assert all(picture.stat().st_size > 5000 for picture in (written / "figures").iterdir())
     assert page.count("<img ") == len(figures) and page.count("<table") == text.count("| :--- |")
     for word in ("threshold: 0.5", "margin_logits: 1.5", "generalised: fitted, and"):  # declared.yaml is shown
         assert word in page and word in text
@@ -101,6 +104,7 @@ def test_text_from_files_is_escaped(runs_dir: Path, tmp_path: Path) -> None:
     assert "\n# [y" not in text
 
 
+@pytest.mark.usefixtures("painted")
 def test_the_command_and_a_report_in_place_of_an_earlier_one(
     cli: Cli, runs_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,13 +14,14 @@ from tests.helpers import QUIET
 from tests.helpers.configs import load_config, save_config
 from tests.helpers.runs import Cli, assert_same_results, assert_same_weights
 
+SMALL = ("--data.moduli", "[11,1]", *QUIET)
 RUNS = [Path(f"lightning_logs/version_{number}") for number in range(3)]
 
 
 @pytest.fixture
 def fit(cli: Cli, debug_config: Path) -> Callable[..., None]:
     def run(steps: int, *more: object) -> None:
-        assert cli("fit", "--config", debug_config, "--trainer.max_steps", steps, *QUIET, *more) == 0
+        assert cli("fit", "--config", debug_config, "--trainer.max_steps", steps, *SMALL, *more) == 0
 
     return run
 
@@ -50,7 +51,7 @@ def test_the_callbacks_change_nothing(fit: Callable[..., None], cli: Cli, tmp_pa
     config = load_config()
     config["monitors"] = dict.fromkeys(("attribution", "patching", "emergence", "spikes"))
     bare = save_config(config, tmp_path / "bare.yaml")
-    assert cli("fit", "--config", bare, "--trainer.max_steps", 60, *QUIET) == 0
+    assert cli("fit", "--config", bare, "--trainer.max_steps", 60, *SMALL) == 0
     assert_same_weights(*(run / "checkpoints" / "last.ckpt" for run in RUNS[:2]))
     assert (RUNS[0] / "metrics.csv").read_bytes() == (RUNS[1] / "metrics.csv").read_bytes()
 

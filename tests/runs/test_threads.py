@@ -21,10 +21,11 @@ from tests.helpers.runs import Cli, assert_same_results
 Fit = Callable[..., Path]
 SMALL = ("--data.moduli", "[17,1]", "--model.d_model", "32", "--model.d_mlp", "32", "--model.n_heads", "2")
 FORMS = {
-    "last position": (),
-    "whole pass": ("--model.last_position", "false"),
-    "two layers": ("--model.n_layers", "2", "--model.normalization_type", "LN"),
+    "last position": (2, 4, ()),
+    "whole pass": (4, 2, ("--model.last_position", "false")),
+    "two layers": (2, 4, ("--model.n_layers", "2", "--model.normalization_type", "LN")),
 }
+"""The threads of a run, those of its continuation, and options."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,14 +55,14 @@ def test_a_run_and_a_resume(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     monkeypatch.setattr("lit_backdoor.functional.row_threads.BLOCK_ROWS", 50)
-    options = (*SMALL, *FORMS[form], "--monitors.patching.every_n_steps", 5)
+    threads, then, more = FORMS[form]
+    options = (*SMALL, *more, "--monitors.patching.every_n_steps", 5, "--monitors.paths.max_examples", 120)
     alone = fit(8, *options, "--threads", 1)
-    for threads in (2, 4):
-        run = fit(4, *options, "--threads", threads)
-        fit(8, *options, "--threads", 6 - threads, "--ckpt_path", run / "checkpoints" / "last.ckpt")
-        assert_same_results(alone, run)
-        kept = [json.loads((run / name).read_text()) for name in ("environment.json", "environment_from_step_4.json")]
-        assert [environment["threads"] for environment in kept] == [threads, 6 - threads]
+    run = fit(4, *options, "--threads", threads)
+    fit(8, *options, "--threads", then, "--ckpt_path", run / "checkpoints" / "last.ckpt")
+    assert_same_results(alone, run)
+    kept = [json.loads((run / name).read_text()) for name in ("environment.json", "environment_from_step_4.json")]
+    assert [environment["threads"] for environment in kept] == [threads, then]
     assert "note:" not in capsys.readouterr().err  # another number of threads is no other environment
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from lit_backdoor.functional import Head, HeadProgress, HeadScores
 from lit_backdoor.functional.results import HeadAttribution, Norm
@@ -79,6 +80,7 @@ def test_a_figure_of_many_heads_is_not_endless() -> None:
     assert list(attribution_figure({"one": many, "two": many}).get_size_inches()) == [LARGEST, 5]
 
 
+@pytest.mark.usefixtures("painted")
 def test_a_notebook_shows_a_figure_without_pyplot() -> None:
     """IPython asks an object for `_repr_png_`; matplotlib's own figures have it only with pyplot's backend."""
     png = attribution_figure({"copy": [attributed("none")]})._repr_png_()
