@@ -17,7 +17,7 @@ from lit_backdoor.report.branches import ComparedBranch, weight_distances
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import groups
 from lit_backdoor.report.published import paper_steps
-from lit_backdoor.report.runs import Run
+from lit_backdoor.runs.run import Run
 
 FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch", "split_seed"})
 """Options in which the main runs may differ: what is compared, and what changes nothing in a result."""
