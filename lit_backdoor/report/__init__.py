@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lit_backdoor.pretrained import open_shipped
-from lit_backdoor.report import folder, measures, tables, times
+from lit_backdoor.report import folder, measures, mechanism, tables, times
 from lit_backdoor.report.branches import branch_rows
 from lit_backdoor.report.comparison import comparison_rows, curve_rows
 from lit_backdoor.report.crossed import fitted_rows, variance_rows
@@ -79,6 +79,8 @@ def numbers(study: Study) -> dict[str, pd.DataFrame]:
         fitted=fitted_rows(seeds),
         fitted_by_source=variance_rows(seeds),
         paths=path_rows(runs),
+        neurons=mechanism.neuron_rows(runs),
+        mechanism=mechanism.mechanism_rows(runs),
     )
     if len(sets):
         first = [run.name for run in measures.first_seeds(runs)]
@@ -109,6 +111,7 @@ def _page_values(
         "frames": frames,
         "tables": tables,
         "paths_by_rank": paths_by_rank,
+        "mechanism": mechanism,
         "controls": _short_table(study.controls),
         "branches": _short_table(pair for branch in study.branches for pair in branch_lines(branch)),
         "spikes": times.spikes_over_seeds(frames["spikes"]) if "spikes" in frames else None,

@@ -38,6 +38,10 @@ FILES = (HPARAMS, METRICS, HEAD_PATCHING, EMERGENCE)
 OpenShipped = Callable[[str], StoredModel]
 
 
+OF_OUR_TASK = ("metrics", "loss_spikes", "neurons", "progress_measures")
+"""Further tables that are read of a run of our own task, without ``.csv``."""
+
+
 def read_runs(paths: Sequence[Path], open_shipped: OpenShipped) -> list[Run]:
     """All runs at `paths` and in the folders below them, the clean ones first, then by P1, seed and split.
 
@@ -124,7 +128,7 @@ def _check_tables(
     path: Path, task: Task | None, options: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]
 ) -> None:
     patching, attribution = tables["head_patching"], tables["head_attribution"]
-    for name in ("metrics", "head_attribution", "head_patching", "loss_spikes") if task else ("head_patching",):
+    for name in (*OF_HEADS, *(OF_OUR_TASK if task else ())):
         check_columns(path / f"{name}.csv", tables.get(name, pd.DataFrame()))
     if len(patching):
         check_patching(path / HEAD_PATCHING, patching)

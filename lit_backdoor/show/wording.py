@@ -49,6 +49,13 @@ def percent_span(values: Sequence[float], digits: int = 1) -> str:
     return f"{median(known):.{digits}%} [{100 * min(known):.{digits}f} to {100 * max(known):.{digits}f}]"
 
 
+def number_span(values: Sequence[float], digits: int = 2) -> str:
+    """Median, and from smallest to largest: `12 [3 to 40]`."""
+    known = [value for value in values if not pd.isna(value)]
+    middle = number(median(known) if known else None, digits)
+    return middle if len(set(known)) < 2 else f"{middle} [{span(known, digits)}]"
+
+
 def span(values: Sequence[float], digits: int = 0, unit: float = 1) -> str:
     """From smallest to largest; with `unit` 100, in percent."""
     known = [unit * value for value in values if not pd.isna(value)]

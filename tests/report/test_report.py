@@ -16,7 +16,7 @@ from tests.report.conftest import STEPS
 
 TABLES = (
     "table1", "table2", "ranks", "seeds", "heads", "times", "spikes", "exactly_one", "attribution", "shapley",
-    "foreign_embeddings", "comparison", "paths",
+    "foreign_embeddings", "comparison", "paths", "neurons", "mechanism",
 )  # fmt: skip
 
 
