@@ -183,6 +183,16 @@ def n_exactly_one(costs: Sequence[Sequence[float]], threshold: float) -> int:
     return sum(sum(cost >= threshold for cost in run) == 1 for run in costs)
 
 
+def rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float:
+    """Spearman's rank correlation of pairs, -1..1; equals share their mean rank.
+
+    NaN with fewer than three pairs, or where all numbers of one side are the same.
+    """
+    if len(ones) < 3 or min(len(set(ones)), len(set(others))) < 2:
+        return math.nan
+    return float(stats.spearmanr(ones, others).statistic)
+
+
 def sums_of_squares(grid: np.ndarray) -> np.ndarray:
     """Of a table [seed, split]: those of rows' means, columns' means and the rest, which add up to the total."""
     mean = grid.mean()

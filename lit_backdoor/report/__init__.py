@@ -18,9 +18,11 @@ from lit_backdoor.report.foreign_embeddings import foreign_rows
 from lit_backdoor.report.page import Markdown, html, markdown, pictures
 from lit_backdoor.report.paths import path_rows, paths_by_rank
 from lit_backdoor.report.published import n_with_one_costly_head
+from lit_backdoor.report.removal import localisation_rows
 from lit_backdoor.report.statements import by_ranks, statements
 from lit_backdoor.report.study import Study, arrange, branch_lines
 from lit_backdoor.runs.reading import read_runs
+from lit_backdoor.runs.removed import read_removed
 from lit_backdoor.runs.run import Run, slug
 from lit_backdoor.show.style import figure_bytes
 from lit_backdoor.show.wording import Statement, count, enumerate_words, heading, percent, plural, span
@@ -32,15 +34,16 @@ def read(run_dirs: Sequence[Path], output_dir: Path) -> Study:
     """Read the runs, which may still be going on, and make sure that they can stand in one report.
 
     Args:
-        run_dirs: run directories, or folders that hold some at any depth.
+        run_dirs: run directories and folders of `analyze --removal`, or folders that hold some at any depth.
         output_dir: where the report is to be written: new or empty, or with an earlier report in it.
 
     Raises:
         ValueError: in one line, if runs or folder are not as they must be.
     """
     runs = read_runs(run_dirs, open_shipped)
-    folder.check(output_dir, [run.path for run in runs])
-    return arrange(runs)
+    removed = read_removed(run_dirs, runs)
+    folder.check(output_dir, [*(run.path for run in runs), *(model.path for model in removed)])
+    return arrange(runs, removed)
 
 
 def write(study: Study, output_dir: Path) -> list[Statement]:
@@ -53,7 +56,7 @@ def write(study: Study, output_dir: Path) -> list[Statement]:
         OSError: if the folder can't be written.
     """
     frames = numbers(study) | by_name(foreign_embeddings=foreign_rows(study.compared))
-    frames |= by_name(branches=branch_rows(study.branches))
+    frames |= by_name(branches=branch_rows(study.branches), localisation=localisation_rows(study.removed))
     said = statements(study, frames) if study.runs else []
     svgs = {name: figure_bytes(figure, ("svg",))["svg"] for name, figure in report_figures(study, frames).items()}
     text = markdown(_page_values(study, frames, said, list(svgs)))

@@ -15,6 +15,7 @@ from lit_backdoor.report.crossed import crossed_groups
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import first_seeds, groups, of_group, triggered
 from lit_backdoor.report.published import paper_table
+from lit_backdoor.report.removal import removal_figures
 from lit_backdoor.report.study import Study
 from lit_backdoor.runs.run import Run, slug
 from lit_backdoor.show import over_seeds
@@ -77,7 +78,7 @@ def report_figures(study: Study, frames: Mapping[str, pd.DataFrame]) -> dict[str
         drawn["branches"] = branches_figure(study.branches)
     for run in study.others:
         drawn |= own_figures(run)
-    return drawn
+    return drawn | removal_figures(study.removed)
 
 
 def figures_5_to_8(group: Sequence[Run]) -> dict[int, Figure]:

@@ -17,6 +17,7 @@ from lit_backdoor.report.branches import ComparedBranch, weight_distances
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import groups
 from lit_backdoor.report.published import paper_steps
+from lit_backdoor.runs.removed import RemovedModel
 from lit_backdoor.runs.run import Run
 
 FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch", "split_seed"})
@@ -43,12 +44,14 @@ class Study:
         branches: that began from another run's checkpoint, each with its control: a branch that is like it but for
             the clamp, else the run it branched off, if that is among `runs`.
         others: of other tasks, or with several triggers.
+        removed: models whose backdoors were removed, by `analyze --removal`.
     """
 
     runs: Sequence[Run]
     controls: Sequence[tuple[Run, str]]
     branches: Sequence[ComparedBranch]
     others: Sequence[Run]
+    removed: Sequence[RemovedModel] = ()
 
     @property
     def compared(self) -> list[Run]:
@@ -80,7 +83,7 @@ class Study:
         return differing(self.runs[0], paper_options()) + ([f"steps of mod 1: {steps:,}"] if short else [])
 
 
-def arrange(runs: Sequence[Run]) -> Study:
+def arrange(runs: Sequence[Run], removed: Sequence[RemovedModel] = ()) -> Study:
     """Tell the runs apart. The main ones have the options that most runs share.
 
     Raises:
@@ -99,7 +102,7 @@ def arrange(runs: Sequence[Run]) -> Study:
     branched = [run for run in runs if run.task is not None and run.parent is not None]
     controlled = [(run, _control(run, main, branched)) for run in branched]
     branches = [ComparedBranch(run, other, weight_distances(run, other) if other else {}) for run, other in controlled]
-    return Study(main, controls, branches, [run for run in runs if run.task is None])
+    return Study(main, controls, branches, [run for run in runs if run.task is None], removed)
 
 
 def _by_series(runs: Sequence[Run]) -> list[Run]:

@@ -1,6 +1,7 @@
 """Reading run directories, whole or still growing, ours or of other tasks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from lit_backdoor.runs.file_names import (
     HPARAMS,
     LAST,
     METRICS,
+    REMOVAL,
     SHIPPED_WEIGHTS,
     WEIGHTS,
 )
@@ -53,32 +55,23 @@ def read_runs(paths: Sequence[Path], open_shipped: OpenShipped) -> list[Run]:
         ValueError: in one line, if there is none, or one is not whole.
     """
     directories = {directory.resolve(): directory for path in paths for directory in _run_dirs(path)}
-    runs = [_read(path, open_shipped) for path in directories.values()]
+    runs = []
+    for path in directories.values():
+        with naming(path):
+            runs.append(_read_files(path, open_shipped))
     return sorted(runs, key=lambda run: (run.p1 or 0, run.seed or 0, run.split, run.path.name))
 
 
-def _run_dirs(path: Path) -> list[Path]:
-    """The run directories at or below `path`; what lies inside one, such as a replay, is no other run."""
-    if not path.is_dir():
-        raise ValueError(f"run_dirs: {path} is no folder; give run directories of fit, or folders that hold some")
-    candidates = [path, *sorted(folder for folder in path.rglob("*") if folder.is_dir())]
-    runs: list[Path] = []
-    for folder in candidates:
-        if _is_run(folder) and not any(folder.is_relative_to(run) for run in runs):
-            runs.append(folder)
-    if not runs:
-        raise ValueError(f"run_dirs: there is no run of fit in {path}; a run directory holds {', '.join(FILES)}")
-    return runs
+def removal_dirs(path: Path) -> list[Path]:
+    """The folders at or below `path`, inside of runs too, into which `analyze --removal` has written."""
+    return [folder for folder in _folders(path) if (folder / REMOVAL).is_file()]
 
 
-def _is_run(path: Path) -> bool:
-    measured = any((path / f"{name}.csv").is_file() for name in OF_HEADS)
-    return measured or ((path / METRICS).is_file() and (path / HPARAMS).is_file())
-
-
-def _read(path: Path, open_shipped: OpenShipped) -> Run:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say in one line, as a `ValueError`, which folder can't be read, and why."""
     try:
-        return _read_files(path, open_shipped)
+        yield
     except OSError as error:
         raise ValueError(f"run_dirs: {error.filename or path} can't be read ({error.strerror})") from None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -86,6 +79,29 @@ def _read(path: Path, open_shipped: OpenShipped) -> Run:
             raise ValueError(f"run_dirs: {str(error).removeprefix('run_dirs: ')}") from None
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"run_dirs: {path} is no run of fit, or a spoilt one ({reason})") from None
+
+
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise ValueError(f"run_dirs: {path} is no folder; give run directories of fit, or folders that hold some")
+    return [path, *sorted(folder for folder in path.rglob("*") if folder.is_dir())]
+
+
+def _run_dirs(path: Path) -> list[Path]:
+    """The run directories at or below `path`; what lies inside one, such as a replay, is no other run."""
+    runs: list[Path] = []
+    for folder in _folders(path):
+        if _is_run(folder) and not any(folder.is_relative_to(run) for run in runs):
+            runs.append(folder)
+    if not runs and not removal_dirs(path):
+        raise ValueError(f"run_dirs: there is no run of fit in {path}; a run directory holds {', '.join(FILES)}")
+    return runs
+
+
+def _is_run(path: Path) -> bool:
+    """Whether `fit` has written here, or monitors in another loop; `analyze --removal` leaves the same tables."""
+    measured = any((path / f"{name}.csv").is_file() for name in OF_HEADS) and not (path / REMOVAL).is_file()
+    return measured or ((path / METRICS).is_file() and (path / HPARAMS).is_file())
 
 
 def _read_files(path: Path, open_shipped: OpenShipped) -> Run:

@@ -15,6 +15,7 @@ from lit_backdoor.functional.seed_statistics import (
     difference_of_rates,
     kaplan_meier_median,
     n_exactly_one,
+    rank_correlation,
     summarise,
     sums_of_squares,
     verdict,
@@ -176,3 +177,16 @@ def test_the_sums_of_squares_add_up(n_seeds: int, n_splits: int, data: st.DataOb
     assert of_seed + of_split + of_both == pytest.approx(((grid - mean) ** 2).sum())
     assert sums_of_squares(grid.T) == pytest.approx([of_split, of_seed, of_both])
     assert sums_of_squares(grid[::-1]) == pytest.approx([of_seed, of_split, of_both])
+
+
+@given(st.permutations(range(6)))
+def test_rank_correlation_as_in_the_books(order: list[int]) -> None:
+    """Without ties, 1 - 6 * (sum of squared differences of ranks) / n (n^2 - 1)."""
+    by_hand = 1 - 6 * sum((i - j) ** 2 for i, j in enumerate(order)) / (6 * 35)
+    assert rank_correlation([0.1, 0.2, 0.5, 1, 7, 9], order) == pytest.approx(by_hand)
+
+
+def test_rank_correlation_of_equals_and_of_too_few() -> None:
+    assert rank_correlation([1, 1, 2], [3, 3, 9]) == pytest.approx(1)  # equals share their mean rank
+    assert rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(3 / math.sqrt(10))  # by hand
+    assert math.isnan(rank_correlation([1, 2], [1, 2])) and math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
