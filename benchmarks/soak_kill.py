@@ -86,11 +86,11 @@ class Fit:
         return files | {"the weights": weights, "TensorBoard": tensorboard_points(self.run_dir)}
 
 
-def tensorboard_points(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """All points that TensorBoard shows of a run, by tag."""
+def tensorboard_points(run_dir: Path) -> dict[str, list[tuple[int, str]]]:
+    """All points that TensorBoard shows of a run, by tag; values as hexadecimal text, by which NaN equals NaN."""
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: [(event.step, event.value.hex()) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def is_same(one: Any, other: Any) -> bool:

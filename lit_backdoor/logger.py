@@ -133,7 +133,12 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left and close; where that fails, TensorBoard's writing thread ends all the same."""
+        """Write what is left and close; where that fails, TensorBoard's writing thread ends all the same.
+
+        Raises:
+            OSError: a run that has not failed can't be written to its end. Of one that has, the first error is told:
+                another one here would also keep Lightning from giving the signals back.
+        """
         try:
             self._write_pending()
             self._show_hparams(list(self._written))
@@ -141,6 +146,9 @@ class RunLogger(TensorBoardLogger):
                 self.save()
             if self._writer is not None:
                 self._writer.close()
+        except OSError:
+            if status == "success":
+                raise
         finally:
             if self._writer is not None and (writer := self._writer.file_writer) is not None:
                 with suppress(OSError):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from lit_backdoor.analysis.document import analysis_markdown
 from lit_backdoor.analysis.measure import Analysis, ProbeAnalysis, rule_heads
 from lit_backdoor.functional import head_name, head_set_name
-from lit_backdoor.runs.directory import require_new_or_empty
 from lit_backdoor.runs.file_names import (
     ATTENTION,
     HEAD_ATTRIBUTION,
@@ -33,27 +32,29 @@ REMOVAL_FIGURE = "removal"
 
 
 def write_analysis(analysis: Analysis, output_dir: Path, origin: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Write the tables and figures into an empty or new directory; ``ValueError`` if something is in it already.
+    """Write the tables and figures into an empty or new directory, or over those of the same analysis.
 
     Args:
         analysis: without removals, which :func:`write_removals` adds.
+        output_dir: new or empty, or one in which the same command :func:`was_stopped`; the caller makes sure.
         origin: where the weights came from, for summary.json.
-        options: what decided what was measured, for summary.json too; it is written last.
+        options: what decided what was measured, for summary.json too. It is written first: with it, the same command
+            goes on after a kill.
     """
-    require_new_or_empty(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    for name, rows in tables(analysis).items():
-        CsvTable(output_dir / name).append(rows)
-    replace_file(output_dir / DOCUMENT, analysis_markdown(analysis))
-    (output_dir / FIGURES).mkdir()
-    for name, figure in analysis_figures(analysis).items():
-        save_figure(figure, output_dir / FIGURES / name)
     summary = summary_record(analysis, origin) | {"options": dict(options)}
     replace_file(output_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    for name, rows in tables(analysis).items():
+        (output_dir / name).unlink(missing_ok=True)
+        CsvTable(output_dir / name).append(rows)
+    replace_file(output_dir / DOCUMENT, analysis_markdown(analysis))
+    (output_dir / FIGURES).mkdir(exist_ok=True)
+    for name, figure in analysis_figures(analysis).items():
+        save_figure(figure, output_dir / FIGURES / name)
 
 
 def was_stopped(output_dir: Path, step: int | None, options: Mapping[str, Any]) -> bool:
-    """Whether an analysis with the same options and a model of the same step was written, and its removals were not."""
+    """Whether an analysis with the same options and a model of the same step was begun, and its removals not drawn."""
     try:
         summary = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
         same = (summary["step"], summary["options"]) == (step, dict(options))
@@ -169,7 +170,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
     from lit_backdoor.show.style import figure_bytes
 
     for kind, content in figure_bytes(figure).items():
-        path.with_suffix(f".{kind}").write_bytes(content)
+        replace_file(path.with_suffix(f".{kind}"), content)
 
 
 def head_shapley_rows(analysis: Analysis) -> list[dict[str, Value]]:

@@ -56,8 +56,9 @@ class RunCheckpoint(Checkpoint):
     written before the first step, the last after everything else that a run writes.
 
     Ctrl-C and SIGTERM stop what is being measured, let the optimizer step finish, save, and raise
-    :class:`TrainingInterrupted`. A second one raises it at once, without saving. Where somebody else handles a signal
-    already (a cluster's job manager), or it is ignored, that stays so.
+    :class:`TrainingInterrupted`. Ctrl-C after either raises it at once, without saving. SIGTERM after either changes
+    nothing: of several processes each gets one from the first process, and another from a job manager that sends it to
+    all. Where somebody else handles a signal already (a cluster's job manager), or it is ignored, that stays so.
 
     Args:
         every_n_steps: Optimizer steps between two writes of last.ckpt.
@@ -198,7 +199,9 @@ class RunCheckpoint(Checkpoint):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
-            raise TrainingInterrupted(number, self._last if self._last.exists() else None)
+            if number == signal.SIGINT:
+                raise TrainingInterrupted(number, self._last if self._last.exists() else None)
+            return
         self._received = number
         if number == signal.SIGTERM and self._launcher is not None:  # a terminal sends Ctrl-C to all processes itself
             self._launcher.kill(number)

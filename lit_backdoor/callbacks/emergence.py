@@ -28,8 +28,10 @@ class EmergenceMonitor(MonitorCallback):
     ``val/<rule>_loss`` or ``val/loss``. Where an :class:`AttentionMonitor` of the same name as the patching monitor
     measures the probe too, the verdict also says when attention was captured, see
     :func:`lit_backdoor.functional.capture_record`. The verdict holds for the history so far, and is brought up to
-    date with every probe. It is about whatever makes the recipient's answers differ from the donor's. When a run looks
-    stuck (see :func:`lit_backdoor.functional.stuck_since`), the monitor warns once.
+    date with every probe. It is about whatever makes the recipient's answers differ from the donor's: where the
+    patching monitor measures the reversed probe too, answers that the donor's inputs give as well do not count (see
+    :func:`lit_backdoor.functional.shows_behaviour`). When a run looks stuck (see
+    :func:`lit_backdoor.functional.stuck_since`), the monitor warns once.
 
     Args:
         probe: Name of the probe to watch. Null where there is none (a clean model): then only the state of the run is
@@ -136,7 +138,8 @@ class EmergenceMonitor(MonitorCallback):
         self._described = None
         assert self._monitor is not None  # from `check_model` on
         self._monitor.tell(self.state_key, self._update)
-        if self._monitor.run is run and self._monitor.probed_step == step:  # it was first
+        theirs = self._monitor.run  # each callback of a Trainer has an outlet, but all have one history
+        if theirs is not None and theirs.metrics is run.metrics and self._monitor.probed_step == step:  # it was first
             self._update(step)
 
     def finish(self, step: int) -> None:
@@ -232,6 +235,6 @@ _WORDS: Mapping[str | None, Callable[[Mapping[str, Any]], str]] = {
     "one of several": _one_of_several,
     "spread": lambda verdict: f"`{verdict['probe']}` is spread: only several heads together cost that much.",
     "past the heads": lambda verdict: f"`{verdict['probe']}` goes past the heads: all together cost less than that.",
-    None: lambda verdict: f"The model does not show `{verdict['probe']}` yet.",
+    None: lambda verdict: f"The model does not show `{verdict['probe']}`, or shows it on the donor's inputs too.",
 }
 """A sentence for every word."""

@@ -1,6 +1,7 @@
 """Head activation patching during training."""
 
 from collections.abc import Callable, Sequence
+from math import nan
 from typing import Any
 
 from lit_backdoor.callbacks.charts import Charts, curve_patterns
@@ -65,7 +66,8 @@ class HeadPatchingMonitor(ProbeCallback):
         self.full_every_n_steps = full_every_n_steps
         self.ablations = tuple(ablations)
         self.history: dict[str, list[HeadScores]] = {}
-        """Per probe, the recipient's accuracy at every step so far: unpatched, each head alone, all heads."""
+        """Per probe, the recipient's accuracy at every step so far: unpatched, each head alone, all heads; and, where
+        the reversed probe is measured too, how often the donor's inputs give the recipient's answers."""
         self.all_sets: dict[str, AllSets] = {}
         """Per probe, the last measurement of all sets of heads."""
 
@@ -88,6 +90,7 @@ class HeadPatchingMonitor(ProbeCallback):
                         entry.unpatched,
                         entry.all_patched,
                         {head_name(*h): value for h, value in entry.patched.items()},
+                        entry.on_donor,
                     ]
                     for entry in scores
                 ]
@@ -96,11 +99,13 @@ class HeadPatchingMonitor(ProbeCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the history back."""
+        """Take the history back; older checkpoints do not hold what the model gives on the donor's inputs."""
         self.history = {
             probe: [
-                HeadScores(step, unpatched, {parse_head_set(h)[0]: value for h, value in patched.items()}, all_patched)
-                for step, unpatched, all_patched, patched in scores
+                HeadScores(
+                    step, unpatched, {parse_head_set(h)[0]: v for h, v in patched.items()}, all_patched, *on_donor
+                )
+                for step, unpatched, all_patched, patched, *on_donor in scores
             ]
             for probe, scores in state_dict["history"].items()
         }
@@ -137,7 +142,6 @@ class HeadPatchingMonitor(ProbeCallback):
                 results = patch_heads(model, probe, sets, ablation, caches)
                 rows += result_rows(step, name, results)
                 if ablation == self.ablations[0]:
-                    self.history.setdefault(name, []).append(_scores(step, results, heads))
                     if len(sets) == 2 ** len(heads):
                         self.all_sets[name] = AllSets(
                             step, {result.heads: result.recipient_accuracy for result in results}
@@ -146,6 +150,10 @@ class HeadPatchingMonitor(ProbeCallback):
                         name, [result for result in results if len(result.heads) in (0, 1, len(heads))], heads
                     )
                     first_ablation[name] = results
+        for name, results in first_ablation.items():
+            reverse = [other for other, probe in self.probes.items() if probe.reverses(self.probes[name])]
+            on_donor = _unpatched(first_ablation[reverse[0]]).donor_accuracy if reverse else nan
+            self.history.setdefault(name, []).append(_scores(step, results, heads, on_donor))
         measured = Measurement(rows, numbers)
         if self.draws(step, last):
             self._draw(measured)
@@ -174,9 +182,15 @@ class HeadPatchingMonitor(ProbeCallback):
             measured.figures[f"figures/{self.prefix}patching_{name}"] = figure
 
 
-def _scores(step: int, results: Sequence[PatchingResult], heads: Sequence[Head]) -> HeadScores:
+def _scores(step: int, results: Sequence[PatchingResult], heads: Sequence[Head], on_donor: float) -> HeadScores:
     accuracy = {result.heads: result.recipient_accuracy for result in results}
-    return HeadScores(step, accuracy[()], {head: accuracy[(head,)] for head in heads}, accuracy[tuple(heads)])
+    singles = {head: accuracy[(head,)] for head in heads}
+    return HeadScores(step, accuracy[()], singles, accuracy[tuple(heads)], on_donor)
+
+
+def _unpatched(results: Sequence[PatchingResult]) -> PatchingResult:
+    (result,) = [result for result in results if not result.heads]
+    return result
 
 
 def _scalars(probe: str, results: Sequence[PatchingResult], heads: Sequence[Head]) -> dict[str, float]:

@@ -100,8 +100,9 @@ def run(options: Namespace) -> int:
     analysis = analyze(stored.model, task, stored.step)
     with checking_options():  # the folders are looked at again
         if not goes_on:
-            origin = {"source": sources[0], "name": options[sources[0]], "seed": stored.seed, **stored.reading}
-            write_analysis(analysis, output_dir, origin, deciding)
+            require_new_or_empty(output_dir)
+        origin = {"source": sources[0], "name": options[sources[0]], "seed": stored.seed, **stored.reading}
+        write_analysis(analysis, output_dir, origin, deciding)
         if removals:
             try:
                 analysis = _with_removals(analysis, stored, examples, removals, output_dir)

@@ -18,7 +18,7 @@ from lit_backdoor.cli.named_callbacks import NAMED_CALLBACKS, all_callbacks
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.datamodule import SPLIT_OPTIONS, BackdoorDataModule
 from lit_backdoor.runs.directory import as_typed, require_new_or_empty, require_writable
-from lit_backdoor.runs.file_names import CONFIG, HPARAMS, METRICS, REPLAY_DIR, REPLAYED_MONITORS, WEIGHTS_DIR
+from lit_backdoor.runs.file_names import CONFIG, METRICS, REPLAY_DIR, REPLAYED_MONITORS, WEIGHTS_DIR
 from lit_backdoor.runs.tables import curves, read_table, replace_file
 from lit_backdoor.runs.weights import kept_weights, load_weights, read_weights
 from lit_backdoor.task import Task
@@ -57,7 +57,7 @@ def run(options: Namespace) -> int:
         monitors = _instantiated(yaml.safe_load(text))
         _require_kept(monitors, weights, run_dir)
         stored = read_weights(next(iter(weights.values())))
-        source = None if stored.task is None else _data_of(run_dir, stored.task)
+        source = None if stored.task is None else _data_of(run_dir, stored.task, stored.split)
         for monitor in monitors:
             monitor.check_model(stored.model, source, monitors)
         metrics = curves(read_table(run_dir / METRICS))
@@ -88,11 +88,15 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _data_of(run_dir: Path, task: Task) -> BackdoorDataModule:
-    """The data of a run, with the split that its hparams.yaml names; the default one where there is no such file."""
-    path = run_dir / HPARAMS
-    stored = _read_yaml(path) if path.exists() else {}
-    options = {name: stored[name] for name in SPLIT_OPTIONS if name in stored} if isinstance(stored, Mapping) else {}
+def _data_of(run_dir: Path, task: Task, split: Mapping[str, Any] | None) -> BackdoorDataModule:
+    """The data of a run, with the split that its weights name.
+
+    Raises:
+        ValueError: they name none, or it is no split.
+    """
+    if split is None:
+        raise ValueError(f"run_dir: the weights in {run_dir / WEIGHTS_DIR} do not say which examples trained")
+    options: dict[str, Any] = {option: split[name] for option, name in SPLIT_OPTIONS.items() if name in split}
     position: Any = task.trigger_position  # 0, 1 or 2, as the task has checked
     return BackdoorDataModule(list(task.moduli), position, trigger_tokens=list(task.trigger_tokens), **options)
 

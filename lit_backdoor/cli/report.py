@@ -1,12 +1,14 @@
 """``report``: runs side by side, beside the paper."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
+from lit_backdoor.runs.directory import as_typed
 
 HELP = "Report on finished or running runs: the paper's tables and figures, heads by rank, verdicts, one HTML page."
 
@@ -46,6 +48,8 @@ def report_on(run_dirs: Sequence[Path], output_dir: Path) -> None:
 
     with checking_options():
         study = read(run_dirs, output_dir)
+    for path in study.just_started:
+        print(f"left out, has just started: {as_typed(path)}", file=sys.stderr)
     for said in write(study, output_dir):
         print(f"{said.title} ({said.verdict or 'no verdict'}): {said.headline}")
     print(f"report: {os.path.relpath(output_dir / 'index.html')}")

@@ -23,7 +23,13 @@ from lit_backdoor.functional.edges import (
     edge_set_name,
     parse_edge_set,
 )
-from lit_backdoor.functional.emergence import HeadEmergence, HeadScores, costly_heads, head_emergence
+from lit_backdoor.functional.emergence import (
+    HeadEmergence,
+    HeadScores,
+    costly_heads,
+    head_emergence,
+    shows_behaviour,
+)
 from lit_backdoor.functional.fourier import ProgressMeasures, progress_measures
 from lit_backdoor.functional.gradients import HeadGradient, head_gradients
 from lit_backdoor.functional.heads import Head, Heads, HeadSet, all_heads, head_name, head_set_name, parse_head_set
@@ -183,6 +189,7 @@ __all__ = [
     "selectivity",
     "shapley_values",
     "shares",
+    "shows_behaviour",
     "smallest_knockout_set",
     "stuck_since",
     "trigger_weights",

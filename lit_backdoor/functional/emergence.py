@@ -4,6 +4,9 @@ A head's *cost* is the share of the behaviour that goes when it is patched alone
 (unpatched - patched) / (unpatched - floor). The floor is what a model scores that gives the donor's answers: the
 share of the examples on which both answers are the same. A head is *costly* if its cost reaches the threshold, and
 a probe is *exclusive* if exactly one head is costly.
+
+The model *shows* the behaviour at a probe if its accuracy is high enough, and if that is due to what makes recipient
+and donor differ: with the donor's inputs in place of the recipient's, the threshold is lost too.
 """
 
 from __future__ import annotations
@@ -37,12 +40,15 @@ class HeadScores:
         unpatched: of the model as it is.
         patched: with each head patched alone.
         all_patched: with all heads patched.
+        on_donor: the share of the recipient's answers that the model as it is gives on the donor's inputs; NaN if
+            that was not measured.
     """
 
     step: int
     unpatched: float
     patched: Mapping[Head, float]
     all_patched: float
+    on_donor: float = nan
 
     def drop(self, head: Head) -> float:
         """The accuracy that patching `head` costs; NaN if it was not measured."""
@@ -75,8 +81,8 @@ class HeadEmergence:
         leader_changes: (step, head) whenever another head than before costs most, the first leader included. A tie
             leaves the leader in place.
         threshold: cost from which a head is costly, 0..1.
-        min_accuracy: unpatched accuracy from which the model counts as showing the behaviour, 0..1. Other probes are
-            not exclusive and have no leader.
+        min_accuracy: see `shows_behaviour`, 0..1. Probes at which the model does not show the behaviour are not
+            exclusive and have no leader.
         floor: see above, 0..1.
     """
 
@@ -120,7 +126,7 @@ def head_emergence(
         floor: accuracy that is left when the behaviour is gone, 0 to 1. At 1 the behaviour can't be told from its
             absence, as with an inert trigger, and the model never shows it.
         threshold: cost from which a head is costly, above 0, at most 1.
-        min_accuracy: unpatched accuracy from which the model shows the behaviour, above 0, at most 1.
+        min_accuracy: see `shows_behaviour`; above 0, at most 1.
 
     Raises:
         ValueError: the steps do not ascend, or a parameter is out of range.
@@ -147,7 +153,7 @@ def head_emergence(
         stable_exclusive=before_the_end(stable_moment(steps, [heads == (head,) for heads in costly]), last_step),
         occupancy=sum(last_half) / len(last_half) if last_half else None,
         crossings=sum(before != after for before, after in pairwise(exclusive)),
-        leader_changes=_leader_changes(history, min_accuracy),
+        leader_changes=_leader_changes(history, floor, threshold, min_accuracy),
         threshold=threshold,
         min_accuracy=min_accuracy,
         floor=floor,
@@ -161,20 +167,29 @@ def costly_heads(
 
     Args: as for `head_emergence`.
     """
-    if not _shows_behaviour(scores, floor, min_accuracy):
+    if not shows_behaviour(scores, floor, threshold, min_accuracy):
         return ()
     return tuple(head for head in sorted(scores.patched) if scores.cost(scores.patched[head], floor) >= threshold)
 
 
-def _shows_behaviour(scores: HeadScores, floor: float, min_accuracy: float) -> bool:
-    return scores.unpatched >= min_accuracy and scores.unpatched > floor
+def shows_behaviour(scores: HeadScores, floor: float = 0.0, threshold: float = 0.5, min_accuracy: float = 0.5) -> bool:
+    """Whether the model gives the recipient's answers, and that because of what makes recipient and donor differ.
+
+    Its accuracy must be at least `min_accuracy` and above the floor. The donor's inputs must cost at least `threshold`
+    of it, as a head is asked to: a model that was trained with triggers that say nothing gives the same answers on
+    both. Where nobody knows what it gives on the donor's inputs, the accuracy decides alone.
+
+    Args: as for `head_emergence`.
+    """
+    there = scores.unpatched >= min_accuracy and scores.unpatched > floor
+    return there and not scores.cost(scores.on_donor, floor) < threshold  # NaN: it is not known
 
 
 def _at_the_end(
     late: Sequence[HeadScores], floor: float, threshold: float, min_accuracy: float
 ) -> tuple[Head | None, Word | None, tuple[Head, ...]]:
     """`head`, `word` and `other_heads` from the late probes; nothing if most of them do not show the behaviour."""
-    present = [scores for scores in late if _shows_behaviour(scores, floor, min_accuracy)]
+    present = [scores for scores in late if shows_behaviour(scores, floor, threshold, min_accuracy)]
     if not present or 2 * len(present) < len(late):
         return None, None, ()
     heads = sorted({head for scores in present for head in scores.patched})
@@ -194,12 +209,14 @@ def _median(costs: Sequence[float]) -> float:
     return median(measured) if measured else nan
 
 
-def _leader_changes(history: Sequence[HeadScores], min_accuracy: float) -> tuple[tuple[int, Head], ...]:
+def _leader_changes(
+    history: Sequence[HeadScores], floor: float, threshold: float, min_accuracy: float
+) -> tuple[tuple[int, Head], ...]:
     """See `HeadEmergence.leader_changes`; of heads that come to cost the same, the lowest leads."""
     changes: list[tuple[int, Head]] = []
     for scores in history:
         costs = {head: scores.drop(head) for head in sorted(scores.patched) if scores.drop(head) > 0}
-        if not costs or not scores.unpatched >= min_accuracy:
+        if not costs or not shows_behaviour(scores, floor, threshold, min_accuracy):
             continue
         leader = max(costs, key=lambda head: costs[head])
         if not changes or not scores.drop(changes[-1][1]) >= costs[leader]:

@@ -136,6 +136,12 @@ class Probe:
             donor=self.recipient,
         )
 
+    def reverses(self, other: Probe) -> bool:
+        """Whether this is `other` with the two roles swapped, example by example."""
+        swapped = other.reversed()
+        same = all(torch.equal(getattr(self, name), getattr(swapped, name)) for name in _SHAPES)
+        return same and self.read_position == swapped.read_position
+
     def check(self, model: HookedModel) -> None:
         """Make sure that this model can answer this probe; one example is run through it.
 

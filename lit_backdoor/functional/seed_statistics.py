@@ -222,7 +222,7 @@ def _bca(*samples: tuple[float, ...]) -> Interval:
     value = float(statistic(*map(np.asarray, samples)))
     if any(len(sample) < 3 for sample in samples) or all(len(set(sample)) == 1 for sample in samples):
         return Interval(value, math.nan, math.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the interval is NaN then, which we pass on
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # as of spreads too small to square
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # NaN then, which we pass on
         result = stats.bootstrap(samples, statistic, n_resamples=ROUNDS, method="BCa", rng=np.random.default_rng(0))
     return Interval(value, *map(float, result.confidence_interval))

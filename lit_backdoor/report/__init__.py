@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lit_backdoor.report.statements import by_ranks, statements
 from lit_backdoor.report.study import Study, arrange, branch_lines
 from lit_backdoor.runs.reading import read_runs
 from lit_backdoor.runs.removed import read_removed
-from lit_backdoor.runs.run import Run, slug
+from lit_backdoor.runs.run import Run, last_folders, slug
 from lit_backdoor.show.style import figure_bytes
 from lit_backdoor.show.wording import Statement, count, enumerate_words, heading, percent, plural, span
 
@@ -40,10 +41,11 @@ def read(run_dirs: Sequence[Path], output_dir: Path) -> Study:
     Raises:
         ValueError: in one line, if runs or folder are not as they must be.
     """
-    runs = read_runs(run_dirs, open_shipped)
+    just_started: list[Path] = []
+    runs = read_runs(run_dirs, open_shipped, just_started.append)
     removed = read_removed(run_dirs, runs)
-    folder.check(output_dir, [*(run.path for run in runs), *(model.path for model in removed)])
-    return arrange(runs, removed)
+    folder.check(output_dir, [*(run.path for run in runs), *(model.path for model in removed), *just_started])
+    return replace(arrange(runs), removed=removed, just_started=just_started)
 
 
 def write(study: Study, output_dir: Path) -> list[Statement]:
@@ -106,6 +108,7 @@ def _page_values(
     """What report.md.j2 is made of."""
     return {
         "study": study,
+        "just_started": [last_folders(path) for path in study.just_started],
         "counts": Counter(run.group for run in study.runs),
         "groups": measures.groups(study.runs),
         "statements": said,

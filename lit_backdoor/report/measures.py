@@ -7,7 +7,15 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from lit_backdoor.functional import Head, cost_above_floor, effective_heads, head_name, head_set_name, shares
+from lit_backdoor.functional import (
+    Head,
+    cost_above_floor,
+    effective_heads,
+    head_name,
+    head_set_name,
+    shares,
+    shows_behaviour,
+)
 from lit_backdoor.functional.ranks import rank_key, ranks_of
 from lit_backdoor.functional.seed_statistics import summarise
 from lit_backdoor.report.declared import declared
@@ -74,7 +82,8 @@ def over_runs(frame: pd.DataFrame, *names: str) -> Iterator[tuple[dict[str, Any]
 
 def has_backdoor(run: Run) -> bool:
     """Whether the model gives backdoor answers, as declared, and that because of the trigger."""
-    return min(run.left[()], run.left[()] - run.brought.get((), 0.0)) >= declared().min_accuracy
+    (scores,) = (each for each in run.history["backdoor"] if each.step == run.patching_step)
+    return shows_behaviour(scores, run.floor, declared().threshold, declared().min_accuracy)
 
 
 def costs(run: Run) -> dict[Head, float]:

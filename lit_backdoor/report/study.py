@@ -45,6 +45,7 @@ class Study:
             the clamp, else the run it branched off, if that is among `runs`.
         others: of other tasks, or with several triggers.
         removed: models whose backdoors were removed, by `analyze --removal`.
+        just_started: directories of runs that are left out, as there is nothing to report of them yet.
     """
 
     runs: Sequence[Run]
@@ -52,6 +53,7 @@ class Study:
     branches: Sequence[ComparedBranch]
     others: Sequence[Run]
     removed: Sequence[RemovedModel] = ()
+    just_started: Sequence[Path] = ()
 
     @property
     def compared(self) -> list[Run]:
@@ -83,7 +85,7 @@ class Study:
         return differing(self.runs[0], paper_options()) + ([f"steps of mod 1: {steps:,}"] if short else [])
 
 
-def arrange(runs: Sequence[Run], removed: Sequence[RemovedModel] = ()) -> Study:
+def arrange(runs: Sequence[Run]) -> Study:
     """Tell the runs apart. The main ones have the options that most runs share.
 
     Raises:
@@ -102,7 +104,7 @@ def arrange(runs: Sequence[Run], removed: Sequence[RemovedModel] = ()) -> Study:
     branched = [run for run in runs if run.task is not None and run.parent is not None]
     controlled = [(run, _control(run, main, branched)) for run in branched]
     branches = [ComparedBranch(run, other, weight_distances(run, other) if other else {}) for run, other in controlled]
-    return Study(main, controls, branches, [run for run in runs if run.task is None], removed)
+    return Study(main, controls, branches, [run for run in runs if run.task is None])
 
 
 def _by_series(runs: Sequence[Run]) -> list[Run]:

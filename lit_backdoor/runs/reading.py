@@ -11,6 +11,7 @@ from lit_backdoor.functional import Head
 from lit_backdoor.runs.branch import read_branch
 from lit_backdoor.runs.checkpoints import StoredModel, load_model
 from lit_backdoor.runs.checks import check_columns, check_heads, check_options, check_patching, check_verdict, load
+from lit_backdoor.runs.directory import has_results
 from lit_backdoor.runs.file_names import (
     CHECKPOINT_DIR,
     CONFIG,
@@ -39,26 +40,37 @@ FILES = (HPARAMS, METRICS, HEAD_PATCHING, EMERGENCE)
 
 OpenShipped = Callable[[str], StoredModel]
 
-
 OF_OUR_TASK = ("metrics", "loss_spikes", "neurons", "progress_measures")
 """Further tables that are read of a run of our own task, without ``.csv``."""
 
 
-def read_runs(paths: Sequence[Path], open_shipped: OpenShipped) -> list[Run]:
+class JustStarted(Exception):
+    """A run lacks something that a report needs, and has not trained long enough to have it."""
+
+
+def read_runs(
+    paths: Sequence[Path], open_shipped: OpenShipped, pass_over: Callable[[Path], object] = lambda path: None
+) -> list[Run]:
     """All runs at `paths` and in the folders below them, the clean ones first, then by P1, seed and split.
 
     Args:
-        paths: run directories, or folders that hold some.
+        paths: run directories, or folders that hold some at any depth.
         open_shipped: opens a model that ships, by its name: a run may name one instead of keeping its weights.
+        pass_over: is told of each run that is left out because it has just started.
 
     Raises:
         ValueError: in one line, if there is none, or one is not whole.
     """
     directories = {directory.resolve(): directory for path in paths for directory in _run_dirs(path)}
-    runs = []
+    runs: list[Run] = []
     for path in directories.values():
-        with naming(path):
-            runs.append(_read_files(path, open_shipped))
+        try:
+            with naming(path):
+                runs.append(_read_files(path, open_shipped))
+        except JustStarted:
+            pass_over(path)
+    if directories and not runs:
+        raise ValueError(f"run_dirs: {' '.join(map(str, paths))} holds only runs that have just started; try later")
     return sorted(runs, key=lambda run: (run.p1 or 0, run.seed or 0, run.split, run.path.name))
 
 
@@ -109,7 +121,7 @@ def _read_files(path: Path, open_shipped: OpenShipped) -> Run:
     ours = {"moduli", "trigger_position"} <= options.keys()
     for name in FILES if ours else ():
         if not (path / name).is_file():
-            raise ValueError(f"{path} lacks {name}; a report needs what the shipped configurations record")
+            raise _unready(path, f"lacks {name}; a report needs what the shipped configurations record")
     task = check_options(path / HPARAMS, options) if ours else None
     if task is not None and len(task.moduli) > 2:
         task = None  # with several triggers there is no table of the paper's: reported as other people's tasks are
@@ -127,7 +139,7 @@ def _read_files(path: Path, open_shipped: OpenShipped) -> Run:
         raise ValueError(f"trainer.max_steps is {limit!r} in its configuration")
     tables = read_run(path)
     if not any(name in tables for name in OF_HEADS):
-        raise ValueError(f"{path} has no table of heads, which monitors write: {', '.join(OF_HEADS)}")
+        raise _unready(path, f"has no table of heads, which monitors write: {', '.join(OF_HEADS)}")
     tables = {"head_attribution": NO_ROWS, "head_patching": NO_ROWS} | tables
     _check_tables(path, task, options, tables)
     verdict: Any = {}
@@ -155,7 +167,14 @@ def _check_tables(
     measured = all(map(len, needed)) and all(rows_by_step(rows, probe) for probe in patching["probe"].unique())
     measured = measured and any(len(tables.get(name, ())) for name in OF_HEADS)
     if not measured:
-        raise ValueError(f"{path} has no probe of its heads yet")
+        raise _unready(path, "has no probe of its heads yet")
+
+
+def _unready(path: Path, what: str) -> Exception:
+    """What to raise of a run that lacks something: it may have, while nothing is recorded of a later step than 0."""
+    if any(has_results(path / name) for name in (METRICS, HEAD_PATCHING)):
+        return ValueError(f"{path} {what}")
+    return JustStarted(f"{path} {what}")
 
 
 def _parent(path: Path, config: Mapping[str, Any]) -> Path | None:

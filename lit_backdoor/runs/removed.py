@@ -9,7 +9,7 @@ from lit_backdoor.runs.checks import check_columns
 from lit_backdoor.runs.file_names import HEAD_PATCHING, REMOVAL
 from lit_backdoor.runs.frames import read_frame
 from lit_backdoor.runs.reading import naming, removal_dirs
-from lit_backdoor.runs.run import Run
+from lit_backdoor.runs.run import Run, last_folders
 from lit_backdoor.runs.schema import read_results
 from lit_backdoor.runs.tables import read_table, rows_by_step
 
@@ -41,7 +41,7 @@ def read_removed(paths: Sequence[Path], runs: Sequence[Run]) -> list[RemovedMode
     models: dict[str, RemovedModel] = {}
     for place, folder in folders.items():
         inside = [run.name for run in runs if place.is_relative_to(run.path.resolve())]
-        name = f"{inside[0]}: {place.name}" if inside else "/".join(place.parts[-2:])
+        name = f"{inside[0]}: {place.name}" if inside else last_folders(place)
         if name in models:
             raise ValueError(f"run_dirs: {folder} and {models[name].path} are both {name}; give one of them")
         with naming(folder):

@@ -97,7 +97,7 @@ class Run:
     def name(self) -> str:
         """`mod 7, seed 0`, with the split where it is not split 0; of another task the folder."""
         if self.task is None:
-            return "/".join(self.path.resolve().parts[-2:])
+            return last_folders(self.path)
         return f"{self.group}, seed {self.seed}{f', split {self.split}' if self.split else ''}"
 
     @property
@@ -235,6 +235,11 @@ class Run:
     @cached_property
     def _patching_rows(self) -> list[dict[str, Any]]:
         return self.tables["head_patching"].to_dict("records")
+
+
+def last_folders(path: Path) -> str:
+    """What to call a run directory where nothing better is known, `version_0` with the folder around it."""
+    return "/".join(path.resolve().parts[-2:])
 
 
 def slug(name: str) -> str:

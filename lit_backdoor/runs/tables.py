@@ -4,6 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 
 from lit_backdoor.functional import HeadScores, PatchingResult, head_set_name, parse_head_set
@@ -135,10 +136,26 @@ def rows_by_step(rows: Sequence[Row], probe: str, ablation: str = "resample") ->
 
 
 def history(rows: Sequence[Row], probe: str) -> list[HeadScores]:
-    """The recipient's accuracy by step, from head_patching.csv: unpatched, each head alone, all heads."""
-    scores = []
+    """The recipient's accuracy by step, from head_patching.csv: unpatched, each head alone, all heads.
+
+    What the model gives on the donor's inputs comes from the probe in which the two names have swapped their roles, if
+    there is exactly one: the table does not say which examples a probe has.
+    """
+    scores, on_donor = [], _on_donor(rows, probe)
     for step, measured in rows_by_step(rows, probe).items():
         accuracy = {result.heads: result.recipient_accuracy for result in read_results(PatchingResult, measured)}
         singles = {heads[0]: value for heads, value in accuracy.items() if len(heads) == 1}
-        scores.append(HeadScores(step, accuracy[()], singles, accuracy[max(accuracy, key=len)]))
+        everything = accuracy[max(accuracy, key=len)]
+        scores.append(HeadScores(step, accuracy[()], singles, everything, on_donor.get(step, nan)))
     return scores
+
+
+def _on_donor(rows: Sequence[Row], probe: str) -> dict[int, float]:
+    """How often the donor's inputs give the recipient's answers, by step; empty if no probe says so."""
+    roles = {row["probe"]: (row["recipient"], row["donor"]) for row in rows}
+    swapped = [name for name, (recipient, donor) in roles.items() if (donor, recipient) == roles[probe]]
+    if len(swapped) != 1:
+        return {}
+    unpatched = [row for row in rows if (row["probe"], row["heads"]) == (swapped[0], "none")]
+    steps = [int(row["step"]) for row in unpatched]
+    return dict(zip(steps, (each.donor_accuracy for each in read_results(PatchingResult, unpatched)), strict=True))

@@ -1,6 +1,8 @@
 """``analyze --removal`` and ``--export``, on a model whose backdoor head is known."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 import lit_backdoor
-from lit_backdoor.analysis import removal
+from lit_backdoor.analysis import files, removal
 from lit_backdoor.analysis.probed_task import probed_addition
 from lit_backdoor.analysis.removal import backdoor_examples, export, measure_removals
 from lit_backdoor.functional import BackdoorExamples, Removal, RemovalResult, measure_removal, parse_removal
@@ -16,6 +18,7 @@ from lit_backdoor.model import build_model
 from lit_backdoor.pretrained import open_pretrained
 from lit_backdoor.runs.checkpoints import StoredModel
 from lit_backdoor.runs.frames import read_run
+from lit_backdoor.runs.tables import CsvTable
 from lit_backdoor.runs.weights import describe_stored, write_weights
 from lit_backdoor.task import Task, split_examples
 from tests.helpers.known_head import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
@@ -116,6 +119,31 @@ def test_a_removal_that_was_stopped_goes_on(
     assert measured == ["reset:trigger", "donor:L0H2", "donor:L0H2", "donor:L0H0"]
     assert contents(Path("out")) == contents(Path("whole"))
     assert_refused(cli, capsys, args, "output_dir: out exists and is not empty")  # it is finished
+
+
+def test_after_a_kill_the_same_command_goes_on(cli: Cli, known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed as it writes its third table, then its second figure; what is half written is written again."""
+    args = ("analyze", "--pretrained", known, "--removal", "reset:trigger", "--output_dir")
+    assert cli(*args, "whole") == 0
+    for owner, name, writes in ((CsvTable, "append", 3), (files, "save_figure", 2)):
+        write, calls = getattr(owner, name), iter(range(1, writes))
+
+        def kill(*given: Any, write: Any = write, calls: Any = calls) -> None:
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, kill)
+            child = os.fork()
+            if child == 0:
+                cli(*args, "out")
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    kept = contents(Path("out"))
+    assert "figures/all_sets_of_heads.svg" in kept and len(kept) < len(contents(Path("whole")))
+    assert cli(*args, "out") == 0
+    assert contents(Path("out")) == contents(Path("whole"))
 
 
 def test_of_two_backdoors_each_loses_its_own_head(tmp_path: Path) -> None:

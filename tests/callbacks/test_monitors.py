@@ -20,7 +20,10 @@ from lit_backdoor.callbacks import (
 from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import attribute_heads, default_head_sets, head_set_name, patch_heads
 from lit_backdoor.module import BackdoorModule
+from lit_backdoor.pretrained import open_shipped
+from lit_backdoor.report.measures import has_backdoor
 from lit_backdoor.runs.checkpoints import load_model
+from lit_backdoor.runs.reading import read_runs
 from lit_backdoor.runs.verdict import read_verdict
 from tests.helpers import CONFIGS, QUIET
 from tests.helpers.runs import Cli, read_events, read_rows
@@ -101,6 +104,24 @@ def test_a_verdict_is_reached_and_is_what_the_tables_say(cli: Cli, debug_config:
     good = [int(row["step"]) for row in small if float(row["val/benign_accuracy"]) >= 0.99]
     assert verdict["benign_generalised_step"] == (good[0] if good else None)
     assert verdict["validation_loss_of"] == "every rule"
+    assert read_verdict(run) == verdict
+
+
+def test_a_trigger_that_says_nothing_makes_no_backdoor(cli: Cli, debug_config: Path) -> None:
+    """Shuffled over the examples: the model says 0 to most inputs, triggered or not. fit, replay and report agree."""
+    without = [f"--monitors.{name}=null" for name in ("paths", "attention", "specificity", "neurons", "progress")]
+    options = ("--data.permute_trigger", "true", "--trainer.max_steps", 300, *without, *QUIET)
+    assert cli("fit", "--config", debug_config, *options) == 0
+    run = Path("lightning_logs/version_0")
+    answers_0 = [row for row in read_rows(run / "head_patching.csv") if row["heads"] == "none" and row["step"] != "0"]
+    assert all(float(row["backdoor_accuracy"]) > 0.5 for row in answers_0) and len(answers_0) == 2 * 3
+    verdict = json.loads((run / "emergence.json").read_text())
+    assert (verdict["word"], verdict["first_cost_step"], verdict["leader_changes"]) == (None, None, [])
+    assert cli("replay", run) == 0
+    assert json.loads((run / "replay" / "emergence.json").read_text()) == verdict
+    (read,) = read_runs([run], open_shipped)
+    assert not has_backdoor(read)
+    (run / "emergence.json").write_text(json.dumps({"probe": "backdoor", "backdoor_head": None, "threshold": 0.5}))
     assert read_verdict(run) == verdict
 
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from lit_backdoor.callbacks import HeadPatchingMonitor
-from lit_backdoor.runs.weights import kept_weights
+from lit_backdoor.runs.file_names import PROGRESS_MEASURES
+from lit_backdoor.runs.weights import describe_stored, kept_weights, read_weights, write_weights
 from tests.helpers import CONFIGS
 from tests.helpers.refusals import assert_refused
 from tests.helpers.runs import Cli, contents, read_events, read_rows, scalars, train_run
@@ -127,6 +128,23 @@ def test_other_monitors_than_the_runs_own(cli: Cli, run: Path, tmp_path: Path) -
     (tmp_path / "monitors.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": listed}}))
     assert cli("replay", run, "--config", "monitors.yaml", "--output_dir", "listed") == 0
     assert {path.name for path in (tmp_path / "listed").glob("*.csv")} == {"head_attribution.csv"}
+
+
+def test_the_weights_say_which_examples_trained(
+    cli: Cli, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = Path(shutil.copytree(run, tmp_path / "bare"))
+    (bare / "hparams.yaml").unlink()
+    (tmp_path / "monitors.yaml").write_text(yaml.safe_dump({"monitors": {"progress": {"every_n_steps": 50}}}))
+    command = ("replay", bare, "--config", "monitors.yaml", "--output_dir")
+    assert cli(*command, "again") == 0
+    assert (tmp_path / "again" / PROGRESS_MEASURES).read_bytes() == (run / PROGRESS_MEASURES).read_bytes()
+    stored = read_weights(first := kept_weights(bare)[0])
+    description = describe_stored(stored)
+    for split, words in ((None, "do not say which examples trained"), ({"train_fraction": 2}, "train_fraction: 2")):
+        described = {name: value for name, value in (description | {"split": split}).items() if value is not None}
+        write_weights(first, dict(stored.model.named_parameters()), described)
+        assert_refused(cli, capsys, (*command, "out"), words)
 
 
 def test_what_is_refused(cli: Cli, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +21,12 @@ from lit_backdoor.callbacks import (
     HeadAttributionMonitor,
     HeadPatchingMonitor,
     LossSpikeMonitor,
+    RunCheckpoint,
 )
 from lit_backdoor.functional import Probe, all_heads, head_name, parse_head_set
 from tests.helpers import by_hand
 from tests.helpers.both_kinds import HAS_HOOKED_TRANSFORMER, KINDS, make_model
-from tests.helpers.copy_task import SHAPE, CopyDataWithProbes, CopyModule, CopyProbes, copy_probes, train
+from tests.helpers.copy_task import SHAPE, CopyDataWithProbes, CopyModule, CopyProbes, OneBatch, copy_probes, train
 
 from .conftest import Fit, Rows
 
@@ -101,6 +103,51 @@ def test_patching_is_what_hooks_give(fit: Fit, rows: Rows, kind: str) -> None:
         assert (row["probe"], row["recipient"], row["donor"]) == ("copy", "recipient", "donor")
         assert row["ablation"] == "resample"
         assert int(row["n_examples"]) == int(row["n_differing"]) == PROBE.n_examples
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reversed_probe_says_what_the_donors_inputs_give(fit: Fit, kind: str) -> None:
+    both = {**WHERE, "probes": {"copy": PROBE, "back": PROBE.reversed()}}
+    paired, single = HeadPatchingMonitor(every_n_steps=3, **both), HeadPatchingMonitor(every_n_steps=3, **WHERE)
+    single.name = "single"
+    net = fit(paired, single, kind=kind).parts["net"]
+    for name, probe in paired.probes.items():
+        given = net(probe.donor_tokens)[:, -1].argmax(-1)
+        expected = (given == probe.recipient_answers).double().mean().item()
+        assert paired.history[name][-1].on_donor == pytest.approx(expected)
+    assert all(math.isnan(scores.on_donor) for scores in single.history["copy"])
+    again = HeadPatchingMonitor(**both)
+    again.load_state_dict(paired.state_dict())
+    assert again.history == paired.history
+    older = paired.state_dict()
+    older["history"] = {probe: [entry[:4] for entry in entries] for probe, entries in older["history"].items()}
+    again.load_state_dict(older)
+    assert all(math.isnan(scores.on_donor) for scores in again.history["copy"])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_verdict_is_there_from_the_first_probe_on(fit: Fit, tmp_path: Path, order: int) -> None:
+    """Whichever of the two monitors comes first; also where a run goes on."""
+
+    class Look(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            there.append((tmp_path / "emergence.json").exists())
+            (tmp_path / "emergence.json").unlink()
+
+    there: list[bool] = []
+    options: dict[str, Any]
+    for options in ({}, {"ckpt_path": tmp_path / "checkpoints" / "last.ckpt", "max_steps": 8}):
+        watch = [HeadPatchingMonitor(every_n_steps=6, **WHERE), EmergenceMonitor("copy")][::order]
+        fit(
+            *watch,
+            Look(),
+            RunCheckpoint(6),
+            enable_checkpointing=True,
+            datamodule=OneBatch(),
+            log_every_n_steps=1,
+            **options,
+        )
+    assert there == [True, True]
 
 
 class PatchedByHand(Callback):

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_backdoor.callbacks import (
@@ -101,3 +103,19 @@ def test_where_a_handler_only_takes_a_note_the_next_step_is_measured(rows: Rows,
     assert noted == [signal.SIGTERM]
     assert steps_of(rows("head_patching.csv")) == [0, 5, 6]
     assert steps_of(rows("head_attribution.csv")) == [0, 2, 5, 6]
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("again", "saved_step"), [(signal.SIGTERM, 3), (signal.SIGINT, 0)])
+def test_only_ctrl_c_again_stops_without_saving(fit: Fit, first: int, again: int, saved_step: int) -> None:
+    class TwoSignals(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 2:
+                os.kill(os.getpid(), first)
+                os.kill(os.getpid(), again)
+
+    with pytest.raises(TrainingInterrupted) as stop:
+        fit(TwoSignals(), RunCheckpoint(100), enable_checkpointing=True)
+    assert stop.value.signal_number == (first if saved_step else again)
+    assert stop.value.checkpoint is not None
+    assert torch.load(stop.value.checkpoint, weights_only=True)["global_step"] == saved_step

@@ -60,7 +60,9 @@ def start(tmp_path: Path) -> Start:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-W", "ignore", "my_task.py", *args]
         with (tmp_path / "log").open("w") as log:
-            return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, text=True)
+            return subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
+            )
 
     return run
 
@@ -90,6 +92,17 @@ def test_rows_come_once_where_a_probe_is_slow_and_where_the_run_was_stopped(star
     assert start("as usual", "stopped", str(last)).wait(120) == 0, (tmp_path / "log").read_text()
     again = read_rows(tmp_path / "stopped" / "head_patching.csv")
     assert [(row["step"], row["heads"]) for row in again] == rows
+
+
+def test_a_signal_to_all_processes_saves_as_one_to_the_first_does(start: Start, tmp_path: Path) -> None:
+    """As from a job manager: the second process gets it from the first one too, and must not take that for another."""
+    process = start("endless", "stopped")
+    wait_until(120, lambda: all((tmp_path / f"probing{rank}").exists() for rank in (0, 1)))
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(120) != 0
+    assert (tmp_path / "log").read_text().count("TrainingInterrupted: stopped by SIGTERM") == 2
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 15
 
 
 @pytest.mark.parametrize("rank", [0, 1])

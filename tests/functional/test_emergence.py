@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lit_backdoor.functional import (
     default_head_sets,
     head_emergence,
     patch_heads,
+    shows_behaviour,
 )
 from lit_backdoor.functional.moments import first_moment, stable_moment
 from tests.helpers.runs import read_rows
@@ -177,6 +179,42 @@ def test_steps_must_ascend() -> None:
         head_emergence(story(ALONE, ALONE)[::-1])
     with pytest.raises(ValueError, match="2 steps and 1 values"):
         first_moment([1, 2], [True])
+
+
+def with_donor(history: list[HeadScores], *on_donor: float) -> list[HeadScores]:
+    """The same probes, with what the model gives on the donor's inputs."""
+    return [replace(scores, on_donor=share) for scores, share in zip(history, on_donor, strict=True)]
+
+
+@pytest.mark.parametrize("line", [ALONE, TWO, SPREAD, BYPASS])
+def test_answers_that_come_on_the_donors_inputs_too_are_no_behaviour(line: Line) -> None:
+    history = story(*[line] * 20)
+    verdict = head_emergence(with_donor(history, *[0.9] * 20))
+    assert (verdict.head, verdict.word, verdict.first_cost, verdict.leader_changes) == (None, None, NEVER, ())
+    assert head_emergence(with_donor(history, *[0.01] * 20)) == head_emergence(history)
+    until_step_500 = head_emergence(with_donor(history, *[0.9] * 6, *[0.01] * 14))
+    assert until_step_500.word == head_emergence(history).word
+    assert until_step_500.first_cost.step in (None, 600)
+    assert {step for step, _ in until_step_500.leader_changes} == {600}
+
+
+@pytest.mark.parametrize(
+    ("unpatched", "on_donor", "floor", "shown"),
+    [
+        (1.0, 0.5, 0.0, True),  # half of it is lost
+        (1.0, 0.51, 0.0, False),
+        (1.0, 0.6, 0.2, True),  # half of what is above the floor
+        (1.0, 0.61, 0.2, False),
+        (1.0, 0.8, 0.8, True),  # most answers are the same for both, and it gives each its own
+        (1.0, 1.0, 0.8, False),
+        (0.5, 0.01, 0.01, True),
+        (0.49, 0.01, 0.01, False),  # too few, whatever becomes of them
+        (1.0, math.nan, 0.2, True),
+        (math.nan, 0.0, 0.0, False),
+    ],
+)
+def test_when_a_behaviour_is_shown(unpatched: float, on_donor: float, floor: float, shown: bool) -> None:
+    assert shows_behaviour(HeadScores(0, unpatched, {}, 0.0, on_donor), floor) == shown
 
 
 levels = st.sampled_from([0.0, 0.2, 0.45, 0.5, 0.8, 1.0])

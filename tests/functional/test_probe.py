@@ -48,6 +48,17 @@ def test_a_probe_is_frozen_and_reverses_into_itself() -> None:
     assert probe.to("cpu").n_examples == probe.n_examples == 17
 
 
+def test_only_the_same_examples_with_the_roles_swapped_are_the_reverse() -> None:
+    probe = make_probe()
+    assert probe.reversed().reverses(probe) and probe.reverses(probe.reversed())
+    assert not probe.reverses(probe)
+    assert dataclasses.replace(probe.reversed(), position=2).reverses(probe)  # of three
+    assert not dataclasses.replace(probe.reversed(), position=1).reverses(probe)
+    assert not make_probe(seed=1).reversed().reverses(probe)
+    assert not probe.reversed().rows(slice(5)).reverses(probe)
+    assert not dataclasses.replace(probe.reversed(), donor_answers=probe.donor_answers).reverses(probe)
+
+
 TOKENS, ANSWERS = torch.zeros(4, 3, dtype=torch.long), torch.zeros(4, dtype=torch.long)
 
 

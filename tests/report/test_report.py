@@ -1,17 +1,21 @@
 """``report`` as a user meets it: what it writes, that it writes the truth, and nothing over anything."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from lit_backdoor.callbacks import HeadPatchingMonitor, RunCheckpoint
 from lit_backdoor.pretrained import save_pretrained
 from lit_backdoor.report import read, write
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.runs.tables import read_table
-from tests.helpers.runs import Cli, contents, read_rows
+from tests.helpers.refusals import assert_refused
+from tests.helpers.runs import Cli, contents, read_rows, train_run
 from tests.report.conftest import STEPS
 
 TABLES = (
@@ -187,3 +191,26 @@ def test_weights_alone_stand_in_for_checkpoints(runs_dir: Path, tmp_path: Path) 
     next(runs_dir.rglob("weights.safetensors")).write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"run_dirs: .*weights\.safetensors holds no model"):
         write(read(runs, tmp_path / "third"), tmp_path / "third")
+
+
+def test_runs_that_have_just_started_are_left_out(
+    cli: Cli, made: Path, runs_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand after the first of their tables, and before their first checkpoint."""
+    for seed, moment in ((7, (HeadPatchingMonitor, "measure")), (8, (RunCheckpoint, "on_train_start"))):
+        started = runs_dir / "mod1" / f"seed_{seed}"
+        child = os.fork()
+        if child == 0:
+            monkeypatch.setattr(*moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            train_run(started, f"--seed_everything={seed}", config=made.parent / "mod1.yaml")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert (started / "head_attribution.csv").exists() and not (started / "metrics.csv").exists()
+        command = ("report", started, "--output_dir", "out")
+        assert_refused(cli, capsys, command, "holds only runs that have just started")
+    assert cli("report", runs_dir / "mod1", "--output_dir", "out") == 0
+    said = [f"left out, has just started: runs/mod1/seed_{seed}" for seed in (7, 8)]
+    assert capsys.readouterr().err.strip().splitlines()[-2:] == said
+    page = Path("out/report.md").read_text()
+    assert "Left out, as they have just started: mod1/seed_7 and mod1/seed_8." in page
+    assert {row["seed"] for row in read_rows(Path("out/seeds.csv"))} == {"0", "1"}

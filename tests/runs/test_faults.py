@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -128,6 +129,7 @@ def test_a_run_directory_removed_under_the_run(cli: Cli, faulty: Path, capsys: p
     assert "version_0 was removed while the run wrote into it" in error and "Traceback" not in error
     assert not (RUN / "metrics.csv").exists() and not LAST.exists()
     assert not writing_threads()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # Lightning has given it back
 
 
 @pytest.mark.parametrize("place", ["/proc/nowhere", "taken", "taken/inside"])
