@@ -10,7 +10,7 @@ from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.row_threads import one_torch_thread, row_threads, set_row_threads
 from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.module import BackdoorModule
-from lit_backdoor.report.wording import plural
+from lit_backdoor.show.wording import plural
 from lit_backdoor.sweep import LocalEngine, Part, PlannedRun
 from lit_backdoor.sweep.progress import read_progress
 from lit_backdoor.sweep.watch import duration

@@ -17,7 +17,10 @@ def parser() -> ArgumentParser:
     """The options of ``report``."""
     options = OneLineParser(description=HELP, prog="lit-backdoor report")
     options.add_argument(
-        "run_dirs", type=str, nargs="+", help="Run directories of fit, or folders that hold some at any depth."
+        "run_dirs",
+        type=str,
+        nargs="+",
+        help="Run directories of fit and folders of analyze --removal, or folders that hold some at any depth.",
     )
     options.add_argument(
         "--output_dir", type=str, required=True, help="New or empty folder, or one with an earlier report to replace."

@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_backdoor.callbacks import HeadClamp
 from lit_backdoor.functional import Head, PatchingResult, cost_above_floor, head_name, head_set_name
 from lit_backdoor.functional.retraining import RETURNED
-from lit_backdoor.report.runs import Run
+from lit_backdoor.runs.run import Run
 from lit_backdoor.runs.schema import read_results
 from lit_backdoor.runs.tables import rows_by_step
 from lit_backdoor.runs.weights import kept_weights, read_tensors

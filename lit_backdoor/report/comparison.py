@@ -1,14 +1,15 @@
-"""Every published number beside ours. None is judged by itself: the wider our range, the more would agree."""
+"""The paper's numbers beside ours. None is judged by itself: the wider our range, the more would agree."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 
-from lit_backdoor.report.measures import label
-from lit_backdoor.report.published import published
-from lit_backdoor.report.ranks import rank_set_name, ranks_of
-from lit_backdoor.report.runs import Run
-from lit_backdoor.report.seed_statistics import summarise
+from lit_backdoor.functional.ranks import rank_set_name, ranks_of
+from lit_backdoor.functional.seed_statistics import n_exactly_one, summarise, wilson
+from lit_backdoor.report.declared import declared
+from lit_backdoor.report.measures import by_state, final_log_loss, label
+from lit_backdoor.report.published import paper_table, published, single_costs
+from lit_backdoor.runs.run import Run
 
 QUANTITIES = {
     "backdoor_accuracy": "backdoor accuracy, patched: {what}",
@@ -20,6 +21,23 @@ QUANTITIES = {
     "backdoor_accuracy_all_pairs": "backdoor accuracy on all pairs, training ones included",
 }
 """The quantities that stand beside each other, in words."""
+
+
+def curve_rows(ours: pd.DataFrame) -> pd.DataFrame:
+    """exactly_one.csv: in which share of the runs exactly one head is costly, by threshold, ours by state, the paper's.
+
+    Args:
+        ours: what patching leaves in the runs of mod 1; see `by_ranks`.
+    """
+    series = [(f"ours, {state}", single_costs(some)) for state, some in by_state(ours)]
+    series.append(("the paper", single_costs(paper_table("Table 2"))))
+    return pd.DataFrame(
+        {"whose": name, "threshold": threshold, "n_runs": len(values), "rate": rate.value,
+         "wilson95_low": rate.low, "wilson95_high": rate.high}
+        for name, values in series
+        for threshold in declared().thresholds
+        for rate in [wilson(n_exactly_one(values, threshold), len(values))]
+    )  # fmt: skip
 
 
 def comparison_rows(runs: Sequence[Run]) -> pd.DataFrame:
@@ -52,5 +70,5 @@ def _ours(run: Run, quantity: str, ranks: str, place: int) -> list[float]:
         step = run.emergence["benign_generalised_step"]
         return [] if step is None else [step]
     if quantity == "final_log_loss":
-        return [run.final_log_loss]
+        return [final_log_loss(run)]
     return [run.unpatched[quantity.partition("_")[0]]]

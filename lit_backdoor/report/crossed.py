@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
+from lit_backdoor.functional.seed_statistics import p_value_of_rows, sums_of_squares, wilson
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.seed_statistics import ROUNDS, wilson
-from lit_backdoor.report.wording import Statement, heading, percent, plural, rate
-from lit_backdoor.show.style import new_figure
+from lit_backdoor.show.wording import Statement, heading, percent, rate
 
 END = "end"
 FITTED = ("fitted", "generalised")
@@ -18,10 +16,11 @@ SOURCES = ("seed", "split", "both")
 
 
 def crossed_groups(seeds: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The finished runs of each group in seeds.csv whose seeds, two or more, share two or more splits."""
+    """The finished runs of each group whose seeds, two or more, share two or more splits; is each `is_fitted`?"""
     if seeds.empty:
         return
     finished = seeds[seeds["step"] >= seeds["steps_asked_for"].fillna(0)]
+    finished = finished.assign(is_fitted=finished["state"].isin(FITTED))
     for name, rows in finished.groupby("group", sort=False):
         if min(_whole_grid(rows).shape, default=0) > 1:
             yield str(name), rows
@@ -37,7 +36,7 @@ def fitted_rows(seeds: pd.DataFrame) -> pd.DataFrame:
     for name, runs in crossed_groups(seeds):
         for step in (*declared().fitted_by, END):
             known = runs if step == END else runs[runs["step"] >= step]
-            there = known["state"].isin(FITTED) if step == END else known["fitted_step"].le(step).fillna(False)
+            there = known["is_fitted"] if step == END else known["fitted_step"].le(step).fillna(False)
             if len(known):
                 share = wilson(int(there.sum()), len(known))
                 row = {"group": name, "by": step, "n_runs": len(known), "fitted": int(there.sum())}
@@ -59,44 +58,11 @@ def variance_rows(seeds: pd.DataFrame) -> pd.DataFrame:
         n_seeds, n_splits = grid.shape
         free = np.array([n_seeds - 1, n_splits - 1, (n_seeds - 1) * (n_splits - 1)])
         shares = sums_of_squares(grid) / max(((grid - grid.mean()) ** 2).sum(), 1e-12)
-        p_values = [_p_value(grid), _p_value(grid.T), np.nan]
+        p_values = [p_value_of_rows(grid), p_value_of_rows(grid.T), np.nan]
         for values in zip(SOURCES, shares, free / free.sum(), p_values, strict=True):
             row = dict(zip(("source", "share", "by_chance", "p_value"), values, strict=True))
             rows.append({"group": name, "n_seeds": n_seeds, "n_splits": n_splits} | row)
     return pd.DataFrame(rows)
-
-
-def sums_of_squares(grid: np.ndarray) -> np.ndarray:
-    """Of a table [seed, split]: those of rows' means, columns' means and the rest, which add up to the total."""
-    mean = grid.mean()
-    rows = grid.shape[1] * ((grid.mean(axis=1) - mean) ** 2).sum()
-    columns = grid.shape[0] * ((grid.mean(axis=0) - mean) ** 2).sum()
-    return np.array([rows, columns, ((grid - mean) ** 2).sum() - rows - columns])
-
-
-def fitted_figure(name: str, runs: pd.DataFrame) -> Figure:
-    """Seeds crossed with splits: the step by which each run fitted; a cross if it is not fitted at the end."""
-    seeds, splits = sorted(runs["seed"].unique()), sorted(runs["split"].unique())
-    figure = new_figure(1.9 + 0.62 * len(seeds), 1.5 + 0.5 * len(splits))
-    axis = figure.subplots()
-    steps = runs.pivot(index="split", columns="seed", values="fitted_step").reindex(index=splits, columns=seeds)
-    first, last = runs["fitted_step"].agg(["min", "max"]).fillna(0)
-    mesh = axis.pcolormesh(steps.astype("float64"), cmap="viridis_r", vmin=first, vmax=last)
-    mesh.set(edgecolor="white", linewidth=2)
-    axis.set_facecolor("0.88")
-    for run in runs.itertuples():
-        x, y = seeds.index(run.seed) + 0.5, splits.index(run.split) + 0.5
-        colour = "white" if pd.notna(run.fitted_step) and run.fitted_step > (first + last) / 2 else "black"
-        if run.state not in FITTED:
-            axis.plot(x, y, "x", color=colour, markersize=11, markeredgewidth=2)
-        else:
-            axis.text(x, y, f"{run.fitted_step:,}", ha="center", va="center", fontsize=8, color=colour)
-    axis.set(xticks=np.arange(len(seeds)) + 0.5, xticklabels=seeds, xlabel="seed")
-    axis.set(yticks=np.arange(len(splits)) + 0.5, yticklabels=splits, ylabel="split")
-    axis.invert_yaxis()
-    axis.set_title(f"{name}, {plural(len(runs))}", fontsize=11)
-    figure.colorbar(mesh, ax=axis, label="fitted by step")
-    return figure
 
 
 def crossed_statement(name: str, runs: pd.DataFrame) -> Statement:
@@ -105,10 +71,9 @@ def crossed_statement(name: str, runs: pd.DataFrame) -> Statement:
     limit = declared().alpha / 2
     shown = [f"the {source} matters" for source, p in sources["p_value"].items() if p < limit]
     parts = [
-        f"by step {row.by:,}: {rate(row.fitted, row.n_runs)}" if row.by != END else
-        f"at the end: {rate(row.fitted, row.n_runs)}"
+        f"{'at the end' if row.by == END else f'by step {row.by:,}'}: {rate(row.fitted, row.n_runs)}"
         for row in fitted.itertuples()
-    ]  # fmt: skip
+    ]
     of_source = [
         f"{source} {percent(row['share'], 0)} (by chance {percent(row['by_chance'], 0)}"
         + (f", P = {row['p_value']:.3f})" if source != "both" else ")")
@@ -129,13 +94,4 @@ def crossed_statement(name: str, runs: pd.DataFrame) -> Statement:
 
 def _whole_grid(runs: pd.DataFrame) -> pd.DataFrame:
     """Whether each run is fitted at the end, seed by split; the splits that all seeds have been trained on."""
-    fitted = runs.assign(fitted=runs["state"].isin(FITTED))
-    return fitted.pivot(index="seed", columns="split", values="fitted").dropna(axis="columns")
-
-
-def _p_value(grid: np.ndarray) -> float:
-    """How often the means of the rows are spread so far if each column is shuffled by itself."""
-    rng = np.random.default_rng(0)
-    shuffled = rng.permuted(np.broadcast_to(grid, (ROUNDS, *grid.shape)), axis=1)
-    spread = shuffled.mean(axis=2).var(axis=1)
-    return float((1 + (spread >= grid.mean(axis=1).var() - 1e-12).sum()) / (1 + ROUNDS))
+    return runs.pivot(index="seed", columns="split", values="is_fitted").dropna(axis="columns")

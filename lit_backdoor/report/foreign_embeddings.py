@@ -21,9 +21,9 @@ from lit_backdoor.functional import (
     patch_heads,
 )
 from lit_backdoor.functional.one_layer import find_cache, why_no_shortcut
+from lit_backdoor.functional.ranks import head_order, ranks_of
 from lit_backdoor.report.measures import label, with_progress
-from lit_backdoor.report.ranks import head_order, ranks_of
-from lit_backdoor.report.runs import Run
+from lit_backdoor.runs.run import Run
 
 
 def foreign_rows(runs: Sequence[Run]) -> pd.DataFrame:

@@ -1,19 +1,26 @@
 """What is measured of runs, as tidy data frames: one row for each thing, every number as it was recorded."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from lit_backdoor.functional import cost_above_floor, effective_heads, head_name, head_set_name, shares
-from lit_backdoor.functional.moments import LATE
+from lit_backdoor.functional import (
+    Head,
+    cost_above_floor,
+    effective_heads,
+    head_name,
+    head_set_name,
+    shares,
+    shows_behaviour,
+)
+from lit_backdoor.functional.ranks import rank_key, ranks_of
+from lit_backdoor.functional.seed_statistics import summarise
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.published import paper_steps
-from lit_backdoor.report.ranks import rank_key, ranks_of
-from lit_backdoor.report.runs import Run
-from lit_backdoor.report.seed_statistics import kaplan_meier_median, summarise
+from lit_backdoor.runs.run import Run
 from lit_backdoor.show.markdown import paper_name
 
 ALL = "all"
@@ -24,8 +31,6 @@ METRICS = ("other_rate", "logit_diff", "log_prob", "kl", "n_examples")
 CONTRIBUTIONS = ("mean_logit", "mean_logit_centered", "mean_logit_diff")
 DIRECTIONS = {"needed": "backdoor_accuracy", "sufficient": "backdoor_accuracy_of_benign_run"}
 HEAD_MOMENTS = ("first_cost", "first_exclusive", "stable_exclusive")
-MOMENTS = {"fitted": 1.0, "generalised": 1.0} | dict.fromkeys(HEAD_MOMENTS, 1 - LATE)
-"""What is dated, and up to which share of a run's steps."""
 
 
 def triggered(runs: Sequence[Run]) -> list[Run]:
@@ -39,6 +44,19 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in triggered(runs):
         by_name.setdefault(run.group, []).append(run)
     return by_name
+
+
+def first_seeds(runs: Sequence[Run]) -> list[Run]:
+    """The run with the lowest seed of each group, the clean one first."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.group, run)
+    return list(first.values())
+
+
+def of_group(name: str, frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The rows of one group, in every frame that has groups."""
+    return {table: frame[frame["group"] == name] for table, frame in frames.items() if "group" in frame}
 
 
 def with_progress(runs: Sequence[Run], what: str) -> Iterable[Run]:
@@ -60,6 +78,27 @@ def over_runs(frame: pd.DataFrame, *names: str) -> Iterator[tuple[dict[str, Any]
     for values, alike in frame.groupby(list(names), sort=False):
         for state, some in by_state(alike):
             yield dict(zip(names, values, strict=True)) | {"state": state}, some
+
+
+def has_backdoor(run: Run) -> bool:
+    """Whether the model gives backdoor answers, as declared, and that because of the trigger."""
+    (scores,) = (each for each in run.history["backdoor"] if each.step == run.patching_step)
+    return shows_behaviour(scores, run.floor, declared().threshold, declared().min_accuracy)
+
+
+def costs(run: Run) -> dict[Head, float]:
+    """What patching each head alone costs of the backdoor, above the floor; 0 while the model does not have it."""
+    singles = {heads[0]: value for heads, value in run.left.items() if len(heads) == 1}
+    if not has_backdoor(run):
+        return dict.fromkeys(singles, 0.0)
+    return {head: cost_above_floor(run.left[()], value, run.floor) for head, value in singles.items()}
+
+
+def final_log_loss(run: Run) -> float:
+    """Natural logarithm of the training loss, the median over the last tenth: a spike does not move it."""
+    losses = sorted(run.metrics.loc[run.metrics["step"] >= 0.9 * run.step, "train/loss"].dropna())
+    middle = losses[len(losses) // 2] if losses else math.nan
+    return math.log(middle) if middle > 0 else math.nan
 
 
 def label(run: Run) -> dict[str, Any]:
@@ -103,7 +142,7 @@ def seeds(runs: Sequence[Run]) -> pd.DataFrame:
             "steps_asked_for": run.max_steps,
             "paper_steps": paper_steps(run.p1),
             "measured_at_step": run.patching_step,
-            "final_log_loss": run.final_log_loss,
+            "final_log_loss": final_log_loss(run),
             "validation_loss_of": run.emergence["validation_loss_of"],
             **{f"{rule}accuracy_all_pairs": run.unpatched.get(rule.strip("_")) for rule in RULES},
             **{name: run.emergence.get(name) for name in moments},
@@ -120,8 +159,8 @@ def _heads_in_short(run: Run) -> dict[str, Any]:
     return {
         "heads_by_rank": "+".join(head_name(*head) for head in run.order),
         "costliest_left": min(value for heads, value in run.left.items() if len(heads) == 1),
-        "n_costly_heads": sum(cost >= declared().threshold for cost in run.costs.values()),
-        **{name: verdict[name] if run.has_backdoor else None for name in ("word", "head")},
+        "n_costly_heads": sum(cost >= declared().threshold for cost in costs(run).values()),
+        **{name: verdict[name] if has_backdoor(run) else None for name in ("word", "head")},
         **{name: verdict[name] for name in ("occupancy", "crossings")},
         "largest_shapley_share": max(shares(result).values()) if result else None,
         "effective_heads": effective_heads(result) if result else None,
@@ -136,17 +175,18 @@ def head_claims(runs: Sequence[Run]) -> pd.DataFrame:
     """heads.csv: what of necessary, sufficient and specific holds for each head, by the declared thresholds."""
     limits, rows = declared(), []
     for run in with_progress(runs, "heads"):
+        present, cost_of = has_backdoor(run), costs(run)
         for rank, head in enumerate(run.order, start=1):
-            both, cost = run.specificity.get(head), run.costs[head]
+            both, cost = run.specificity.get(head), cost_of[head]
             brings = 1 - cost_above_floor(run.left[()], run.brought.get((head,), math.nan), run.floor)
-            sufficient = run.has_backdoor and brings >= limits.sufficient
+            sufficient = present and brings >= limits.sufficient
             holds = {"necessary": cost >= limits.necessary, "sufficient": sufficient}
             specific = bool(both.donor_cost <= limits.specific) if both else None
             row = label(run) | {"head": head_name(*head), "rank": rank}
             row |= {"backdoor_cost": cost, "backdoor_sufficiency": brings}
             row |= {"benign_cost": both.donor_cost if both else math.nan}
             row |= {"selectivity": both.selectivity if both else math.nan, **holds, "specific": specific}
-            rows.append(row | {"claim": claim(**holds, specific=specific) if run.has_backdoor else "no backdoor"})
+            rows.append(row | {"claim": claim(**holds, specific=specific) if present else "no backdoor"})
     return pd.DataFrame(rows)
 
 
@@ -190,44 +230,4 @@ def attribution_rows(runs: Sequence[Run]) -> pd.DataFrame:
                 row |= {"rank_by_mean_logit": largest_first.index(result) + 1}
                 row |= {name: getattr(result, name) for name in CONTRIBUTIONS}
                 rows.append(row | {"top_share": result.top_count / result.n_examples})
-    return pd.DataFrame(rows)
-
-
-def spike_rows(runs: Sequence[Run]) -> pd.DataFrame:
-    """spikes.csv: loss spikes of each run, by prominence; `without_end`: not over when the run ended (censored)."""
-    rows = []
-    for run in runs:
-        for prominence in declared().prominences:
-            spikes = run.spikes[run.spikes["prominence"] >= prominence] if len(run.spikes) else run.spikes
-            row = label(run) | {"prominence": prominence, "spikes": len(spikes)}
-            row |= {"per_10000_steps": 1e4 * len(spikes) / max(run.step, 1)}
-            rows.append(row | {"without_end": int(spikes["end_step"].isna().sum()) if len(spikes) else 0})
-    return pd.DataFrame(rows)
-
-
-def spikes_over_seeds(spikes: pd.DataFrame) -> pd.DataFrame:
-    """Loss spikes by group, state and prominence: median and range of the runs' rates."""
-    return pd.DataFrame(
-        labels | {"without_end": some["without_end"].sum()} | vars(summarise(some["per_10000_steps"].tolist()))
-        for labels, some in over_runs(spikes, "group", "prominence")
-    )
-
-
-def time_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """times.csv: when things came, by group and state: in how many runs, Kaplan and Meier's median, the range.
-
-    Args:
-        frame: of `seeds`.
-    """
-    rows = []
-    for labels, some in over_runs(frame, "group"):
-        for moment, share in MOMENTS.items():
-            if share < 1 and (some["p1"] == "clean").all():
-                continue
-            times = [None if pd.isna(time) else int(time) for time in some[f"{moment}_step"]]
-            came = [time for time in times if time is not None]
-            middle = kaplan_meier_median(times, [share * step for step in some["step"]])
-            ends = {"first": min(came, default=None), "last": max(came, default=None)}
-            row = labels | {"moment": moment, "n_runs": len(times), "came": len(came)}
-            rows.append(row | {"kaplan_meier_median": middle} | ends)
     return pd.DataFrame(rows)

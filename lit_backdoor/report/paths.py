@@ -6,34 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from lit_backdoor.functional import EdgeSet, Head, cost_above_floor
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import label, with_progress
-from lit_backdoor.report.page import Markdown, table
-from lit_backdoor.report.runs import Run
-from lit_backdoor.report.seed_figures import Points, colour_of, draw_dots
-from lit_backdoor.report.wording import (
-    NOTHING,
-    Statement,
-    count,
-    heading,
-    number,
-    percent_span,
-    plural,
-    span,
-)  # fmt: skip
-from lit_backdoor.show.style import new_figure
-
-GROUPS = {"Q": "query", "K": "key", "V": "value", "QK": "query and key", "D": "past the heads",
-          "A_mlp": "heads to MLP", "A_logits": "heads to logits"}  # fmt: skip
-"""The groups of edges that are reported, in words."""
+from lit_backdoor.report.measures import has_backdoor, label, with_progress
+from lit_backdoor.report.page import Markdown
+from lit_backdoor.report.tables import span_table
+from lit_backdoor.runs.run import Run
+from lit_backdoor.show.over_seeds import ALL_HEADS, EDGE_WORDS, points
+from lit_backdoor.show.wording import Statement, count, heading, number, percent_span, plural, span
 
 WAYS = ("Q", "K", "V", "D")
 """The ways by which the trigger leaves its position."""
-
-ALL_HEADS = "all"
 
 
 def path_rows(runs: Sequence[Run]) -> pd.DataFrame:
@@ -47,10 +31,10 @@ def path_rows(runs: Sequence[Run]) -> pd.DataFrame:
         brought = {result.edges: result.donor_accuracy for result in run.paths.get("benign", [])}
         results = run.paths.get("backdoor", [])
         whole = next((result.recipient_accuracy for result in results if not result.edges), math.nan)
-        whole = whole if run.has_backdoor else math.nan
+        whole = whole if has_backdoor(run) else math.nan
         for result in results:
             group, head = (result.group, None) if result.group else _group_of(result.edges)
-            if group in GROUPS and result.edges in brought:
+            if group in EDGE_WORDS and result.edges in brought:
                 left, comes = result.recipient_accuracy, brought[result.edges]
                 row = label(run) | {"edges": group, "rank": run.order.index(head) + 1 if head else ALL_HEADS}
                 row |= {"left": left, "brought": comes, "cost": cost_above_floor(whole, left, result.floor)}
@@ -73,34 +57,9 @@ def _group_of(edges: EdgeSet) -> tuple[str, Head | None]:
 def paths_by_rank(paths: pd.DataFrame, column: str) -> Markdown:
     """`left` or `brought` over the runs of one group: a row per kind of edges, of all heads and by rank."""
     ranks = sorted(paths["rank"].unique(), key=lambda rank: (rank != ALL_HEADS, rank))
-    values = paths.groupby(["edges", "rank"])[column].agg(list).to_dict()
-    rows = [
-        [words, *(percent_span(values.get((edges, rank), [])) for rank in ranks)]
-        for edges, words in GROUPS.items()
-        if (edges, ALL_HEADS) in values
-    ]
-    return table([column, *(f"rank {rank}" if rank != ALL_HEADS else "all heads" for rank in ranks)], rows)
-
-
-def paths_figure(name: str, paths: pd.DataFrame) -> Figure:
-    """The runs of one group: what is left and what is brought by each kind of edges, of all heads and by rank."""
-    figure = new_figure(9, 6.4)
-    axes = figure.subplots(2, 1, sharex=True)
-    ranks = sorted(rank for rank in paths["rank"].unique() if rank != ALL_HEADS)
-    colours = {ALL_HEADS: ("all heads", "black")} | {rank: (f"rank {rank}", colour_of(rank)) for rank in ranks}
-    for axis, column, title in zip(axes, ("left", "brought"), ("left", "brought into the benign run"), strict=True):
-        series: dict[str, tuple[Points, str]] = {}
-        for rank, (who, colour) in colours.items():
-            some = paths[paths["rank"] == rank]
-            series[who] = (
-                {words: some.loc[some["edges"] == edges, column].tolist() for edges, words in GROUPS.items()}, colour
-            )  # fmt: skip
-        draw_dots(axis, series, (-0.04, 1.06))
-        axis.set_ylabel(f"backdoor accuracy\n{title}")
-    axes[0].set_title(f"{name}, {plural(paths['run'].nunique())}", fontsize=11)
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(colours), frameon=False, fontsize=9)
-    return figure
+    by_rank = {rank: points(paths[paths["rank"] == rank], "edges", column) for rank in ranks}
+    columns = {f"rank {rank}" if rank != ALL_HEADS else "all heads": values for rank, values in by_rank.items()}
+    return span_table(column, {e: words for e, words in EDGE_WORDS.items() if e in by_rank.get(ALL_HEADS, {})}, columns)
 
 
 def paths_statement(name: str, paths: pd.DataFrame) -> Statement:
@@ -113,8 +72,8 @@ def paths_statement(name: str, paths: pd.DataFrame) -> Statement:
     carries = int(needed["Q"].sum()) if "Q" in needed else 0
     left, brings = [], []
     for edges, rows in whole.groupby("edges", sort=False):
-        left.append(f"{GROUPS[edges]} {percent_span(rows['left'].tolist())}")
-        brings.append(f"{GROUPS[edges]} in {int((rows['brings'] >= limit).sum())}")
+        left.append(f"{EDGE_WORDS[edges]} {percent_span(rows['left'].tolist())}")
+        brings.append(f"{EDGE_WORDS[edges]} in {int((rows['brings'] >= limit).sum())}")
     headline = f"The query carries the path in {count(carries, len(needed))}, alone in {by_run['Q']}."
     text = (
         f"Left with every head's edges of a kind made benign: {', '.join(left)}. A way carries the path if that costs "
@@ -137,7 +96,7 @@ def capture_statement(name: str, runs: pd.DataFrame) -> Statement:
     headline = "No run has both dates: when attention was captured, and when some head was first costly."
     if lags:
         headline = f"Attention was captured before some head was costly in {count(first, len(lags))} with both dates."
-    middle = number(pd.Series(lags).median(), 0) if lags else NOTHING
+    middle = number(pd.Series(lags, dtype=float).median(), 0)
     text = (
         f"Captured in {count(len(captured), len(runs))}; lag from capture to first cost, median {middle} steps "
         f"[{span(lags)}]; a positive one means attention moved first. Captured: the head whose attention the trigger "

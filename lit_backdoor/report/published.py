@@ -6,8 +6,9 @@ from importlib.resources import files
 import pandas as pd
 
 from lit_backdoor.functional import cost_above_floor, parse_head_set
+from lit_backdoor.functional.ranks import NONE, head_order, rank_key, ranks_of
+from lit_backdoor.functional.seed_statistics import n_exactly_one
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.ranks import NONE, head_order, rank_key, ranks_of
 
 FLOOR = 1 / 113
 """What is left of the mod 1 backdoor when it is gone."""
@@ -46,7 +47,7 @@ def paper_table(source: str) -> pd.DataFrame:
 def n_with_one_costly_head(table: pd.DataFrame, floor: float = FLOOR) -> int:
     """In how many runs exactly one head is costly, as declared, of a table of accuracies by ranks."""
     there = table[table[NONE] >= declared().min_accuracy]
-    return sum(sum(cost >= declared().threshold for cost in run) == 1 for run in single_costs(there, floor))
+    return n_exactly_one(single_costs(there, floor), declared().threshold)
 
 
 def single_costs(table: pd.DataFrame, floor: float = FLOOR) -> list[list[float]]:

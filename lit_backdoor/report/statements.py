@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lit_backdoor.report.crossed import crossed_groups, crossed_statement
-from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import by_state
-from lit_backdoor.report.paths import capture_statement, paths_statement
-from lit_backdoor.report.published import n_with_one_costly_head, paper_table
-from lit_backdoor.report.ranks import rank_set_name
-from lit_backdoor.report.runs import Run
-from lit_backdoor.report.seed_statistics import (
+from lit_backdoor.functional.ranks import rank_set_name
+from lit_backdoor.functional.seed_statistics import (
     Verdict,
     difference_of_means,
     difference_of_rates,
     verdict,
     westfall_young,
 )
+from lit_backdoor.report.crossed import crossed_groups, crossed_statement
+from lit_backdoor.report.declared import declared
+from lit_backdoor.report.measures import by_state, of_group
+from lit_backdoor.report.paths import capture_statement, paths_statement
+from lit_backdoor.report.published import n_with_one_costly_head, paper_table
 from lit_backdoor.report.study import Study
-from lit_backdoor.report.wording import (
+from lit_backdoor.runs.run import Run
+from lit_backdoor.show.wording import (
     Statement,
     count,
     enumerate_words,
@@ -49,9 +49,9 @@ def statements(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[Stateme
         sets = frames["table2"][frames["table2"]["run"].isin(mod_1)]
         said += compare(by_ranks(sets), judged=not study.differs_from_paper)
     for name, rows in seeds[seeds["p1"] != "clean"].groupby("group", sort=False):
-        of_group = {table: frame[frame["group"] == name] for table, frame in frames.items() if "group" in frame}
-        said.append(_where_it_sits(str(name), rows, of_group["heads"]))
-        if len(paths := of_group.get("paths", pd.DataFrame())):
+        rows_of = of_group(str(name), frames)
+        said.append(_where_it_sits(str(name), rows, rows_of["heads"]))
+        if len(paths := rows_of.get("paths", pd.DataFrame())):
             said.append(paths_statement(str(name), paths))
         if len(watched := rows[rows["attention_measured"].astype(bool)]):
             said.append(capture_statement(str(name), watched))

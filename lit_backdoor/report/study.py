@@ -17,7 +17,8 @@ from lit_backdoor.report.branches import ComparedBranch, weight_distances
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import groups
 from lit_backdoor.report.published import paper_steps
-from lit_backdoor.report.runs import Run
+from lit_backdoor.runs.removed import RemovedModel
+from lit_backdoor.runs.run import Run
 
 FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch", "split_seed"})
 """Options in which the main runs may differ: what is compared, and what changes nothing in a result."""
@@ -43,6 +44,7 @@ class Study:
         branches: that began from another run's checkpoint, each with its control: a branch that is like it but for
             the clamp, else the run it branched off, if that is among `runs`.
         others: of other tasks, or with several triggers.
+        removed: models whose backdoors were removed, by `analyze --removal`.
         just_started: directories of runs that are left out, as there is nothing to report of them yet.
     """
 
@@ -50,6 +52,7 @@ class Study:
     controls: Sequence[tuple[Run, str]]
     branches: Sequence[ComparedBranch]
     others: Sequence[Run]
+    removed: Sequence[RemovedModel] = ()
     just_started: Sequence[Path] = ()
 
     @property

@@ -6,13 +6,14 @@ from typing import Any
 import pandas as pd
 
 from lit_backdoor.functional import head_name, head_set_name, parse_head_set
+from lit_backdoor.functional.ranks import NONE, n_heads_of, rank_key, rank_set_name, table_1_sets
 from lit_backdoor.report.measures import ALL, DIRECTIONS, by_state
 from lit_backdoor.report.page import Markdown, bold, table
 from lit_backdoor.report.published import paper_sets, paper_table
-from lit_backdoor.report.ranks import NONE, n_heads_of, rank_key, rank_set_name, table_1_sets
-from lit_backdoor.report.runs import Run
-from lit_backdoor.report.wording import NOTHING, number, percent, percent_span, span
+from lit_backdoor.runs.run import Run
 from lit_backdoor.show.markdown import paper_name
+from lit_backdoor.show.over_seeds import Points, points
+from lit_backdoor.show.wording import NOTHING, number, percent, percent_span, span
 
 
 def show(frame: pd.DataFrame, columns: Mapping[str, str]) -> Markdown:
@@ -20,7 +21,7 @@ def show(frame: pd.DataFrame, columns: Mapping[str, str]) -> Markdown:
 
     Args:
         frame: one row of it is one of the table.
-        columns: by what stands above it, `NAME` or `NAME FORMAT`; the format is Python's, such as `.0%`, or `mod`.
+        columns: by what stands above it, `NAME` or `NAME FORMAT`; the format is Python's, such as `.0%`.
     """
     specs = [column.partition(" ")[::2] for column in columns.values()]
     rows = [[_cell(row.get(name), spec) for name, spec in specs] for row in frame.to_dict("records")]
@@ -28,9 +29,7 @@ def show(frame: pd.DataFrame, columns: Mapping[str, str]) -> Markdown:
 
 
 def _cell(value: Any, spec: str) -> str:
-    if spec == "mod":
-        return str(value) if value == "clean" else f"mod {value}"
-    if value is None or pd.isna(value) or value == "":
+    if pd.isna(value) or value == "":
         return NOTHING
     return format(value, spec) if spec else str(value).replace("_", " ")
 
@@ -70,17 +69,29 @@ def ranks_table(sets: pd.DataFrame) -> Markdown:
     n_heads = n_heads_of(sets["ranks"])
     needed, brings = DIRECTIONS.values()
     columns = {
-        f"left, {state} ({(some['ranks'] == NONE).sum()})": some.groupby("ranks")[needed].agg(list).to_dict()
+        f"left, {state} ({(some['ranks'] == NONE).sum()})": points(some, "ranks", needed)
         for state, some in by_state(sets)
     }
     if (sets["p1"] == 1).all() and n_heads == 4:
         columns["left, the paper (10)"] = paper_table("Table 2").to_dict("list")
-    columns[f"brought, {ALL}"] = sets.groupby("ranks")[brings].agg(list).to_dict()
+    columns[f"brought, {ALL}"] = points(sets, "ranks", brings)
+    places = {ranks: rank_set_name(ranks, n_heads) for ranks in table_1_sets(n_heads)}
+    return span_table("patched heads", places, columns)
+
+
+def span_table(corner: str, places: Mapping[str, str], columns: Mapping[str, Points]) -> Markdown:
+    """Shares over runs, each cell their median and range.
+
+    Args:
+        corner: what stands above the rows' names.
+        places: what each row is called.
+        columns: the runs' numbers by place, by what stands above the column.
+    """
     rows = [
-        [rank_set_name(ranks, n_heads), *(percent_span(values.get(ranks, [])) for values in columns.values())]
-        for ranks in table_1_sets(n_heads)
+        [words, *(percent_span(values.get(place, [])) for values in columns.values())]
+        for place, words in places.items()
     ]
-    return table(["patched heads", *columns], rows)
+    return table([corner, *columns], rows)
 
 
 def comparison_table(comparison: pd.DataFrame) -> Markdown:
@@ -94,7 +105,8 @@ def comparison_table(comparison: pd.DataFrame) -> Markdown:
         ends = (span(pair, **spec) for pair in ([row.low, row.high], [row.ours_smallest, row.ours_largest]))
         theirs, ours = (f"{end}{unit}" if end != NOTHING else end for end in ends)
         middle = percent(row.ours_median) if unit else number(row.ours_median, digits)
-        rows.append([source, _cell(row.p1, "mod"), row.quantity, theirs, middle, ours, row.n_runs])
+        model = row.p1 if row.p1 == "clean" else f"mod {row.p1}"
+        rows.append([source, model, row.quantity, theirs, middle, ours, row.n_runs])
     header = ["where", "model", "quantity", "the paper", "ours, median", "smallest to largest", "runs"]
     return table(header, rows)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from lit_backdoor.functional import RemovalResult
-from lit_backdoor.show.style import HEAD_COLOURS
+from lit_backdoor.show.style import HEAD_COLOURS, new_figure
 
 METHOD_STYLES = {
     "none": ("untouched", "0.2", "*"),
@@ -31,7 +31,7 @@ def removal_figure(results: Mapping[str, Sequence[RemovalResult]], floors: Mappi
         results: by backdoor.
         floors: of each backdoor's accuracy, drawn as a line.
     """
-    figure = Figure(figsize=(4.8 * len(results) + 2.6, 4.4), layout="constrained")
+    figure = new_figure(4.8 * len(results) + 2.6, 4.4)
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)
     for axis, (name, of_backdoor) in zip(axes[0], results.items(), strict=True):
         axis.axhline(100 * floors[name], color="0.6", linewidth=0.9, linestyle=":", zorder=0)

@@ -21,8 +21,10 @@ from lit_backdoor.callbacks import (
 from lit_backdoor.datamodule import BackdoorDataModule, task_probes
 from lit_backdoor.functional import attribute_heads, default_head_sets, head_set_name, patch_heads
 from lit_backdoor.module import BackdoorModule
-from lit_backdoor.report.reading import read_runs
+from lit_backdoor.pretrained import open_shipped
+from lit_backdoor.report.measures import has_backdoor
 from lit_backdoor.runs.checkpoints import load_model
+from lit_backdoor.runs.reading import read_runs
 from lit_backdoor.runs.verdict import read_verdict
 from tests.helpers import CONFIGS, QUIET
 from tests.helpers.runs import Cli, read_events, read_rows, train_run
@@ -123,8 +125,8 @@ def test_a_trigger_that_says_nothing_makes_no_backdoor(cli: Cli, debug_config: P
     assert (verdict["word"], verdict["first_cost_step"], verdict["leader_changes"]) == (None, None, [])
     assert cli("replay", run) == 0
     assert json.loads((run / "replay" / "emergence.json").read_text()) == verdict
-    (read,) = read_runs([run])
-    assert not read.has_backdoor
+    (read,) = read_runs([run], open_shipped)
+    assert not has_backdoor(read)
     (run / "emergence.json").write_text(json.dumps({"probe": "backdoor", "backdoor_head": None, "threshold": 0.5}))
     assert read_verdict(run) == verdict
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from lit_backdoor.report.reading import read_runs
-from lit_backdoor.report.runs import Run
+from lit_backdoor.pretrained import open_shipped
+from lit_backdoor.runs.reading import read_runs
+from lit_backdoor.runs.run import Run
 from tests.helpers.configs import callback_options, load_config, save_config
 from tests.helpers.runs import train_run
 
@@ -51,4 +52,4 @@ def runs_dir(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def runs(made: Path) -> list[Run]:
     """The runs, read."""
-    return read_runs([made])
+    return read_runs([made], open_shipped)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lit_backdoor.pretrained import open_shipped
 from lit_backdoor.report.branches import ComparedBranch, branch_rows, clamp_of, clamped_accuracy, weight_distances
-from lit_backdoor.report.reading import read_runs
 from lit_backdoor.report.study import Study, arrange
+from lit_backdoor.runs.reading import read_runs
 from lit_backdoor.runs.verdict import read_verdict
 from lit_backdoor.runs.weights import kept_weights, read_tensors
 from tests.helpers import QUIET, ROOT
@@ -64,7 +65,7 @@ def by_name(study: Study) -> pd.DataFrame:
 
 def test_a_branch_beside_the_run_that_it_left(parent: Path) -> None:
     branch = parent.with_name("seed_0_branch_clamped")
-    row = by_name(arrange(read_runs([parent.parent]))).loc[branch.name]
+    row = by_name(arrange(read_runs([parent.parent], open_shipped))).loc[branch.name]
     assert (row["control"], row["from_step"], row["to_step"]) == ("seed_0", STEP, END)
     assert (row["clamped_heads"], row["mode"]) == ("L0H1+L0H2+L0H3", "zero")
     assert row["weight_distance"] == pytest.approx(distance(branch, parent), rel=1e-6) and row["weight_distance"] > 0
@@ -102,7 +103,7 @@ def test_a_branch_beside_the_run_that_it_left(parent: Path) -> None:
 def test_the_backdoor_is_back_at_the_first_step_that_has_it(
     parent: Path, accuracies: list[float], expected: int | None
 ) -> None:
-    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
+    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")], open_shipped)
     steps = [STEP - 2, STEP, STEP + 2, STEP + 4, 80]  # before and after the clamp it was there all the while
     metrics = pd.DataFrame({"step": steps, "val/backdoor_accuracy": [1.0, *accuracies, 1.0]})
     row = branch_rows([ComparedBranch(replace(run, tables={**run.tables, "metrics": metrics}), None, {})]).iloc[0]
@@ -117,7 +118,7 @@ def test_the_backdoor_is_back_at_the_first_step_that_has_it(
 def test_under_a_ramp_the_clock_starts_where_the_clamp_is_whole(
     parent: Path, accuracies: list[float], expected: int | None, held: int | None
 ) -> None:
-    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
+    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")], open_shipped)
     options = run.config["clamp"] | {"from_step": STEP, "ramp_steps": 4}
     steps = range(STEP, STEP + 2 * len(accuracies), 2)
     metrics = pd.DataFrame({"step": steps, "val/backdoor_accuracy": accuracies})
@@ -128,7 +129,7 @@ def test_under_a_ramp_the_clock_starts_where_the_clamp_is_whole(
 
 
 def test_where_both_are_the_same_weights_there_is_no_distance(parent: Path) -> None:
-    control, branch = read_runs([parent, parent.with_name("seed_0_branch_clamped")])
+    control, branch = read_runs([parent, parent.with_name("seed_0_branch_clamped")], open_shipped)
     assert STEP in kept_weights(branch.path) and STEP in kept_weights(control.path)
     distances = weight_distances(branch, control)
     assert min(distances) > STEP and min(distances.values()) > 0
@@ -157,13 +158,13 @@ def test_the_script_of_the_docs_finds_the_parents_and_draws(parent: Path, tmp_pa
     kept = [0, 30, 60, 90]
     near = [f"step_{min(kept, key=lambda step: abs(step - first)):06d}.ckpt"] if first is not None else []
     assert [path.name for path in script["parents"](parent.parent)] == ["last.ckpt", *near]  # and no branch's
-    frame = branch_rows(arrange(read_runs([parent.parent])).branches)
+    frame = branch_rows(arrange(read_runs([parent.parent], open_shipped)).branches)
     script["figure"](frame).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_what_was_not_measured_is_blank(parent: Path) -> None:
-    row = by_name(arrange(read_runs([parent.parent]))).loc["seed_0_branch_unseen"]
+    row = by_name(arrange(read_runs([parent.parent], open_shipped))).loc["seed_0_branch_unseen"]
     assert row[["return_steps", "held_steps", "costliest_head", "costs"]].isna().all()
     assert row["weight_distance"] > 0
 
@@ -171,7 +172,7 @@ def test_what_was_not_measured_is_blank(parent: Path) -> None:
 def test_an_unclamped_branch_of_the_same_checkpoint_is_the_control(cli: Cli, parent: Path) -> None:
     start = parent / "checkpoints" / f"step_{STEP:06d}.ckpt"
     assert cli("fit", "--ckpt_path", start, "--branch", "same", *QUIET) == 0
-    runs = read_runs([parent.parent])
+    runs = read_runs([parent.parent], open_shipped)
     rows = by_name(arrange(runs))
     assert rows.loc["seed_0_branch_clamped", "control"] == "seed_0_branch_same"
     for changes in ({"branched_at": 30}, {"options": {**runs[0].options, "lr": 0.1}}, {"seed": 1}):  # no control then
@@ -186,7 +187,7 @@ def test_an_unclamped_branch_of_the_same_checkpoint_is_the_control(cli: Cli, par
 
 
 def test_the_clamped_accuracy_may_come_from_the_patching_monitor(parent: Path) -> None:
-    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
+    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")], open_shipped)
     clamp = clamp_of(run)
     assert clamp is not None
     clamp.validation = False
@@ -201,6 +202,6 @@ def test_the_clamped_accuracy_may_come_from_the_patching_monitor(parent: Path) -
 
 @pytest.mark.parametrize("clamp", [3, {"heads": "x"}, {"colour": 1}, {"heads": "none"}])
 def test_a_clamp_that_can_t_be_read_is_none(parent: Path, clamp: object) -> None:
-    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")])
+    (run,) = read_runs([parent.with_name("seed_0_branch_clamped")], open_shipped)
     object.__setattr__(run, "config", {"clamp": clamp, "monitors": 1, "trainer": {"callbacks": [1, None]}})
     assert clamp_of(run) is None and len(branch_rows([ComparedBranch(run, None, {})])) == 1

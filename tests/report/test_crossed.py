@@ -8,18 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from lit_backdoor.functional.seed_statistics import wilson
 from lit_backdoor.report.crossed import (
     crossed_groups,
     crossed_statement,
-    fitted_figure,
     fitted_rows,
-    sums_of_squares,
     variance_rows,
 )  # fmt: skip
-from lit_backdoor.report.seed_statistics import wilson
+from lit_backdoor.show.over_seeds import fitted_figure
 from tests.helpers.runs import Cli, read_rows
 
 
@@ -31,23 +28,6 @@ def seeds_table(grid: np.ndarray, step: int = 600) -> pd.DataFrame:
         for seed, split in np.ndindex(grid.shape)
     ]  # fmt: skip
     return pd.DataFrame(rows).astype({"fitted_step": "Int64", "step": "Int64", "steps_asked_for": "Int64"})
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(2, 5), st.integers(2, 5), st.data())
-def test_the_sums_of_squares_add_up(n_seeds: int, n_splits: int, data: st.DataObject) -> None:
-    """Against the textbook's loops; and seeds and splits swap places with the table turned round."""
-    flat = data.draw(st.lists(st.integers(0, 1), min_size=n_seeds * n_splits, max_size=n_seeds * n_splits))
-    grid = np.array(flat, dtype=float).reshape(n_seeds, n_splits)
-    of_seed, of_split, of_both = sums_of_squares(grid)
-    mean = grid.mean()
-    residuals = [
-        grid[i, j] - grid[i].mean() - grid[:, j].mean() + mean for i in range(n_seeds) for j in range(n_splits)
-    ]
-    assert of_both == pytest.approx(sum(value**2 for value in residuals))
-    assert of_seed + of_split + of_both == pytest.approx(((grid - mean) ** 2).sum())
-    assert sums_of_squares(grid.T) == pytest.approx([of_split, of_seed, of_both])
-    assert sums_of_squares(grid[::-1]) == pytest.approx([of_seed, of_split, of_both])
 
 
 def test_a_planted_seed_matters_and_chance_does_not() -> None:
@@ -73,9 +53,9 @@ def test_how_many_had_fitted_by_when() -> None:
     table = seeds_table(grid)
     table.loc[0, "fitted_step"] = 500
     table.loc[1, ["fitted_step", "state"]] = [350, "not fitted"]  # was fitted, and lost it
-    (axis, _) = fitted_figure("mod 1", table).axes
+    (axis, _) = fitted_figure(*next(crossed_groups(table))).axes
     assert sorted(text.get_text() for text in axis.texts) == ["300", "300", "500"] and len(axis.lines) == 3
-    assert len(fitted_figure("mod 1", seeds_table(np.zeros((2, 2)))).axes[0].lines) == 4  # crosses alone
+    assert len(fitted_figure(*next(crossed_groups(seeds_table(np.zeros((2, 2)))))).axes[0].lines) == 4  # crosses alone
     rows = fitted_rows(table).set_index("by")
     assert rows["fitted"].to_dict() == {400: 3, 600: 4, "end": 3} and set(rows["n_runs"]) == {6}
     assert rows.loc[600, "wilson95_low"] == wilson(4, 6).low

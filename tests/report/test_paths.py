@@ -11,7 +11,7 @@ import pytest
 from lit_backdoor.datamodule import task_probes
 from lit_backdoor.functional import cost_above_floor, parse_edge_set, patch_paths
 from lit_backdoor.report.paths import capture_statement, path_rows, paths_statement
-from lit_backdoor.report.runs import Run
+from lit_backdoor.runs.run import Run
 
 
 def test_rows_are_what_path_patching_says(runs: Sequence[Run]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from lit_backdoor.callbacks import HeadPatchingMonitor, RunCheckpoint
 from lit_backdoor.pretrained import save_pretrained
-from lit_backdoor.report import write_report
+from lit_backdoor.report import read, write
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.runs.tables import read_table
 from tests.helpers.pictures import painted_pictures
@@ -21,7 +21,7 @@ from tests.report.conftest import STEPS
 
 TABLES = (
     "table1", "table2", "ranks", "seeds", "heads", "times", "spikes", "exactly_one", "attribution", "shapley",
-    "foreign_embeddings", "comparison", "paths",
+    "foreign_embeddings", "comparison", "paths", "neurons", "mechanism",
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ TABLES = (
 def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("written") / "report"
     with painted_pictures():
-        write_report([made], output)
+        write(read([made], output), output)
     return output
 
 
@@ -92,7 +92,7 @@ def test_text_from_files_is_escaped(runs_dir: Path, tmp_path: Path) -> None:
         path.write_text(
             path.read_text().replace("split: examples", "split: '<script>alert(1)</script>|\\n\\n# [y](javascript:z)'")
         )
-    write_report([runs_dir / "clean"], tmp_path / "report")
+    write(read([runs_dir / "clean"], tmp_path / "report"), tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
     assert (
         "<script" not in page
@@ -185,16 +185,16 @@ def test_weights_alone_stand_in_for_checkpoints(runs_dir: Path, tmp_path: Path) 
     runs = [runs_dir / "mod1" / "seed_0", runs_dir / "clean"]
     shutil.rmtree(runs_dir / "mod1" / "seed_1")
     shutil.rmtree(runs_dir / "mod5")
-    write_report(runs, tmp_path / "before")
+    write(read(runs, tmp_path / "before"), tmp_path / "before")
     for last in list(runs_dir.rglob("last.ckpt")):
         save_pretrained(read_checkpoint(last), 0, last.parent.parent / "weights.safetensors")
         shutil.rmtree(last.parent)
-    write_report(runs, tmp_path / "after")
+    write(read(runs, tmp_path / "after"), tmp_path / "after")
     before, after = (tmp_path / name / "foreign_embeddings.csv" for name in ("before", "after"))
     assert before.read_text() == after.read_text()
     next(runs_dir.rglob("weights.safetensors")).write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"run_dirs: .*weights\.safetensors holds no model"):
-        write_report(runs, tmp_path / "third")
+        write(read(runs, tmp_path / "third"), tmp_path / "third")
 
 
 def test_runs_that_have_just_started_are_left_out(

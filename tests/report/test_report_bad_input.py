@@ -91,6 +91,10 @@ SPOILS: dict[str, tuple[Spoil, str]] = {
         lambda run: replace(run / "head_patching.csv", r"(resample,none),\d+,", r"\1,0,"),
         "n_examples: '0'",
     ),
+    "no attention": (lambda run: replace(run / "attention.csv", ",attention,", ",looks,"), "no column attention"),
+    "no norms": (lambda run: replace(run / "progress_measures.csv", "qk_norm", "norm"), "no column qk_norm"),
+    "half a neuron": (lambda run: replace(run / "neurons.csv", r",64,", ",0.5,"), "n_neurons: '0.5'"),
+    "no neurons": (lambda run: replace(run / "neurons.csv", "needed", "asked"), "no column needed"),
     "a text as a modulus": (lambda run: set_option(run / "hparams.yaml", moduli=[11, "1"]), "moduli is [11, '1']"),
     "a folder in the place of a table": (
         lambda run: [(run / "loss_spikes.csv").unlink(missing_ok=True), (run / "loss_spikes.csv").mkdir()],

@@ -8,21 +8,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lit_backdoor.datamodule import task_probes
 from lit_backdoor.functional import Head, HeadAttribution, PatchingResult, parse_head_set
+from lit_backdoor.pretrained import open_shipped
 from lit_backdoor.report import measures, numbers
 from lit_backdoor.report.comparison import comparison_rows
 from lit_backdoor.report.foreign_embeddings import foreign_rows, other_run, patch_both_ways
 from lit_backdoor.report.paths import path_rows
 from lit_backdoor.report.published import n_with_one_costly_head, paper_table, published
-from lit_backdoor.report.ranks import head_order, ranks_of
-from lit_backdoor.report.reading import read_runs
-from lit_backdoor.report.runs import Run
 from lit_backdoor.report.statements import statements
 from lit_backdoor.report.study import arrange
+from lit_backdoor.runs.reading import read_runs
+from lit_backdoor.runs.run import Run
 from lit_backdoor.runs.schema import read_results, result_rows
 from lit_backdoor.runs.tables import CsvTable, read_table
 
@@ -59,7 +57,7 @@ def permute_heads(run: Path, order: Sequence[int]) -> None:
 def test_numbers_by_rank_do_not_depend_on_how_heads_are_numbered(runs_dir: Path, runs: Sequence[Run]) -> None:
     permute_heads(runs_dir / "mod1" / "seed_0", (2, 0, 3, 1))
     permute_heads(runs_dir / "mod5" / "seed_0", (3, 2, 1, 0))
-    permuted = read_runs([runs_dir])
+    permuted = read_runs([runs_dir], open_shipped)
     assert [run.name for run in permuted] == [run.name for run in runs]
 
     def by_rank(frame: pd.DataFrame) -> pd.DataFrame:
@@ -147,16 +145,6 @@ def test_the_paper_s_numbers_are_all_there(runs: Sequence[Run]) -> None:
     assert mod_1[mod_1["p1"] == "1"]["ours_median"].tolist() == [pytest.approx(sum(ours) / 2)]
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 100), min_size=4, max_size=4, unique=True), st.permutations(range(4)))
-def test_ranks_are_a_property_of_the_costs(costs: list[int], order: list[int]) -> None:
-    singles = {(Head(0, head),): 1 - cost / 100 for head, cost in enumerate(costs)}
-    renumbered = {(Head(0, order[heads[0].head]),): value for heads, value in singles.items()}
-    pair = (singles, renumbered)
-    left = [{ranks_of(heads, head_order(some)): value for heads, value in some.items()} for some in pair]
-    assert left[0] == left[1] == {str(rank): value for rank, value in enumerate(sorted(singles.values()), start=1)}
-
-
 def test_specificity_and_sufficiency_of_a_head_by_hand(runs: Sequence[Run]) -> None:
     """From the weights with TransformerLens's hooks, and from the table's own rows."""
     (run, *_) = [run for run in runs if run.p1 == 5]
@@ -190,7 +178,7 @@ def test_answers_that_come_without_the_trigger_are_no_backdoor(runs: Sequence[Ru
     table = run.tables["head_patching"].copy()
     table.loc[table["probe"] == "benign", "backdoor_accuracy"] = 0.9
     without = replace(run, tables={**run.tables, "head_patching": table})
-    assert run.has_backdoor and not without.has_backdoor
+    assert measures.has_backdoor(run) and not measures.has_backdoor(without)
     (row,) = measures.seeds([without]).to_dict("records")
     assert row["word"] is None and row["head"] is None and row["n_costly_heads"] == 0
     claims = measures.head_claims([without])
@@ -201,21 +189,21 @@ def test_answers_that_come_without_the_trigger_are_no_backdoor(runs: Sequence[Ru
 def test_a_run_that_is_still_going_on(runs_dir: Path) -> None:
     """Told from what is there: the last whole probe of all sets, the last row of metrics, the steps asked for last."""
     run = runs_dir / "mod1" / "seed_1"
-    whole = read_runs([run])[0]
+    whole = read_runs([run], open_shipped)[0]
     assert (whole.step, whole.max_steps, whole.patching_step) == (60, 60, 60)
     patching_table = read_table(run / "head_patching.csv")
     lines = (run / "head_patching.csv").read_text().splitlines(keepends=True)
     (run / "head_patching.csv").write_text("".join(lines[:-3]) + lines[-3][:20])  # a probe that is just being written
-    cut = read_runs([run])[0]
+    cut = read_runs([run], open_shipped)[0]
     assert cut.patching_step == 40 and cut.history["backdoor"][-1].step == 60
     assert cut.history["backdoor"] == whole.history["backdoor"] and len(cut.history["benign"]) == 3
     early = [row for row in patching_table if int(row["step"]) <= 20]
     CsvTable(run / "head_patching.csv").rewrite(early)
-    assert read_runs([run])[0].patching_step == 20  # step 0 has all sets, but nothing was learned then
+    assert read_runs([run], open_shipped)[0].patching_step == 20  # step 0 has all sets, but nothing was learned then
     config = (run / "config.yaml").read_text()
     (run / "config_from_step_60.yaml").write_text(config.replace("max_steps: 60", "max_steps: 900"))
     shutil.rmtree(run / "checkpoints")
-    continued = read_runs([run])[0]
+    continued = read_runs([run], open_shipped)[0]
     assert (continued.step, continued.max_steps, continued.model) == (60, 900, None)
 
 

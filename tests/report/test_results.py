@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_backdoor.pretrained import FOLDER
+from lit_backdoor.pretrained import FOLDER, open_shipped
 from lit_backdoor.report import measures
-from lit_backdoor.report.reading import read_runs
-from lit_backdoor.report.runs import Run
 from lit_backdoor.report.statements import by_ranks, compare
 from lit_backdoor.runs.file_names import HEAD_PATCHING, HPARAMS, SHIPPED_WEIGHTS
+from lit_backdoor.runs.reading import read_runs
+from lit_backdoor.runs.run import Run
 from tests.helpers import ROOT
 from tests.helpers.runs import read_rows
 
@@ -24,7 +24,7 @@ RESULTS = ROOT / "results"
 
 @pytest.fixture(scope="module")
 def runs() -> list[Run]:
-    return read_runs([RESULTS / "runs"])
+    return read_runs([RESULTS / "runs"], open_shipped)
 
 
 def test_the_committed_report_is_that_of_the_committed_runs(runs: list[Run]) -> None:

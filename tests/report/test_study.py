@@ -20,8 +20,9 @@ from lit_backdoor.callbacks import (
     SpecificityMonitor,
 )
 from lit_backdoor.logger import RunLogger
-from lit_backdoor.report.reading import read_runs
+from lit_backdoor.pretrained import open_shipped
 from lit_backdoor.report.study import arrange
+from lit_backdoor.runs.reading import read_runs
 from tests.helpers.configs import save_config
 from tests.helpers.copy_task import CopyDataWithProbes, CopyModule, train
 from tests.helpers.refusals import assert_refused
@@ -40,7 +41,7 @@ def copy(runs_dir: Path, name: str, **options: object) -> Path:
 
 def test_another_split_is_another_run(runs_dir: Path) -> None:
     copy(runs_dir, "mod1/split_3", split_seed=3)
-    study = arrange(read_runs([runs_dir]))
+    study = arrange(read_runs([runs_dir], open_shipped))
     assert [run.name for run in study.runs if run.p1 == 1] == [
         "mod 1, seed 0", "mod 1, seed 0, split 3", "mod 1, seed 1",
     ]  # fmt: skip
@@ -60,7 +61,7 @@ def test_runs_of_several_folders_or_lengths_are_several_series(cli: Cli, runs_di
         (run / "emergence.json").write_text(json.dumps(verdict | state | {"generalised_step": None}))
         metrics = (run / "metrics.csv").read_text()  # so that it is no copy, and the longest
         (run / "metrics.csv").write_text(metrics + f"{steps}{metrics.splitlines()[-1].removeprefix('60')}\n")
-    study = arrange(read_runs([runs_dir]))
+    study = arrange(read_runs([runs_dir], open_shipped))
     groups: dict[str, list[str]] = {}
     for run in study.runs:
         groups.setdefault(run.group, []).append(run.name)
@@ -94,7 +95,7 @@ def test_a_clamped_run_is_a_control(runs_dir: Path) -> None:
     run = copy(runs_dir, "mod1/clamped")
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"clamp": {"heads": "L0H2"}}))
-    ((_, difference),) = arrange(read_runs([runs_dir])).controls
+    ((_, difference),) = arrange(read_runs([runs_dir], open_shipped)).controls
     assert difference == "clamp: {'heads': 'L0H2'}"
 
 
@@ -104,7 +105,7 @@ def test_runs_that_differ_in_an_option_are_controls(cli: Cli, runs_dir: Path) ->
     copy(runs_dir, "permuted", permute_trigger=True)
     copy(runs_dir, "tokens", trigger_tokens=[11, 12])
     copy(runs_dir, "number", moduli=[13, 1])
-    study = arrange(read_runs([runs_dir]))
+    study = arrange(read_runs([runs_dir], open_shipped))
     assert {run.path.name: difference for run, difference in study.controls} == {
         "other_rate": "lr: 0.1",
         "inert": "moduli: [11, 11] (the trigger switches nothing)",
@@ -129,7 +130,7 @@ def test_a_branch_stands_beside_its_control(cli: Cli, made: Path, tmp_path: Path
     checkpoint = control / "checkpoints" / "step_000060.ckpt"
     longer = save_config(config, tmp_path / "longer.yaml")
     branch = train_run(runs / "branches" / "clamped", f"--ckpt_path={checkpoint}", config=longer)
-    study = arrange(read_runs([runs]))
+    study = arrange(read_runs([runs], open_shipped))
     ((run, parent, _),) = study.branches
     assert (run.path.name, run.step) == (branch.name, 80) and parent is not None and parent.path.name == "seed_0"
     assert len(study.runs) == 4
@@ -210,7 +211,7 @@ def test_what_lies_inside_a_run_is_no_other_run(runs_dir: Path) -> None:
     run = runs_dir / "mod1" / "seed_0"
     (run / "replay").mkdir()
     shutil.copy(run / "head_patching.csv", run / "replay")
-    assert len(read_runs([runs_dir])) == 4
+    assert len(read_runs([runs_dir], open_shipped)) == 4
 
 
 def test_several_triggers_are_reported_without_the_papers_parts(runs_dir: Path, cli: Cli) -> None:

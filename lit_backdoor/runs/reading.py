@@ -1,16 +1,15 @@
 """Reading run directories, whole or still growing, ours or of other tasks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from lit_backdoor.functional import Head
-from lit_backdoor.pretrained import open_shipped
-from lit_backdoor.report.runs import OF_HEADS, Run, last_whole_step
 from lit_backdoor.runs.branch import read_branch
-from lit_backdoor.runs.checkpoints import load_model
+from lit_backdoor.runs.checkpoints import StoredModel, load_model
 from lit_backdoor.runs.checks import check_columns, check_heads, check_options, check_patching, check_verdict, load
 from lit_backdoor.runs.directory import has_results
 from lit_backdoor.runs.file_names import (
@@ -21,10 +20,12 @@ from lit_backdoor.runs.file_names import (
     HPARAMS,
     LAST,
     METRICS,
+    REMOVAL,
     SHIPPED_WEIGHTS,
     WEIGHTS,
 )
 from lit_backdoor.runs.frames import read_run
+from lit_backdoor.runs.run import NO_ROWS, OF_HEADS, Run, last_whole_step
 from lit_backdoor.runs.tables import rows_by_step
 from lit_backdoor.runs.verdict import read_verdict
 from lit_backdoor.runs.weights import read_weights
@@ -37,15 +38,24 @@ FILES = (HPARAMS, METRICS, HEAD_PATCHING, EMERGENCE)
 """What a run of `fit` holds. Everything else is read where it is there."""
 
 
+OpenShipped = Callable[[str], StoredModel]
+
+OF_OUR_TASK = ("metrics", "loss_spikes", "neurons", "progress_measures")
+"""Further tables that are read of a run of our own task, without ``.csv``."""
+
+
 class JustStarted(Exception):
     """A run lacks something that a report needs, and has not trained long enough to have it."""
 
 
-def read_runs(paths: Sequence[Path], pass_over: Callable[[Path], object] = lambda path: None) -> list[Run]:
+def read_runs(
+    paths: Sequence[Path], open_shipped: OpenShipped, pass_over: Callable[[Path], object] = lambda path: None
+) -> list[Run]:
     """All runs at `paths` and in the folders below them, the clean ones first, then by P1, seed and split.
 
     Args:
         paths: run directories, or folders that hold some at any depth.
+        open_shipped: opens a model that ships, by its name: a run may name one instead of keeping its weights.
         pass_over: is told of each run that is left out because it has just started.
 
     Raises:
@@ -55,36 +65,25 @@ def read_runs(paths: Sequence[Path], pass_over: Callable[[Path], object] = lambd
     runs: list[Run] = []
     for path in directories.values():
         try:
-            runs.append(_read(path))
+            with naming(path):
+                runs.append(_read_files(path, open_shipped))
         except JustStarted:
             pass_over(path)
-    if not runs:
+    if directories and not runs:
         raise ValueError(f"run_dirs: {' '.join(map(str, paths))} holds only runs that have just started; try later")
     return sorted(runs, key=lambda run: (run.p1 or 0, run.seed or 0, run.split, run.path.name))
 
 
-def _run_dirs(path: Path) -> list[Path]:
-    """The run directories at or below `path`; what lies inside one, such as a replay, is no other run."""
-    if not path.is_dir():
-        raise ValueError(f"run_dirs: {path} is no folder; give run directories of fit, or folders that hold some")
-    candidates = [path, *sorted(folder for folder in path.rglob("*") if folder.is_dir())]
-    runs: list[Path] = []
-    for folder in candidates:
-        if _is_run(folder) and not any(folder.is_relative_to(run) for run in runs):
-            runs.append(folder)
-    if not runs:
-        raise ValueError(f"run_dirs: there is no run of fit in {path}; a run directory holds {', '.join(FILES)}")
-    return runs
+def removal_dirs(path: Path) -> list[Path]:
+    """The folders at or below `path`, inside of runs too, into which `analyze --removal` has written."""
+    return [folder for folder in _folders(path) if (folder / REMOVAL).is_file()]
 
 
-def _is_run(path: Path) -> bool:
-    measured = any((path / f"{name}.csv").is_file() for name in OF_HEADS)
-    return measured or ((path / METRICS).is_file() and (path / HPARAMS).is_file())
-
-
-def _read(path: Path) -> Run:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say in one line, as a `ValueError`, which folder can't be read, and why."""
     try:
-        return _read_files(path)
+        yield
     except OSError as error:
         raise ValueError(f"run_dirs: {error.filename or path} can't be read ({error.strerror})") from None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -94,7 +93,30 @@ def _read(path: Path) -> Run:
         raise ValueError(f"run_dirs: {path} is no run of fit, or a spoilt one ({reason})") from None
 
 
-def _read_files(path: Path) -> Run:
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise ValueError(f"run_dirs: {path} is no folder; give run directories of fit, or folders that hold some")
+    return [path, *sorted(folder for folder in path.rglob("*") if folder.is_dir())]
+
+
+def _run_dirs(path: Path) -> list[Path]:
+    """The run directories at or below `path`; what lies inside one, such as a replay, is no other run."""
+    runs: list[Path] = []
+    for folder in _folders(path):
+        if _is_run(folder) and not any(folder.is_relative_to(run) for run in runs):
+            runs.append(folder)
+    if not runs and not removal_dirs(path):
+        raise ValueError(f"run_dirs: there is no run of fit in {path}; a run directory holds {', '.join(FILES)}")
+    return runs
+
+
+def _is_run(path: Path) -> bool:
+    """Whether `fit` has written here, or monitors in another loop; `analyze --removal` leaves the same tables."""
+    measured = any((path / f"{name}.csv").is_file() for name in OF_HEADS) and not (path / REMOVAL).is_file()
+    return measured or ((path / METRICS).is_file() and (path / HPARAMS).is_file())
+
+
+def _read_files(path: Path, open_shipped: OpenShipped) -> Run:
     options = load(path / HPARAMS) if (path / HPARAMS).exists() else {}
     ours = {"moduli", "trigger_position"} <= options.keys()
     for name in FILES if ours else ():
@@ -103,7 +125,8 @@ def _read_files(path: Path) -> Run:
     task = check_options(path / HPARAMS, options) if ours else None
     if task is not None and len(task.moduli) > 2:
         task = None  # with several triggers there is no table of the paper's: reported as other people's tasks are
-    configs = sorted((file for file in path.glob(CONFIG.replace(".", "*."))), key=_start)
+    configs = list(path.glob(CONFIG.replace(".", "*.")))  # of the first start, and of each time it was continued
+    configs.sort(key=lambda file: (file.name != CONFIG, _step_in_name(file) or 0))
     first, config = (load(configs[index]) if configs else {} for index in (0, -1))
     seed = options.get("seed_everything", config.get("seed_everything"))
     is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
@@ -117,11 +140,14 @@ def _read_files(path: Path) -> Run:
     tables = read_run(path)
     if not any(name in tables for name in OF_HEADS):
         raise ValueError(f"{path} has no table of heads, which monitors write: {', '.join(OF_HEADS)}")
-    tables.setdefault("head_attribution", pd.DataFrame({"step": [], "probe": []}))
-    tables.setdefault("head_patching", pd.DataFrame({"step": [], "probe": []}))
+    tables = {"head_attribution": NO_ROWS, "head_patching": NO_ROWS} | tables
     _check_tables(path, task, options, tables)
-    model, step = _weights(path, task, options) if task is not None else (None, None)
-    seed, verdict, parent = seed if is_seed else None, _verdict(path), _parent(path, first)
+    verdict: Any = {}
+    if (path / EMERGENCE).exists():
+        verdict = read_verdict(path)
+        check_verdict(path / EMERGENCE, verdict)
+    model, step = _weights(path, task, options, open_shipped) if task is not None else (None, None)
+    seed, parent = seed if is_seed else None, _parent(path, first)
     branched_at = None if parent is None else _branched_at(path, parent)
     return Run(path, options, config, task, seed, tables, verdict, parent, branched_at, model, step)
 
@@ -130,7 +156,7 @@ def _check_tables(
     path: Path, task: Task | None, options: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]
 ) -> None:
     patching, attribution = tables["head_patching"], tables["head_attribution"]
-    for name in ("metrics", "head_attribution", "head_patching", "loss_spikes") if task else ("head_patching",):
+    for name in (*OF_HEADS, *(OF_OUR_TASK if task else ())):
         check_columns(path / f"{name}.csv", tables.get(name, pd.DataFrame()))
     if len(patching):
         check_patching(path / HEAD_PATCHING, patching)
@@ -151,14 +177,6 @@ def _unready(path: Path, what: str) -> Exception:
     return JustStarted(f"{path} {what}")
 
 
-def _verdict(path: Path) -> Mapping[str, Any]:
-    if not (path / EMERGENCE).exists():
-        return {}
-    verdict = read_verdict(path)
-    check_verdict(path / EMERGENCE, verdict)
-    return verdict
-
-
 def _parent(path: Path, config: Mapping[str, Any]) -> Path | None:
     """The checkpoint that the first start of a run began from, if that is another run's."""
     checkpoint = config.get("ckpt_path")
@@ -170,20 +188,18 @@ def _parent(path: Path, config: Mapping[str, Any]) -> Path | None:
 
 def _branched_at(path: Path, checkpoint: Path) -> int | None:
     """The step of a branch's first checkpoint, as the branch says it, else as the checkpoint is called."""
-    if (branch := read_branch(path)) is not None:
-        return branch.step
-    number = checkpoint.stem.rpartition("_")[2]
+    branch = read_branch(path)
+    return _step_in_name(checkpoint) if branch is None else branch.step
+
+
+def _step_in_name(path: Path) -> int | None:
+    """The step that a checkpoint, or the configuration of a continued run, is called after."""
+    number = path.stem.rpartition("_")[2]
     return int(number) if number.isdecimal() else None
 
 
-def _start(config: Path) -> int:
-    """The step from which a run began with this configuration; -1 for config.yaml, with which it began afresh."""
-    number = config.stem.rpartition("_")[2]
-    return int(number) if number.isdecimal() else -1
-
-
 def _weights(
-    path: Path, task: Task, options: Mapping[str, Any]
+    path: Path, task: Task, options: Mapping[str, Any], open_shipped: OpenShipped
 ) -> "tuple[HookedTransformer, int | None] | tuple[None, None]":
     """The model of the last checkpoint, or where checkpoints were thrown away, of the weights kept in their place."""
     file = path / CHECKPOINT_DIR / LAST

@@ -1,6 +1,5 @@
 """What a run directory holds, read once and checked."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,22 +20,21 @@ from lit_backdoor.functional import (
     PatchingResult,
     PathPatchingResult,
     ShapleyResult,
-    cost_above_floor,
     default_edge_sets,
     find_loss_spikes,
     head_specificity,
     patch_paths,
     shapley_values,
-    shows_behaviour,
 )
-from lit_backdoor.report.declared import declared
-from lit_backdoor.report.ranks import head_order
+from lit_backdoor.functional.ranks import head_order
 from lit_backdoor.runs.schema import read_results
 from lit_backdoor.runs.tables import history, rows_by_step
 from lit_backdoor.task import Task
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+
+NO_ROWS = pd.DataFrame({"step": [], "probe": []})
 
 PATH_EXAMPLES = 1024
 """Examples on which paths are patched, as the shipped monitor does."""
@@ -103,11 +101,6 @@ class Run:
         return f"{self.group}, seed {self.seed}{f', split {self.split}' if self.split else ''}"
 
     @property
-    def slug(self) -> str:
-        """The name in file names, `mod7_seed0`."""
-        return slug(self.name)
-
-    @property
     def step(self) -> int:
         """Optimizer steps that the run has done."""
         tables = [self.metrics, *(self.tables[name] for name in OF_HEADS if name in self.tables)]
@@ -127,7 +120,7 @@ class Run:
     @property
     def metrics(self) -> pd.DataFrame:
         """metrics.csv; without it, no rows."""
-        return self.tables.get("metrics", pd.DataFrame({"step": []}))
+        return self.tables.get("metrics", NO_ROWS)
 
     @property
     def probes(self) -> list[str]:
@@ -161,7 +154,7 @@ class Run:
 
     def last_results(self, table: str, kind: type[Result]) -> dict[str, list[Result]]:
         """What a table holds of its last whole step, by probe; empty without such a table."""
-        rows = last_whole_step(self.tables.get(table, pd.DataFrame({"step": [], "probe": []})))
+        rows = last_whole_step(self.tables.get(table, NO_ROWS))
         return {
             str(probe): read_results(kind, some.to_dict("records")) for probe, some in rows.groupby("probe", sort=False)
         }
@@ -198,20 +191,6 @@ class Run:
         """What is left of the backdoor when it is gone."""
         return self.patching["backdoor"][0].floor
 
-    @property
-    def has_backdoor(self) -> bool:
-        """Whether the model gives backdoor answers, as declared, and that because of the trigger."""
-        (scores,) = (each for each in self.history["backdoor"] if each.step == self.patching_step)
-        return shows_behaviour(scores, self.floor, declared().threshold, declared().min_accuracy)
-
-    @cached_property
-    def costs(self) -> dict[Head, float]:
-        """What patching each head alone costs of the backdoor, above the floor; 0 while the model does not have it."""
-        singles = {heads[0]: value for heads, value in self.left.items() if len(heads) == 1}
-        if not self.has_backdoor:
-            return dict.fromkeys(singles, 0.0)
-        return {head: cost_above_floor(self.left[()], value, self.floor) for head, value in singles.items()}
-
     def shapley(self, direction: str = "needed") -> ShapleyResult | None:
         """Shapley values of the backdoor accuracy; None unless all sets of heads were patched."""
         values = self.left if direction == "needed" else self.brought
@@ -220,45 +199,38 @@ class Run:
     @cached_property
     def specificity(self) -> dict[Head, HeadSpecificity]:
         """What each head costs either rule at the end, by the run's table or else its weights; empty without both."""
-        if "backdoor" in (measured := self.last_results("head_specificity", HeadSpecificity)):
-            results = measured["backdoor"]
-        elif self.model is not None and self.task is not None:
+        results = self.last_results("head_specificity", HeadSpecificity).get("backdoor", [])
+        if not results and self.model is not None and self.task is not None:
             results = head_specificity(self.model, task_probes(self.task)["backdoor"])
-        else:
-            return {}
         return {result.head: result for result in results}
 
     @cached_property
     def paths(self) -> dict[str, list[PathPatchingResult]]:
         """Every group of edges and every single edge at the end, by probe; from the table or else the weights."""
-        if measured := self.last_results("path_patching", PathPatchingResult):
+        measured = self.last_results("path_patching", PathPatchingResult)
+        if measured or self.model is None or self.task is None:
             return measured
-        if self.model is None or self.task is None:
-            return {}
         probes = {name: probe.sample(PATH_EXAMPLES) for name, probe in task_probes(self.task).items()}
         return {name: patch_paths(self.model, p, default_edge_sets(self.model, p)) for name, p in probes.items()}
 
     @property
     def progress(self) -> dict[str, dict[int, list[HeadProgress]]]:
         """progress_measures.csv, by rule and step; empty without it."""
-        table, found = self.tables.get("progress_measures", pd.DataFrame()), dict[str, dict[int, list[HeadProgress]]]()
-        for (rule, step), rows in table.groupby(["probe", "step"], sort=False) if len(table) else ():
-            found.setdefault(str(rule), {})[int(step)] = read_results(HeadProgress, rows.to_dict("records"))
-        return found
+        table = self.tables.get("progress_measures", NO_ROWS)
+        return {
+            str(rule): {
+                int(step): read_results(HeadProgress, rows.to_dict("records")) for step, rows in of_rule.groupby("step")
+            }
+            for rule, of_rule in table.groupby("probe", sort=False)
+        }
 
     @cached_property
     def unpatched(self) -> dict[str, float]:
         """The accuracy of each rule on all pairs, nothing patched."""
-        intact = {probe: [result for result in results if not result.heads] for probe, results in self.patching.items()}
-        return {probe: results[0].recipient_accuracy for probe, results in intact.items()}
-
-    @property
-    def final_log_loss(self) -> float:
-        """Natural logarithm of the training loss, the median over the last tenth: a spike does not move it."""
-        late = self.metrics[self.metrics["step"] >= 0.9 * self.step]
-        losses = sorted(late["train/loss"].dropna())
-        middle = losses[len(losses) // 2] if losses else math.nan
-        return math.log(middle) if middle > 0 else math.nan
+        return {
+            probe: next(result.recipient_accuracy for result in results if not result.heads)
+            for probe, results in self.patching.items()
+        }
 
     @cached_property
     def _patching_rows(self) -> list[dict[str, Any]]:

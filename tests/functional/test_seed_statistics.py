@@ -9,13 +9,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lit_backdoor.report.seed_statistics import (
+from lit_backdoor.functional.seed_statistics import (
     Interval,
     difference_of_means,
     difference_of_rates,
-    exactly_one_curve,
     kaplan_meier_median,
+    n_exactly_one,
+    rank_correlation,
     summarise,
+    sums_of_squares,
     verdict,
     westfall_young,
     wilson,
@@ -157,8 +159,35 @@ def test_few_seeds_tell_nothing() -> None:
 
 def test_exactly_one_head_over_the_thresholds() -> None:
     thresholds = (0.1, 0.25, 0.35, 0.5, 0.55, 0.6, 0.65, 0.9, 0.95)
-    curve = exactly_one_curve([[0.9, 0.3, 0.0], [0.6, 0.5, 0.1]], thresholds)
-    assert [curve[threshold].value for threshold in thresholds] == [
-        0, 0, 0.5, 0.5, 1, 1, 0.5, 0.5, 0,
-    ]  # fmt: skip
-    assert (curve[0.1].low, curve[0.1].high) == (wilson(0, 2).low, wilson(0, 2).high)
+    costs = [[0.9, 0.3, 0.0], [0.6, 0.5, 0.1]]
+    assert [n_exactly_one(costs, threshold) for threshold in thresholds] == [0, 0, 1, 1, 2, 2, 1, 1, 0]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 5), st.integers(2, 5), st.data())
+def test_the_sums_of_squares_add_up(n_seeds: int, n_splits: int, data: st.DataObject) -> None:
+    """Against the textbook's loops; and seeds and splits swap places with the table turned round."""
+    flat = data.draw(st.lists(st.integers(0, 1), min_size=n_seeds * n_splits, max_size=n_seeds * n_splits))
+    grid = np.array(flat, dtype=float).reshape(n_seeds, n_splits)
+    of_seed, of_split, of_both = sums_of_squares(grid)
+    mean = grid.mean()
+    residuals = [
+        grid[i, j] - grid[i].mean() - grid[:, j].mean() + mean for i in range(n_seeds) for j in range(n_splits)
+    ]
+    assert of_both == pytest.approx(sum(value**2 for value in residuals))
+    assert of_seed + of_split + of_both == pytest.approx(((grid - mean) ** 2).sum())
+    assert sums_of_squares(grid.T) == pytest.approx([of_split, of_seed, of_both])
+    assert sums_of_squares(grid[::-1]) == pytest.approx([of_seed, of_split, of_both])
+
+
+@given(st.permutations(range(6)))
+def test_rank_correlation_as_in_the_books(order: list[int]) -> None:
+    """Without ties, 1 - 6 * (sum of squared differences of ranks) / n (n^2 - 1)."""
+    by_hand = 1 - 6 * sum((i - j) ** 2 for i, j in enumerate(order)) / (6 * 35)
+    assert rank_correlation([0.1, 0.2, 0.5, 1, 7, 9], order) == pytest.approx(by_hand)
+
+
+def test_rank_correlation_of_equals_and_of_too_few() -> None:
+    assert rank_correlation([1, 1, 2], [3, 3, 9]) == pytest.approx(1)  # equals share their mean rank
+    assert rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(3 / math.sqrt(10))  # by hand
+    assert math.isnan(rank_correlation([1, 2], [1, 2])) and math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))

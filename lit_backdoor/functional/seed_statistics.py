@@ -173,17 +173,40 @@ def westfall_young(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[fl
     return [float(p_values[list(order).index(measure)]) for measure in range(n_measures)]
 
 
-def exactly_one_curve(costs: Sequence[Sequence[float]], thresholds: Sequence[float]) -> dict[float, Interval]:
-    """In which share of the runs exactly one head is costly, at each threshold, with Wilson's interval.
+def n_exactly_one(costs: Sequence[Sequence[float]], threshold: float) -> int:
+    """In how many runs exactly one head is costly.
 
     Args:
         costs: above the floor, [run, head].
-        thresholds: costs from which on a head may be called costly.
+        threshold: the cost from which on a head is called costly.
     """
-    return {
-        threshold: wilson(sum(sum(cost >= threshold for cost in run) == 1 for run in costs), len(costs))
-        for threshold in thresholds
-    }
+    return sum(sum(cost >= threshold for cost in run) == 1 for run in costs)
+
+
+def rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float:
+    """Spearman's rank correlation of pairs, -1..1; equals share their mean rank.
+
+    NaN with fewer than three pairs, or where all numbers of one side are the same.
+    """
+    if len(ones) < 3 or min(len(set(ones)), len(set(others))) < 2:
+        return math.nan
+    return float(stats.spearmanr(ones, others).statistic)
+
+
+def sums_of_squares(grid: np.ndarray) -> np.ndarray:
+    """Of a table [seed, split]: those of rows' means, columns' means and the rest, which add up to the total."""
+    mean = grid.mean()
+    rows = grid.shape[1] * ((grid.mean(axis=1) - mean) ** 2).sum()
+    columns = grid.shape[0] * ((grid.mean(axis=0) - mean) ** 2).sum()
+    return np.array([rows, columns, ((grid - mean) ** 2).sum() - rows - columns])
+
+
+def p_value_of_rows(grid: np.ndarray) -> float:
+    """How often the means of the rows are spread so far if each column is shuffled by itself; of `ROUNDS` shuffles."""
+    rng = np.random.default_rng(0)
+    shuffled = rng.permuted(np.broadcast_to(grid, (ROUNDS, *grid.shape)), axis=1)
+    spread = shuffled.mean(axis=2).var(axis=1)
+    return float((1 + (spread >= grid.mean(axis=1).var() - 1e-12).sum()) / (1 + ROUNDS))
 
 
 @lru_cache(maxsize=4096)

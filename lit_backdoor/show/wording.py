@@ -1,4 +1,4 @@
-"""What the report says, and how it prints numbers."""
+"""What is said of runs, and how it prints numbers and lists of words."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lit_backdoor.report.seed_statistics import Interval, Verdict, wilson
+from lit_backdoor.functional.seed_statistics import Interval, Verdict, wilson
 
 NOTHING = "\N{EN DASH}"
 """What stands where there is no number."""
@@ -33,14 +33,12 @@ class Statement:
 
 def percent(share: float | None, digits: int = 2) -> str:
     """`2.75%`, or `NOTHING`."""
-    return NOTHING if share is None or pd.isna(share) else f"{share:.{digits}%}"
+    return NOTHING if pd.isna(share) else f"{share:.{digits}%}"
 
 
 def number(value: Any, digits: int = 2) -> str:
     """`1.15`, `20,000` without digits, or `NOTHING`."""
-    if value is None or pd.isna(value):
-        return NOTHING
-    return f"{value:,.0f}" if digits == 0 else f"{value:,.{digits}f}"
+    return NOTHING if pd.isna(value) else f"{value:,.{digits}f}"
 
 
 def percent_span(values: Sequence[float], digits: int = 1) -> str:
@@ -49,6 +47,13 @@ def percent_span(values: Sequence[float], digits: int = 1) -> str:
     if len(set(known)) < 2:
         return percent(known[0] if known else None, digits)
     return f"{median(known):.{digits}%} [{100 * min(known):.{digits}f} to {100 * max(known):.{digits}f}]"
+
+
+def number_span(values: Sequence[float], digits: int = 2) -> str:
+    """Median, and from smallest to largest: `12 [3 to 40]`."""
+    known = [value for value in values if not pd.isna(value)]
+    middle = number(median(known) if known else None, digits)
+    return middle if len(set(known)) < 2 else f"{middle} [{span(known, digits)}]"
 
 
 def span(values: Sequence[float], digits: int = 0, unit: float = 1) -> str:
