@@ -57,13 +57,18 @@ class Study:
 
     @property
     def compared(self) -> list[Run]:
-        """Of every model the runs that stand beside the paper: its longest series, of several as long the first."""
-        by_model: dict[str, list[Run]] = {"clean": [run for run in self.runs if run.p1 is None]}
+        """Of every model the runs that stand beside the paper: its longest series that has enough runs for a verdict.
+
+        Its longest where none has; of several as long, the first.
+        """
+        series: dict[int | None, list[list[Run]]] = {None: [[run for run in self.runs if run.p1 is None]]}
         for group in groups(self.runs).values():
-            model = by_model.setdefault(f"mod {group[0].p1}", [])
-            if not model or max(run.step for run in group) > max(run.step for run in model):
-                model[:] = group
-        return [run for model in by_model.values() for run in model]
+            series.setdefault(group[0].p1, []).append(group)
+
+        def rank(group: Sequence[Run]) -> tuple[bool, int]:
+            return len(group) >= declared().min_seeds, max((run.step for run in group), default=0)
+
+        return [run for of_model in series.values() for run in max(of_model, key=rank)]
 
     @property
     def lengths(self) -> list[tuple[list[Run], list[Run]]]:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,9 @@ def test_runs_of_several_folders_or_lengths_are_several_series(cli: Cli, runs_di
         "mod 5": ["mod 5, seed 0"],
     }
     assert [run.group for run in study.compared if run.p1 == 1] == [longer, longer]  # the longest
+    enough = [run for run in study.runs if run.group == old] * 3  # copies stand in for seeds: six, of 60 steps
+    compared = replace(study, runs=[run for run in study.runs if run.group == longer] + enough).compared
+    assert [run.group for run in compared] == [old] * 6  # the longest one with enough runs for a verdict
     assert cli("report", runs_dir, "--output_dir", "out") == 0
     text = Path("out/report.md").read_text()
     assert f"### M{old[1:]}" in text and f"M{longer[1:]}: where the backdoor sits" in text
