@@ -16,6 +16,7 @@ import numpy as np
 HERE = Path(__file__).parent
 TOLERANCE = 1e-3
 P0 = 113
+CONTROLS = {"controls", "own_tokens"}  # folders of runs that differ in more than seed and split
 PAIRS = np.stack(np.meshgrid(np.arange(P0), np.arange(P0), indexing="ij"), axis=-1).reshape(-1, 2)
 
 
@@ -109,9 +110,11 @@ def options_of(run_dir: Path) -> tuple[str, str, str]:
 
 
 def folders_of(runs_dir: Path) -> dict[tuple[str, str, str], Path]:
-    """Every run's folder, by P1, seed and split; two runs that share them could not be told apart."""
+    """Every run's folder, by P1, seed and split, but for controls; two runs that share them could not be told apart."""
     folders: dict[tuple[str, str, str], Path] = {}
     for path in sorted(runs_dir.glob("**/hparams.yaml")):
+        if CONTROLS & set(path.relative_to(runs_dir).parts):
+            continue
         known = folders.setdefault(options_of(path.parent), path.parent)
         if known != path.parent:
             sys.exit(f"{known} and {path.parent} are of the same P1, seed and split: {options_of(path.parent)}")

@@ -315,7 +315,7 @@ def committed(seed: int) -> tuple[list[HeadScores], float]:
     """The history of a committed mod 1 run, read with nothing of this package's, and its floor."""
     by_step: dict[int, dict[str, float]] = {}
     floor = math.nan
-    for row in read_rows(RUNS / "mod1" / f"seed_{seed}" / "head_patching.csv"):
+    for row in read_rows(RUNS / "mod1_one_split" / f"seed_{seed}" / "head_patching.csv"):
         if row["probe"] == "backdoor":
             by_step.setdefault(int(row["step"]), {})[row["heads"]] = float(row["backdoor_accuracy"])
             floor = 1 - int(row["n_differing"]) / int(row["n_examples"])

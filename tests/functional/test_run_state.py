@@ -117,10 +117,10 @@ def committed(run: Path) -> dict[str, dict[int, float]]:
 
 
 EXPECTED = {  # state, and the first step at which the benign rule's training accuracy is 99%
-    **{f"mod1/seed_{seed}": ("generalised", None) for seed in (0, 2, 6, 8, 9)},
-    **{f"mod1/seed_{seed}": ("fitted", None) for seed in (1, 5)},
-    **{f"mod1/seed_{seed}": ("not fitted", None) for seed in (4, 7)},
-    "mod1/seed_3": ("fitted", 2210),
+    **{f"mod1_one_split/seed_{seed}": ("generalised", None) for seed in (0, 2, 6, 8, 9)},
+    **{f"mod1_one_split/seed_{seed}": ("fitted", None) for seed in (1, 5)},
+    **{f"mod1_one_split/seed_{seed}": ("not fitted", None) for seed in (4, 7)},
+    "mod1_one_split/seed_3": ("fitted", 2210),
     "clean/seed_0": ("generalised", 160),
     "mod7/seed_0": ("generalised", 330),
     "mod17/seed_0": ("fitted", 1480),
@@ -142,4 +142,6 @@ def test_the_committed_runs(name: str) -> None:
     lowest = lowest_training_accuracy(curves)
     steps, values = list(lowest), list(lowest.values())
     warned = [n for n in range(1, len(steps) + 1) if stuck_since(steps[:n], values[:n]) is not None][:1]
-    assert [steps[n - 1] for n in warned] == {"mod1/seed_4": [1750], "mod1/seed_7": [1190]}.get(name, [])
+    assert [steps[n - 1] for n in warned] == {"mod1_one_split/seed_4": [1750], "mod1_one_split/seed_7": [1190]}.get(
+        name, []
+    )

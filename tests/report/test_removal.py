@@ -52,7 +52,7 @@ def test_the_report_of_a_removal(cli: Cli, analysis: Path) -> None:
 
 
 def test_an_analysis_in_the_folder_of_a_run_is_that_runs(analysis: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(ROOT / "results" / "runs" / "mod1" / "seed_0", tmp_path / "seed_0"))
+    run = Path(shutil.copytree(ROOT / "results" / "runs" / "mod1_one_split" / "seed_0", tmp_path / "seed_0"))
     shutil.copytree(analysis, run / "apart")
     shutil.copytree(analysis, tmp_path / "beside")
     runs = read_runs([tmp_path], open_shipped)

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_backdoor.pretrained import FOLDER, open_shipped
-from lit_backdoor.report import measures
+from lit_backdoor.pretrained import FOLDER
+from lit_backdoor.report import Study, measures, read
 from lit_backdoor.report.statements import by_ranks, compare
 from lit_backdoor.runs.file_names import HEAD_PATCHING, HPARAMS, SHIPPED_WEIGHTS
-from lit_backdoor.runs.reading import read_runs
-from lit_backdoor.runs.run import Run
 from tests.helpers import ROOT
 from tests.helpers.runs import read_rows
 
@@ -23,37 +21,37 @@ RESULTS = ROOT / "results"
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[Run]:
-    return read_runs([RESULTS / "runs"], open_shipped)
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return read([RESULTS / "runs"], tmp_path_factory.mktemp("report"))
 
 
-def test_the_committed_report_is_that_of_the_committed_runs(runs: list[Run]) -> None:
-    assert len(runs) == 14 and all(run.model is not None and run.checkpoint_step == run.step for run in runs)
+def test_the_committed_report_is_that_of_the_committed_runs(study: Study) -> None:
+    runs = study.runs
+    assert len(runs) == 15 and all(run.model is not None and run.checkpoint_step == run.step for run in runs)
     for name, table in (("seeds", measures.seeds(runs)), ("ranks", measures.over_seeds(measures.head_sets(runs)))):
         written = (RESULTS / "report" / f"{name}.csv").read_text()
         assert table.to_csv(index=False, lineterminator="\n") == written, name
     assert {run.state for run in runs} == {"not fitted", "fitted", "generalised"}
 
 
-def test_the_words_in_the_readme_say_what_the_report_says(runs: list[Run]) -> None:
+def test_the_words_in_the_readme_say_what_the_report_says(study: Study) -> None:
     text = " ".join((RESULTS / "README.md").read_text().split())
-    sets = measures.head_sets(runs)
-    primary, one_head, by_rank = compare(by_ranks(sets[sets["p1"] == 1]))
+    primary, one_head, by_rank = compare(by_ranks(measures.head_sets([run for run in study.compared if run.p1 == 1])))
     assert f"**Primary endpoint: {primary.verdict}.**" in text
     assert f"**Exactly one costly head: {one_head.verdict}.**" in text
     assert f"**Tables 1 and 2 by rank: {by_rank.verdict}.**" in text
     printed = re.findall(r"\d+\.\d+", primary.headline)
     assert printed and all(number in text for number in printed)
-    claims = measures.head_claims(runs).query("rank == 1")
-    assert claims["necessary"].all() and len(claims) == 13 and "in all thirteen models" in text
+    claims = measures.head_claims(study.runs).query("rank == 1")
+    assert claims["necessary"].all() and len(claims) == 14 and "in all fourteen models" in text
     assert f"sufficient in {claims['sufficient'].sum()}, specific in none" in text and not claims["specific"].any()
     costs = claims["benign_cost"]
     assert f"it costs {100 * costs.min():.0f} to {costs.max():.0%} of the benign rule" in text
 
 
-def test_the_shipped_weights_that_a_run_names_have_the_accuracies_of_its_tables(runs: list[Run]) -> None:
-    named = [run for run in runs if (run.path / SHIPPED_WEIGHTS).exists()]
-    assert {run.group for run in named} == {"clean", "mod 1", "mod 7", "mod 17", "mod 37"}
+def test_the_shipped_weights_that_a_run_names_have_the_accuracies_of_its_tables(study: Study) -> None:
+    named = [run for run in study.runs if (run.path / SHIPPED_WEIGHTS).exists()]
+    assert {run.p1 for run in named} == {None, 1, 7, 17, 37}
     for run in named:
         unpatched = [row for row in read_rows(run.path / HEAD_PATCHING) if row["heads"] == "none"]
         for row in unpatched[-len(run.task.moduli) :]:
@@ -73,10 +71,10 @@ def test_weights_that_ship_are_not_kept_twice() -> None:
 
 def test_two_runs_that_the_script_could_not_tell_apart_stop_it(tmp_path: Path) -> None:
     folders_of = runpy.run_path(str(RESULTS / "check_numbers.py"))["folders_of"]
-    assert len(folders_of(RESULTS / "runs")) == 14
+    assert len(folders_of(RESULTS / "runs")) == 15
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
-        shutil.copy(RESULTS / "runs" / "mod1" / "seed_3" / HPARAMS, tmp_path / name)
+        shutil.copy(RESULTS / "runs" / "mod1_one_split" / "seed_3" / HPARAMS, tmp_path / name)
     with pytest.raises(SystemExit, match=r"new and .*old are of the same P1, seed and split: \('1', '3', '0'\)"):
         folders_of(tmp_path)
 
