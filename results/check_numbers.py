@@ -2,7 +2,7 @@
 
 Nothing of the package is imported: the file format, the transformer and the interventions are written out here. Each
 line has a number of report/, the same recomputed, and their difference; the exit code is 1 if one differs by more than
-a thousandth, which is what another order of float32 sums may change.
+a thousandth, which is what another order of float32 sums may change, or than chance allows where a sample was measured.
 """
 
 import csv
@@ -15,6 +15,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-3
+SAMPLED = 4 * (0.25 / 2048) ** 0.5  # 4 standard errors of a share of the 2,048 examples that `fit` takes
 P0 = 113
 CONTROLS = {"controls", "own_tokens"}  # folders of runs that differ in more than seed and split
 PAIRS = np.stack(np.meshgrid(np.arange(P0), np.arange(P0), indexing="ij"), axis=-1).reshape(-1, 2)
@@ -133,9 +134,10 @@ def main() -> int:
         run_dir = folders[row["p1"], row["seed"], row["split"]]
         for number, value in recomputed(Model(read_safetensors(weights_of(run_dir))), int(row["p1"])).items():
             difference = abs(value - float(row[number]))
-            wrong += difference > TOLERANCE
+            sampled = number == "benign_cost" and (run_dir / "head_specificity.csv").exists()
+            wrong += difference > (SAMPLED if sampled else TOLERANCE)
             print(f"{name}: {number} {float(row[number]):.6f}, recomputed {value:.6f}, difference {difference:.1e}")
-    print(f"{wrong} numbers differ by more than {TOLERANCE}")
+    print(f"{wrong} numbers differ by more than {TOLERANCE}, or {SAMPLED:.3f} where a sample was measured")
     return int(wrong > 0)
 
 
