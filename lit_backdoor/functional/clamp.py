@@ -109,6 +109,9 @@ class ActiveClamp:
     Attributes:
         folds: whether the last-position form can do the same without hooks.
         was_used: whether any pass has been clamped.
+        handles: the hook points that are clamped, each with TransformerLens's handle of the hook.
+        at_embed: PyTorch's handle of the hook that runs the donors; None without donors.
+        means: each layer's mean `z`, if it was taken beforehand.
     """
 
     def __init__(self, model: Any, clamp: Clamp, means: dict[int, Tensor] | None) -> None:
@@ -116,7 +119,9 @@ class ActiveClamp:
         self.folds = means is None and not (clamp.mode == "donor" and clamp.share < 1)
         self.was_used = False
         self.handles: list[Any] = []
-        self._model, self._means = model, means
+        self.means = means
+        self.at_embed: Any = None
+        self._model = model
         self._donor_z: dict[int, Tensor] = {}
         self._reads_donor = False
 
@@ -128,15 +133,15 @@ class ActiveClamp:
             point.add_hook(partial(self._replace, layer=layer, heads=heads), is_permanent=True)
             self.handles.append((point, point.fwd_hooks[-1]))
         if self.clamp.mode == "donor":
-            self._at_embed = self._model.embed.register_forward_pre_hook(self._run_donor, with_kwargs=True)
+            self.at_embed = self._model.embed.register_forward_pre_hook(self._run_donor, with_kwargs=True)
 
     def remove_hooks(self) -> None:
         """Leave the model as it was."""
         for point, handle in self.handles:
             handle.hook.remove()
             point.fwd_hooks.remove(handle)
-        if self.clamp.mode == "donor":
-            self._at_embed.remove()
+        if self.at_embed is not None:
+            self.at_embed.remove()
 
     def _run_donor(self, embed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """As a pass begins, run its donors through the same model, unclamped, and keep what the heads have there."""
@@ -161,8 +166,8 @@ class ActiveClamp:
             new = self._donor_z.pop(layer)
         elif self.clamp.mode == "zero":
             new = torch.zeros_like(own)
-        elif self._means is not None:
-            new = self._means[layer][:, :, heads].to(own).expand_as(own)
+        elif self.means is not None:
+            new = self.means[layer][:, :, heads].to(own).expand_as(own)
         else:
             wide = torch.promote_types(own.dtype, torch.float32)
             new = own.mean(0, keepdim=True, dtype=wide).to(own.dtype).expand_as(own)
@@ -219,6 +224,15 @@ def hooks_that_fold(model: Any) -> list[Any]:
     """TransformerLens's handles of the hooks that the last-position form needs not mind, since it folds the clamp."""
     active = _ACTIVE.get(model)
     return [handle for _, handle in active.handles] if active is not None and active.folds else []
+
+
+def hooks_per_row(model: Any) -> set[int]:
+    """The ids of the hooks of a clamp that acts now, if it does the same to an example whatever else is in its pass."""
+    active = _ACTIVE.get(model)
+    if active is None or (active.clamp.mode == "mean" and active.means is None):
+        return set()
+    at_embed = [active.at_embed.id] if active.at_embed is not None else []
+    return {*at_embed, *(handle.hook.id for _, handle in active.handles)}
 
 
 def _mean_z(model: Any, clamp: Clamp, tokens: Tensor) -> dict[int, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -56,16 +56,22 @@ def changes_nothing(hook: Hook) -> Hook:
     return hook
 
 
-def carries_hooks(model: HookedModel) -> bool:
+def carries_hooks(model: HookedModel, but: Collection[int] = ()) -> bool:
     """Whether hooks that somebody added change, or see, what a module of the model returns.
 
     The hooks with which a TransformerBridge wires its own hook points in its first pass are not somebody's.
+
+    Args:
+        model: any model.
+        but: ids, as PyTorch's handles have them, of hooks that do not count.
     """
     modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    hooks = (hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    hooks = (each for m in modules for each in (*m._forward_hooks.items(), *m._forward_pre_hooks.items()))
     return not all(
-        getattr(hook, "changes_nothing", False) or str(hook.__module__).startswith("transformer_lens.model_bridge.")
-        for hook in hooks
+        number in but
+        or getattr(hook, "changes_nothing", False)
+        or str(hook.__module__).startswith("transformer_lens.model_bridge.")
+        for number, hook in hooks
     )
 
 

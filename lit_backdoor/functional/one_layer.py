@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_backdoor.functional.clamp import hooks_per_row
 from lit_backdoor.functional.hooked_model import HookedModel, carries_hooks, evaluating, row_slices, why_rounded, z_name
 from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
 from lit_backdoor.functional.probe import Probe
@@ -63,7 +64,7 @@ def why_no_shortcut(model: HookedModel) -> str | None:
         return "the attention output may be normalised before it is added"
     if cfg.output_logits_soft_cap > 0:
         return "the logits are soft-capped"
-    if carries_hooks(model):
+    if carries_hooks(model, but=hooks_per_row(model)):  # a clamp changes z alone, which `cache_heads` reads
         return "it carries hooks"
     return why_rounded(model)
 
@@ -82,17 +83,18 @@ def cache_heads(model: HookedModel, tokens: Tensor, position: int = -1) -> HeadC
     if reason := why_no_shortcut(model):
         raise ValueError(f"cache_heads is for plain one-layer models: {reason}.")
     tokens = tokens.to(model.W_U.device)
-    if position in (-1, tokens.shape[1] - 1) and why_not_exact(model) is None:
+    if position in (-1, tokens.shape[1] - 1) and why_not_exact(model) is None and not carries_hooks(model):
         with evaluating(model):
             resid_pre, _, z = last_position_attention(model, tokens)
         return HeadCache(tokens, position, resid_pre, z)
+    kept: dict[str, Tensor] = {}  # of the last pass: a clamp runs its donors first, through the same hooks
     pre, zs = [], []
 
     def keep_pre(resid: Tensor, hook: Any) -> None:
-        pre.append(resid[:, position].clone())
+        kept["pre"] = resid[:, position].clone()
 
     def keep_z(z: Tensor, hook: Any) -> None:
-        zs.append(z[:, position].clone())
+        kept["z"] = z[:, position].clone()
 
     def stop(resid: Tensor, hook: Any) -> Tensor:
         return resid[:, :0]  # no position is left, so nothing after this costs anything
@@ -102,6 +104,8 @@ def cache_heads(model: HookedModel, tokens: Tensor, position: int = -1) -> HeadC
     with evaluating(model):
         for rows in row_slices(len(tokens)):
             model.run_with_hooks(tokens[rows], fwd_hooks=hooks)
+            pre.append(kept["pre"])
+            zs.append(kept["z"])
     return HeadCache(tokens, position, torch.cat(pre), torch.cat(zs))
 
 

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from lit_backdoor.functional.edge_sets import sending_positions
 from lit_backdoor.functional.edges import Edge, EdgesEngine, EdgeSet
-from lit_backdoor.functional.hooked_model import HookedModel
+from lit_backdoor.functional.hooked_model import HookedModel, carries_hooks
 from lit_backdoor.functional.last_position import why_not_exact
 from lit_backdoor.functional.one_layer import readout, why_no_shortcut
 from lit_backdoor.functional.probe import Probe
 
 
 def is_plain(model: HookedModel) -> bool:
-    """Whether `model` is a causal HookedTransformer of one layer, without norms and with a plain MLP."""
-    return why_no_shortcut(model) is None and why_not_exact(model) is None
+    """Whether `model` is a causal HookedTransformer of one layer, without norms, hooks and clamp, with a plain MLP."""
+    return why_no_shortcut(model) is None and why_not_exact(model) is None and not carries_hooks(model)
 
 
 def one_layer_engine(model: Any, probe: Probe, edge_sets: Iterable[EdgeSet]) -> EdgesEngine:

@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_backdoor.datamodule import task_probes
+from lit_backdoor.functional import patched_logits
 from lit_backdoor.functional.clamp import Clamp, clamped, head_parameters
 from lit_backdoor.functional.heads import Head, head_set
 from lit_backdoor.functional.last_position import last_position_logits, why_not_exact
 from lit_backdoor.functional.last_position_loss import last_position_loss
+from lit_backdoor.functional.one_layer import why_no_shortcut
+from lit_backdoor.functional.one_layer_paths import is_plain
 from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.functional.whole_pass import whole_pass_loss
 from lit_backdoor.model import build_model
@@ -142,6 +146,36 @@ def test_a_mean_of_other_tokens_is_taken_once() -> None:
 
     expected = model.run_with_hooks(tokens[:3], fwd_hooks=[("blocks.0.attn.hook_z", replace)])
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("mode", ["zero", "mean", "donor"])
+def test_patching_a_clamped_model_against_hooks_by_hand(mode: Any, share: float) -> None:
+    """The shortcut of one-layer models takes a clamp's `z` over; paths, which it has no part in, go without it."""
+    model, probe, name = random_model(), task_probes(Task((5, 2)))["backdoor"], "blocks.0.attn.hook_z"
+    tokens = {"own": probe.recipient_tokens, "donor": probe.donor_tokens}
+    clamp = Clamp(head_set("L0H0"), mode, share, as_benign if mode == "donor" else None)
+
+    def z_of(which: Tensor) -> Tensor:
+        z = model.run_with_cache(which)[1][name].clone()
+        zero, mean = torch.zeros_like(z[:, :, 0]), model.run_with_cache(tokens["own"])[1][name][:, :, 0].mean(0)
+        new = {"zero": zero, "mean": mean, "donor": model.run_with_cache(as_benign(which))[1][name][:, :, 0]}[mode]
+        z[:, :, 0] = share * new + (1 - share) * z[:, :, 0]
+        return z
+
+    with clamped(model, clamp, mean_of=tokens["own"] if mode == "mean" else None) as active:
+        assert why_no_shortcut(model) is None and not is_plain(model)
+        logits = {heads: patched_logits(model, probe, heads) for heads in ("none", "L0H0", "L0H1+L0H2")}
+        assert active.was_used
+        model.hook_embed.add_hook(lambda z, hook: z)  # somebody's own hook beside it
+        assert why_no_shortcut(model) == "it carries hooks"
+        model.hook_embed.remove_hooks()
+    own, donor = z_of(tokens["own"]), z_of(tokens["donor"])
+    for heads, found in logits.items():
+        patched = torch.tensor([f"L0H{head}" in heads for head in range(3)])[:, None]
+        hooks = [(name, lambda z, hook, patched=patched: torch.where(patched, donor, own))]
+        expected = model.run_with_hooks(tokens["own"], fwd_hooks=hooks)[:, -1]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["zero", "donor"])
