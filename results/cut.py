@@ -1,8 +1,8 @@
 """Copies what is kept of finished runs: python results/cut.py [--weights] TRAINED_DIR RUN_DIR ...
 
 Each RUN_DIR, as it lies below TRAINED_DIR, goes to the same place below results/: its configuration, its verdict, its
-tables with numbers of seven digits, and with --weights its last weights. Checkpoints, event files and other weights stay
-behind, and so does the path of the machine. A run that is here already is left as it is.
+tables with numbers of seven digits, and with --weights its last weights. Checkpoints, event files and other weights
+stay behind, and so does the path of the machine. A run that is here already is left as it is.
 """
 
 import argparse
