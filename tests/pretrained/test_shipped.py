@@ -24,7 +24,8 @@ def test_the_papers_models_ship_and_are_small() -> None:
 def test_a_shipped_model_follows_its_rules(name: str) -> None:
     shipped = open_pretrained(name)
     assert not shipped.model.training and shipped.step >= 10_000
-    assert shipped.split == {"train_fraction": 0.3, "split": "examples", "seed": 0}
+    the_papers = {"train_fraction": 0.3, "split": "examples", "seed": 0, "permute_trigger": False}
+    assert {"permute_trigger": False} | shipped.split == the_papers
     for rule, modulus in enumerate(shipped.task.moduli):
         with torch.no_grad():
             answers = shipped.model(shipped.task.tokens(rule))[:, -1].argmax(-1)
