@@ -1,6 +1,7 @@
 """Documents, versions and pins of the repository are true."""
 
 import re
+import runpy
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 
@@ -9,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import lit_backdoor
+from lit_backdoor.runs.schema import TABLES
 from tests.helpers import ROOT
 
 
@@ -21,6 +23,15 @@ def test_what_the_documents_name_exists() -> None:
             assert (ROOT / path).exists(), (document.name, path)
         for link in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (document.parent / link).exists(), (document.name, link)
+
+
+def test_the_page_of_columns_is_what_the_docstrings_say() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "columns.py"))["page"]()
+    assert page == (ROOT / "docs" / "columns.md").read_text(), "python docs/columns.py > docs/columns.md"
+    for table, columns in TABLES.items():
+        described = page.split(f"## {table}\n")[1].split("\n## ")[0]
+        for column in columns:
+            assert f"`{column.name}`" in described or column.name in ("step", "probe"), (table, column.name)
 
 
 def test_the_commands_that_ci_runs_are_in_the_readme() -> None:

@@ -84,7 +84,8 @@ class PatchedEdges:
         recipient: the name of the run that was patched.
         donor: the name of the run that the edges see.
         edges: the set.
-        group: its name if it is the set of all heads (`edge_groups`), else None.
+        group: its name if it is a group over all heads (`edge_groups`): Q, K, V, QK, QKV, D (past the heads), A_mlp
+            and A_logits (from the heads to the MLP, to the logits); else None.
     """
 
     recipient: str
@@ -195,7 +196,7 @@ class PositionAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronCounts:
-    """How many neurons carry the recipient's rule; see `NeuronResult`.
+    """How many neurons the recipient's rule needs, and how many bring it; see `NeuronResult`.
 
     Args:
         n_neurons: how many the MLP has.
@@ -227,7 +228,7 @@ class HeadProgress:
     Args:
         head: the head.
         modulus: of the rule.
-        key: the key frequencies.
+        key: the key frequencies, as in 3+14.
         explained: share of the logits' variance that they explain together.
         constant: share of the logits' mean square that does not depend on a and b.
         loss: mean cross-entropy over all pairs, nats.

@@ -28,9 +28,10 @@ class HeadSpecificity:
 
     Args:
         head: the head.
-        cost: to the recipient's rule when the head gets the donor's activation, row by row; see `cost_above_floor`.
-        donor_cost: to the donor's rule when the head gets its mean over the donor's run, in that run.
-        selectivity: see `selectivity`.
+        cost: to the recipient's rule when the head gets the donor's activation, row by row: the share of the accuracy
+            above the floor that goes, see `cost_above_floor`.
+        donor_cost: the same to the donor's rule when the head gets its mean over the donor's run, in that run.
+        selectivity: `cost` minus `donor_cost`, over their sum, -1..1; see `selectivity`.
     """
 
     head: Head
