@@ -20,6 +20,7 @@ class HeadAttributionMonitor(ProbeCallback):
             datamodule.
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
+        max_examples: Measure no more than so many examples of a probe, drawn at random once; null: all.
         dense_until: Optimizer step up to which more steps are probed; see :class:`lit_backdoor.callbacks.Schedule`.
     """
 

@@ -20,8 +20,10 @@ from lit_backdoor.runs.file_names import EMERGENCE, of_monitor
 
 
 class EmergenceMonitor(MonitorCallback):
-    """Writes ``emergence.json``: which head is costly when it is patched, since when it is the only one, and whether
-    the run has fitted its training data and generalised.
+    """Which head costs most, since when it is the only costly one, and the run's state, into ``emergence.json``.
+
+    A head is costly if patching it takes enough of the accuracy away. The state says whether the run has fitted its
+    training data and generalised.
 
     It reads what a :class:`HeadPatchingMonitor` of the same Trainer measures, and from
     ``trainer.callback_metrics`` the accuracies ``train/<rule>_accuracy`` and ``val/<rule>_accuracy`` and the losses

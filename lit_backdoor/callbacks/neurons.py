@@ -6,8 +6,9 @@ from lit_backdoor.runs.schema import result_rows
 
 
 class NeuronMonitor(ProbeCallback):
-    """How many neurons of the MLP the recipient's rule needs, how many suffice, and how many of them the donor's rule
-    needs too, into ``neurons.csv``.
+    """How many neurons of the MLP a rule needs, and how many suffice for it, into ``neurons.csv``.
+
+    The rule is the recipient's. Of the neurons that it needs, the table also counts those that the donor's rule needs.
 
     Neurons are patched by falling mediated effect; see :func:`lit_backdoor.functional.patch_neurons`.
     That is exact in plain one-layer models without norms. Others get no rows, and a text that says why.

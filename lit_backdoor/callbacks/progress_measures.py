@@ -21,8 +21,7 @@ LOSSES = ("restricted_loss", "excluded_loss")
 
 
 class ProgressMeasureMonitor(ProbeCallback):
-    """How far each rule is computed with waves in a + b, and what its examples do to each head, into
-    ``progress_measures.csv``.
+    """How far waves in a + b explain each rule, and its gradient on each head, into ``progress_measures.csv``.
 
     Key frequencies, restricted and excluded loss (Nanda et al., arXiv 2301.05217), for each rule in the waves of its
     own modulus; norms of the weights; each rule's share of the gradient on each head, and whether it pulls against the

@@ -12,8 +12,9 @@ from lit_backdoor.runs.schema import result_rows
 
 
 class SpecificityMonitor(ProbeCallback):
-    """What each head costs the recipient's rule (the backdoor) and the donor's (the benign one), into
-    ``head_specificity.csv``.
+    """What each head costs the backdoor, and what it costs the benign rule, into ``head_specificity.csv``.
+
+    In general terms: the recipient's rule, and the donor's.
 
     A head that carries the backdoor alone costs the backdoor when it is given the benign activation, and the benign
     rule nothing when it is ablated in the benign run. Costs are shares of the accuracy above the floor, undefined (NaN)

@@ -16,10 +16,10 @@ from lit_backdoor.runs.schema import Value
 
 
 class LossSpikeMonitor(Callback):
-    """Finds spikes in the training loss of every step, and writes ``loss_spikes.csv`` with every validation: when,
-    how high, and how low the validation accuracies ``val/<name>_accuracy`` fell meanwhile.
+    """Spikes of the training loss: when, how high, and what they did to the accuracies, into ``loss_spikes.csv``.
 
-    A spike is a peak, see :func:`lit_backdoor.functional.find_loss_spikes`. One that the run has not come half-way back
+    The loss of every step counts. With every validation the table is written again; of the accuracies
+    ``val/<name>_accuracy`` it says how low they fell meanwhile. A spike is a peak, see :func:`lit_backdoor.functional.find_loss_spikes`. One that the run has not come half-way back
     from has no ``end_step`` (it is censored).
 
     Args:

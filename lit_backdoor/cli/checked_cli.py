@@ -24,6 +24,7 @@ from lit_backdoor.cli.parser import OneLineParser, add_threads_option, checking_
 from lit_backdoor.cli.quiet import quiet_lightning
 from lit_backdoor.cli.resume import (
     HELP_BRANCH,
+    HELP_CKPT_PATH,
     OPTIMIZER_OPTIONS,
     check_checkpoint,
     require_steps_left,
@@ -39,7 +40,13 @@ from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.runs.file_names import CONFIG, continued
 
 PROGRAM = "lit-backdoor"
-DESCRIPTION = "Train a small transformer with a backdoor, and watch the attention heads that carry it come into being."
+DESCRIPTION = "Train a small transformer with a backdoor, and measure while it trains which attention heads it needs."
+SUBCOMMANDS = {
+    "fit": "Train a model and measure its heads on the way, continue a run, or branch off from it.",
+    "validate": "Measure a checkpoint's losses and accuracies on the validation examples.",
+    "test": "The same, under the names of a test: there are no examples apart for it.",
+}
+"""What LightningCLI's own subcommands do."""
 DEFAULTS = Path(lit_backdoor.__file__).with_name("defaults.yaml")
 """What LightningCLI reads before any configuration."""
 
@@ -67,7 +74,10 @@ class CheckedCLI(LightningCLI):
             parser_kwargs={
                 "prog": PROGRAM,
                 "description": DESCRIPTION,
-                **{name: {"default_config_files": [str(DEFAULTS)]} for name in self.subcommands()},
+                **{
+                    name: {"default_config_files": [str(DEFAULTS)], "description": description}
+                    for name, description in SUBCOMMANDS.items()
+                },
             },
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
@@ -93,15 +103,20 @@ class CheckedCLI(LightningCLI):
         if self._named is not None:
             return
         assert parser._subcommands_action is not None  # made by the line above
+        for listed in parser._subcommands_action._choices_actions:
+            listed.help = SUBCOMMANDS[listed.dest]
         for name in subcommands.NAMES:
             command = subcommands.command(name)
             parser._subcommands_action.add_subcommand(name, command.parser(), help=command.HELP)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Lightning's options of a subcommand; ``fit`` has one more."""
+        """Lightning's options of a subcommand, with our words; ``fit`` has one more."""
         if self._named not in (None, subcommand):
             return self.init_parser()
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        (ckpt_path,) = (action for action in parser._actions if action.dest == "ckpt_path")
+        (group,) = (group for group in parser._action_groups if ckpt_path in group._group_actions)
+        ckpt_path.help, group.title = HELP_CKPT_PATH[subcommand], "Where to start"
         if subcommand == "fit":
             parser.add_argument("--branch", type=str | None, default=None, help=HELP_BRANCH)
         return parser

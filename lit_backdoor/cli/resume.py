@@ -21,6 +21,12 @@ IGNORED_ON_EVALUATION = IGNORED_ON_RESUME | {"lr", "weight_decay", "betas", "tra
 OPTIMIZER_OPTIONS = ("optimizer", "lr_scheduler")
 """Hyperparameters of a run that does not use the module's own AdamW."""
 
+HELP_CKPT_PATH = {
+    "fit": "A checkpoint to continue from, such as RUN/checkpoints/last.ckpt, in the run's own folder and with its own "
+    "options; those given here have to agree with them, but for --trainer.max_steps",
+    "validate": "The checkpoint to validate, such as RUN/checkpoints/last.ckpt",
+    "test": "The checkpoint to test, such as RUN/checkpoints/last.ckpt",
+}
 HELP_BRANCH = (
     "Begin a branch of this name: a run of its own from any checkpoint, in RUN_branch_NAME beside the run that "
     "--ckpt_path lies in, with that checkpoint's optimizer and random state"
