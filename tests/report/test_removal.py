@@ -99,6 +99,12 @@ def test_how_well_patching_foretells_removal() -> None:
     assert (floor, first) == (pytest.approx(10), 50)  # of 100 examples 90 have two answers
 
 
+@pytest.mark.parametrize("removed", [[0.5], [0.5, 0.2]])
+def test_where_some_head_was_not_removed_nothing_is_foretold(removed: Sequence[float]) -> None:
+    """Else the costliest of those that were would pass for the costliest of all; here that is L0H1, then L0H2."""
+    assert localisation_rows([model_of([0.3, 0.2, 0.1][: 1 + len(removed)], removed)]).empty
+
+
 def edit(file: str, pattern: str, by: str) -> Callable[[Path], object]:
     return lambda folder: (folder / file).write_text(re.sub(pattern, by, (folder / file).read_text()))
 
