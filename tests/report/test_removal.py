@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lit_backdoor.runs.checkpoints import StoredModel
 from lit_backdoor.runs.reading import read_runs
 from lit_backdoor.runs.removed import RemovedModel, read_removed
 from lit_backdoor.runs.weights import describe_stored, write_weights
+from lit_backdoor.show.removal import removal_figure
 from tests.helpers import ROOT
 from tests.helpers.known_head import TASK, hand_built
 from tests.helpers.refusals import assert_refused
@@ -103,6 +105,16 @@ def test_how_well_patching_foretells_removal() -> None:
 def test_where_some_head_was_not_removed_nothing_is_foretold(removed: Sequence[float]) -> None:
     """Else the costliest of those that were would pass for the costliest of all; here that is L0H1, then L0H2."""
     assert localisation_rows([model_of([0.3, 0.2, 0.1][: 1 + len(removed)], removed)]).empty
+
+
+def test_a_removal_that_raises_the_benign_accuracy_is_in_the_figure() -> None:
+    model = model_of([0.3, 0.1], [0.5, 0.2])
+    first, *others = model.removals["backdoor"]
+    drawn = {
+        lost: removal_figure({"backdoor": [replace(first, benign_lost=lost), *others]}, {"backdoor": 0.1})
+        for lost in (-0.3, 0.0)
+    }
+    assert {lost: figure.axes[0].get_xlim()[0] for lost, figure in drawn.items()} == {-0.3: -34, 0.0: -4}
 
 
 def edit(file: str, pattern: str, by: str) -> Callable[[Path], object]:
