@@ -117,7 +117,7 @@ def head_sets(runs: Sequence[Run]) -> pd.DataFrame:
             row |= {"backdoor_accuracy": result.recipient_accuracy, "benign_accuracy": result.donor_accuracy}
             row |= {name: getattr(result, name) for name in METRICS}
             row |= {DIRECTIONS["sufficient"]: run.brought.get(result.heads, math.nan), "floor": result.floor}
-            rows.append(row | {"paper_name": paper_name(result.heads, len(run.order)), "step": run.patching_step})
+            rows.append(row | {"paper_name": paper_name(result.heads, run.order), "step": run.patching_step})
     return pd.DataFrame(rows)
 
 

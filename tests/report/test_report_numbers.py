@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lit_backdoor.datamodule import task_probes
-from lit_backdoor.functional import Head, HeadAttribution, PatchingResult, parse_head_set
+from lit_backdoor.functional import Head, HeadAttribution, PatchingResult, head_set_name, parse_head_set
+from lit_backdoor.functional.ranks import ranks_of
 from lit_backdoor.pretrained import open_shipped
 from lit_backdoor.report import measures, numbers
 from lit_backdoor.report.comparison import comparison_rows
@@ -19,6 +20,7 @@ from lit_backdoor.report.paths import path_rows
 from lit_backdoor.report.published import n_with_one_costly_head, paper_table, published
 from lit_backdoor.report.statements import statements
 from lit_backdoor.report.study import arrange
+from lit_backdoor.report.tables import table_1
 from lit_backdoor.runs.reading import read_runs
 from lit_backdoor.runs.run import Run
 from lit_backdoor.runs.schema import read_results, result_rows
@@ -143,6 +145,24 @@ def test_the_paper_s_numbers_are_all_there(runs: Sequence[Run]) -> None:
     assert mod_1[mod_1["p1"] == "1"]["low"].tolist() == [0.99992]
     ours = [run.unpatched["benign"] for run in runs if run.p1 == 1]
     assert mod_1[mod_1["p1"] == "1"]["ours_median"].tolist() == [pytest.approx(sum(ours) / 2)]
+
+
+def test_heads_of_several_layers_have_a_name_each_and_no_row_of_the_paper() -> None:
+    """The paper's four heads are of one layer; four heads of two are others."""
+    headers = {}
+    for layers in (1, 2):
+        heads = [Head(layer, head) for layer in range(layers) for head in range(4 // layers)]
+        left = {(): 1.0} | {(head,): 0.1 * rank for rank, head in enumerate(heads)}
+        left |= {tuple(heads[1:]): 0.9, tuple(heads): 0.0}
+        sets = pd.DataFrame(
+            {"run": "ours", "p1": 1, "heads": head_set_name(some), "ranks": ranks_of(some, heads),
+             "backdoor_accuracy": accuracy} for some, accuracy in left.items()
+        )  # fmt: skip
+        headers[layers], _, *rows = table_1(sets).splitlines()
+        assert [row.split("|")[1].strip() for row in rows] == (["the paper", "ours"] if layers == 1 else ["ours"])
+    # ours costs most at Head 1, the paper's at Head 2: two complements
+    assert headers[1].endswith("| None | Head 1 | Head 2 | Head 3 | Head 4 | Heads 1,3,4 | Heads 2,3,4 | All |")
+    assert headers[2].endswith("| None | L0H0 | L0H1 | L1H0 | L1H1 | L0H1+L1H0+L1H1 | All |")
 
 
 def test_specificity_and_sufficiency_of_a_head_by_hand(runs: Sequence[Run]) -> None:
