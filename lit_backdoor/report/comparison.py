@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lit_backdoor.functional.ranks import rank_set_name, ranks_of
-from lit_backdoor.functional.seed_statistics import n_exactly_one, summarise, wilson
+from lit_backdoor.functional.seed_statistics import summarise, wilson
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import by_state, final_log_loss, label
-from lit_backdoor.report.published import paper_table, published, single_costs
+from lit_backdoor.report.published import n_with_one_costly_head, paper_table, published
 from lit_backdoor.runs.run import Run
 
 QUANTITIES = {
@@ -29,14 +29,14 @@ def curve_rows(ours: pd.DataFrame) -> pd.DataFrame:
     Args:
         ours: what patching leaves in the runs of mod 1; see `by_ranks`.
     """
-    series = [(f"ours, {state}", single_costs(some)) for state, some in by_state(ours)]
-    series.append(("the paper", single_costs(paper_table("Table 2"))))
+    series = [(f"ours, {state}", some) for state, some in by_state(ours)]
+    series.append(("the paper", paper_table("Table 2")))
     return pd.DataFrame(
-        {"whose": name, "threshold": threshold, "n_runs": len(values), "rate": rate.value,
+        {"whose": name, "threshold": threshold, "n_runs": len(table), "rate": rate.value,
          "wilson95_low": rate.low, "wilson95_high": rate.high}
-        for name, values in series
+        for name, table in series
         for threshold in declared().thresholds
-        for rate in [wilson(n_exactly_one(values, threshold), len(values))]
+        for rate in [wilson(n_with_one_costly_head(table, threshold), len(table))]
     )  # fmt: skip
 
 

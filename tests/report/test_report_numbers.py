@@ -137,7 +137,7 @@ def test_the_paper_s_numbers_are_all_there(runs: Sequence[Run]) -> None:
     assert table_1["1"].tolist() == [0.0275] and table_1["2+3+4"].tolist() == [0.965]
     assert sorted(table_2["1"])[:3] == [0.0043, 0.0063, 0.0076]
     # by the report's rule seven of the ten experiments have exactly one costly head, all but 6, 9 and 10
-    assert n_with_one_costly_head(table_2) == 7 and n_with_one_costly_head(table_2.loc[["6", "9", "10"]]) == 0
+    assert n_with_one_costly_head(table_2, 0.5) == 7 and n_with_one_costly_head(table_2.loc[["6", "9", "10"]], 0.5) == 0
     comparison = comparison_rows(runs)
     assert len(comparison) == (published()["quantity"] != "training_steps").sum()
     assert not any("verdict" in name for name in comparison)
