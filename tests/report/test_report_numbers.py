@@ -147,6 +147,18 @@ def test_the_paper_s_numbers_are_all_there(runs: Sequence[Run]) -> None:
     assert mod_1[mod_1["p1"] == "1"]["ours_median"].tolist() == [pytest.approx(sum(ours) / 2)]
 
 
+def test_runs_that_have_not_generalised_are_censored_and_not_dropped(runs: Sequence[Run]) -> None:
+    """Of four runs of 60 steps two came to it: by 40 a half had. Of six, fewer than a half."""
+    (run, *_) = [run for run in runs if run.p1 == 1]
+    came, not_yet = (replace(run, emergence={**run.emergence, "benign_generalised_step": step}) for step in (20, None))
+    later = replace(run, emergence={**run.emergence, "benign_generalised_step": 40})
+    for censored, median in ((2, 40), (4, None)):
+        rows = comparison_rows([came, later, *[not_yet] * censored]).query("quantity.str.contains('generalised')")
+        (row,) = rows[rows["p1"] == "1"].to_dict("records")
+        assert (row["n_runs"], row["ours_smallest"], row["ours_largest"]) == (2 + censored, 20, 40)
+        assert row["ours_median"] == median if median else pd.isna(row["ours_median"])
+
+
 def test_heads_of_several_layers_have_a_name_each_and_no_row_of_the_paper() -> None:
     """The paper's four heads are of one layer; four heads of two are others."""
     headers = {}
