@@ -183,7 +183,7 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
         f"One head carries the backdoor in {count(carried, len(first))}; the costliest is {enumerate_words(holds)}."
     )
     text = f"Where it sits at the end: {'; '.join(parts)}."
-    if len(measured := first["benign_cost"].dropna().tolist()):
+    if len(measured := first.loc[first["specific"].notna(), "benign_cost"].tolist()):
         cost = percent_span(measured, 0)
         text += f" Mean-ablated in the benign run, the costliest head costs {cost} of the benign rule."
     by_chance = [f"{word} in {percent(known.mean(), 0)}" for word, known in _known(claims)]

@@ -1,5 +1,6 @@
 """The report's arithmetic: known answers, identities and independent oracles."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -215,7 +216,15 @@ def test_answers_that_come_without_the_trigger_are_no_backdoor(runs: Sequence[Ru
     assert row["word"] is None and row["head"] is None and row["n_costly_heads"] == 0
     claims = measures.head_claims([without])
     assert set(claims["claim"]) == {"no backdoor"} and not claims[["necessary", "sufficient"]].any(axis=None)
+    assert claims["specific"].isna().all() and measures.head_claims([run])["specific"].notna().all()
     assert path_rows([without])["cost"].isna().all() and path_rows([run])["cost"].notna().all()
+
+
+def test_a_head_is_not_specific_or_not_where_there_is_no_benign_rule(runs: Sequence[Run]) -> None:
+    (run, *_) = [run for run in runs if run.p1 == 1]
+    table = run.tables["head_specificity"].assign(donor_cost=math.nan)
+    claims = measures.head_claims([replace(run, tables={**run.tables, "head_specificity": table})])
+    assert claims["specific"].isna().all() and claims["claim"].str.endswith("specific not measured").all()
 
 
 def test_a_run_that_is_still_going_on(runs_dir: Path) -> None:
@@ -247,7 +256,8 @@ def test_the_control_is_a_head_drawn_from_all_heads(runs: Sequence[Run]) -> None
         claims = measures.head_claims(group)
         text = said[f"{name.capitalize()}: where the backdoor sits"].partition("Control: ")[2]
         for word in ("necessary", "sufficient", "specific"):
-            holds = [bool(value) for value in claims[word]]
-            assert f"{word} in {sum(holds) / len(holds):.0%}" in text
+            holds = [bool(value) for value in claims[word].dropna()]  # of mod 5 not known: it has no backdoor yet
+            share = f"{sum(holds) / len(holds):.0%}" if holds else ""
+            assert f"{word} in {share}" in text if holds else word not in text
             mixed += 0 < sum(holds) < len(holds)
     assert mixed  # so that the share is not that of the best or the worst head
