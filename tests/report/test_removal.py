@@ -64,6 +64,22 @@ def test_an_analysis_in_the_folder_of_a_run_is_that_runs(analysis: Path, tmp_pat
     assert set(removal_figures(models)) == {"removal_mod1_seed0_apart", f"removal_{tmp_path.name}_beside"}
 
 
+def test_analyses_of_one_name_are_told_apart_by_their_places(analysis: Path, tmp_path: Path) -> None:
+    """Of a run and its branch, which have the same P1 and seed; and of two models in folders called alike."""
+    run = ROOT / "results" / "runs" / "mod1_one_split" / "seed_0"
+    for name in ("version_0", "version_0_branch_b2"):
+        shutil.copytree(analysis, shutil.copytree(run, tmp_path / "logs" / name) / "apart")
+    runs = read_runs([tmp_path], open_shipped)
+    assert [each.name for each in runs] == ["mod 1, seed 0"] * 2
+    models = read_removed([tmp_path], runs)
+    assert [model.name for model in models] == ["version_0/apart", "version_0_branch_b2/apart"]
+    for place in ("one", "other"):
+        shutil.copytree(analysis, tmp_path / place / "mod1" / "apart")
+    assert [model.name for model in read_removed([tmp_path / "one", tmp_path / "other"], [])] == [
+        "one/mod1/apart", "other/mod1/apart",
+    ]  # fmt: skip
+
+
 def model_of(patched: Sequence[float], removed: Sequence[float]) -> RemovedModel:
     """What patching and removing each head leaves; nothing patched, and all heads, at the ends."""
     heads = [Head(0, head) for head in range(len(patched))]
@@ -140,8 +156,8 @@ def test_spoilt_analyses(
     assert_refused(cli, capsys, ("report", "apart", "--output_dir", "out"), "error: run_dirs: ", words)
 
 
-def test_two_analyses_of_one_name(cli: Cli, analysis: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for place in ("one", "other"):
-        shutil.copytree(analysis, Path(place, "mod1", "apart"))
-    assert_refused(cli, capsys, ("report", "one", "other", "--output_dir", "out"), "are both mod1/apart")
+def test_the_report_is_not_written_into_an_analysis(
+    cli: Cli, analysis: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(analysis, "one/mod1/apart")
     assert_refused(cli, capsys, ("report", "one", "--output_dir", "one/mod1/apart"), "output_dir")
