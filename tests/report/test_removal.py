@@ -57,6 +57,7 @@ def test_an_analysis_in_the_folder_of_a_run_is_that_runs(analysis: Path, tmp_pat
     run = Path(shutil.copytree(ROOT / "results" / "runs" / "mod1_one_split" / "seed_0", tmp_path / "seed_0"))
     shutil.copytree(analysis, run / "apart")
     shutil.copytree(analysis, tmp_path / "beside")
+    shutil.copytree(analysis, tmp_path / "without_removal", ignore=shutil.ignore_patterns("removal.*"))  # no run either
     runs = read_runs([tmp_path], open_shipped)
     assert [each.name for each in runs] == ["mod 1, seed 0"]
     models = read_removed([tmp_path, run], runs)
