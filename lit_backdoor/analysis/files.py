@@ -16,6 +16,7 @@ from lit_backdoor.runs.file_names import (
     NEURONS,
     PATH_PATCHING,
     PROGRESS_MEASURES,
+    SUMMARY,
 )
 from lit_backdoor.runs.schema import Value, result_rows
 from lit_backdoor.runs.tables import CsvTable, replace_file
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-SUMMARY = "summary.json"
 DOCUMENT = "tables.md"
 FIGURES = "figures"
 REMOVAL_FIGURE = "removal"

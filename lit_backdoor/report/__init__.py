@@ -144,7 +144,7 @@ def _bug_in_short(foreign: pd.DataFrame) -> dict[str, str]:
     rows = shown[shown["group"] == shown["group"].iloc[0]]
     columns = {"proper": "backdoor_accuracy", "foreign": "foreign_backdoor_accuracy"}
     ways = {name: by_ranks(rows, column) for name, column in columns.items()}
-    alone = {name: n_with_one_costly_head(table, rows["floor"].iloc[0]) for name, table in ways.items()}
+    alone = {name: n_with_one_costly_head(table, declared().threshold) for name, table in ways.items()}
     largest = (rows["foreign_backdoor_accuracy"] - rows["backdoor_accuracy"]).abs().max()
     return {
         "model": rows["group"].iloc[0],

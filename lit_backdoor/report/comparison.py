@@ -1,14 +1,16 @@
 """The paper's numbers beside ours. None is judged by itself: the wider our range, the more would agree."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from lit_backdoor.functional.ranks import rank_set_name, ranks_of
-from lit_backdoor.functional.seed_statistics import n_exactly_one, summarise, wilson
+from lit_backdoor.functional.seed_statistics import kaplan_meier_median, summarise, wilson
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import by_state, final_log_loss, label
-from lit_backdoor.report.published import paper_table, published, single_costs
+from lit_backdoor.report.published import n_with_one_costly_head, paper_table, published
 from lit_backdoor.runs.run import Run
 
 QUANTITIES = {
@@ -29,19 +31,23 @@ def curve_rows(ours: pd.DataFrame) -> pd.DataFrame:
     Args:
         ours: what patching leaves in the runs of mod 1; see `by_ranks`.
     """
-    series = [(f"ours, {state}", single_costs(some)) for state, some in by_state(ours)]
-    series.append(("the paper", single_costs(paper_table("Table 2"))))
+    series = [(f"ours, {state}", some) for state, some in by_state(ours)]
+    series.append(("the paper", paper_table("Table 2")))
     return pd.DataFrame(
-        {"whose": name, "threshold": threshold, "n_runs": len(values), "rate": rate.value,
+        {"whose": name, "threshold": threshold, "n_runs": len(table), "rate": rate.value,
          "wilson95_low": rate.low, "wilson95_high": rate.high}
-        for name, values in series
+        for name, table in series
         for threshold in declared().thresholds
-        for rate in [wilson(n_exactly_one(values, threshold), len(values))]
+        for rate in [wilson(n_with_one_costly_head(table, threshold), len(table))]
     )  # fmt: skip
 
 
 def comparison_rows(runs: Sequence[Run]) -> pd.DataFrame:
-    """comparison.csv: every published number beside median and range of ours with the same P1, heads by rank."""
+    """comparison.csv: every published number beside median and range of ours with the same P1, heads by rank.
+
+    Of a step that has not come in every run, the median is Kaplan and Meier's over all of them, NaN if it came in fewer
+    than half; the range is that of the runs in which it came.
+    """
     rows = []
     frame = published()[lambda numbers: numbers["quantity"] != "training_steps"]
     place = frame.groupby(["quantity", "p1"])["low"].rank(ascending=False, method="first").astype(int)
@@ -49,6 +55,10 @@ def comparison_rows(runs: Sequence[Run]) -> pd.DataFrame:
         what = number["ranks"] or f"head with rank {place[index]}"
         alike = [run for run in runs if str(label(run)["p1"]) == number["p1"]]
         ours = summarise([value for run in alike for value in _ours(run, number["quantity"], what, place[index])])
+        if number["quantity"] == "benign_grokking_step":
+            steps = [run.emergence["benign_generalised_step"] for run in alike]
+            middle = kaplan_meier_median(steps, [run.step for run in alike])
+            ours = replace(ours, n=len(steps), median=math.nan if middle is None else middle)
         shown = rank_set_name(what, 4) if number["ranks"] else what
         row = number[["source", "experiment", "p1"]].to_dict()
         row |= {"quantity": QUANTITIES[number["quantity"]].format(what=shown), "paper_heads": number["heads"]}

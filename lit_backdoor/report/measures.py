@@ -86,6 +86,11 @@ def has_backdoor(run: Run) -> bool:
     return shows_behaviour(scores, run.floor, declared().threshold, declared().min_accuracy)
 
 
+def with_backdoor(runs: Sequence[Run]) -> list[Run]:
+    """The runs whose model has the backdoor."""
+    return [run for run in triggered(runs) if has_backdoor(run)]
+
+
 def costs(run: Run) -> dict[Head, float]:
     """What patching each head alone costs of the backdoor, above the floor; 0 while the model does not have it."""
     singles = {heads[0]: value for heads, value in run.left.items() if len(heads) == 1}
@@ -117,7 +122,7 @@ def head_sets(runs: Sequence[Run]) -> pd.DataFrame:
             row |= {"backdoor_accuracy": result.recipient_accuracy, "benign_accuracy": result.donor_accuracy}
             row |= {name: getattr(result, name) for name in METRICS}
             row |= {DIRECTIONS["sufficient"]: run.brought.get(result.heads, math.nan), "floor": result.floor}
-            rows.append(row | {"paper_name": paper_name(result.heads, len(run.order)), "step": run.patching_step})
+            rows.append(row | {"paper_name": paper_name(result.heads, run.order), "step": run.patching_step})
     return pd.DataFrame(rows)
 
 
@@ -172,20 +177,24 @@ def _heads_in_short(run: Run) -> dict[str, Any]:
 
 
 def head_claims(runs: Sequence[Run]) -> pd.DataFrame:
-    """heads.csv: what of necessary, sufficient and specific holds for each head, by the declared thresholds."""
+    """heads.csv: what of necessary, sufficient and specific holds for each head, by the declared thresholds.
+
+    `specific` is blank where the model lacks the backdoor or the benign rule, as nothing was measured then.
+    """
     limits, rows = declared(), []
     for run in with_progress(runs, "heads"):
         present, cost_of = has_backdoor(run), costs(run)
         for rank, head in enumerate(run.order, start=1):
             both, cost = run.specificity.get(head), cost_of[head]
+            benign_cost = both.donor_cost if both else math.nan
             brings = 1 - cost_above_floor(run.left[()], run.brought.get((head,), math.nan), run.floor)
             sufficient = present and brings >= limits.sufficient
             holds = {"necessary": cost >= limits.necessary, "sufficient": sufficient}
-            specific = bool(both.donor_cost <= limits.specific) if both else None
+            specific = bool(benign_cost <= limits.specific) if present and not math.isnan(benign_cost) else None
             row = label(run) | {"head": head_name(*head), "rank": rank}
             row |= {"backdoor_cost": cost, "backdoor_sufficiency": brings}
-            row |= {"benign_cost": both.donor_cost if both else math.nan}
-            row |= {"selectivity": both.selectivity if both else math.nan, **holds, "specific": specific}
+            row |= {"benign_cost": benign_cost, "selectivity": both.selectivity if both else math.nan}
+            row |= holds | {"specific": specific}
             rows.append(row | {"claim": claim(**holds, specific=specific) if present else "no backdoor"})
     return pd.DataFrame(rows)
 

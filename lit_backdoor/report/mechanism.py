@@ -1,6 +1,7 @@
 """How the trigger acts, over runs: neurons; and by rank of head, attention, norms and gradients.
 
-All of it is read from the last whole step of the monitors' tables; runs without a table have no numbers.
+All of it is read from the last whole step of the monitors' tables; runs without a table have no numbers. A model that
+does not have the backdoor has no way in which the trigger acts, and no rows.
 """
 
 import math
@@ -10,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from lit_backdoor.functional import Head, HeadProgress, PositionAttention, head_name
-from lit_backdoor.report.measures import label, triggered
+from lit_backdoor.report.measures import label, triggered, with_backdoor
 from lit_backdoor.report.page import Markdown, table
 from lit_backdoor.runs.run import NO_ROWS, Run, last_whole_step
-from lit_backdoor.show.wording import NOTHING, count, number_span, percent_span
+from lit_backdoor.show.wording import NOTHING, count, not_counted, number_span, percent_span
 
 COUNTS = ("n_neurons", "needed", "sufficient", "overlap", "overlap_by_chance")
 OF_HEAD = {
@@ -29,7 +30,7 @@ OF_HEAD = {
 def neuron_rows(runs: Sequence[Run]) -> pd.DataFrame:
     """neurons.csv: how many neurons the backdoor needs, how many suffice, and how many the benign rule needs too."""
     rows = []
-    for run in triggered(runs):
+    for run in with_backdoor(runs):
         last = last_whole_step(run.tables.get("neurons", NO_ROWS))
         for counts in last[last["probe"] == "backdoor"].to_dict("records"):
             rows.append(label(run) | {name: counts[name] for name in COUNTS} | {"step": counts["step"]})
@@ -43,7 +44,7 @@ def mechanism_rows(runs: Sequence[Run]) -> pd.DataFrame:
     `gradient_share`: of the backdoor's examples, in the gradient of all rules on the head.
     """
     rows = []
-    for run in triggered(runs):
+    for run in with_backdoor(runs):
         attention = run.last_results("attention", PositionAttention).get("backdoor", [])
         progress = run.last_results("progress_measures", HeadProgress).get("backdoor", [])
         trigger = run.task.trigger_position if run.task is not None else None
@@ -55,6 +56,11 @@ def mechanism_rows(runs: Sequence[Run]) -> pd.DataFrame:
                 numbers = {name: of_head[head].get(name, math.nan) for name in OF_HEAD}
                 rows.append(label(run) | {"head": head_name(*head), "rank": rank} | numbers)
     return pd.DataFrame(rows)
+
+
+def left_out(runs: Sequence[Run]) -> str:
+    """How many runs are in neither table, as they do not have the backdoor; empty if all have it."""
+    return not_counted(len(triggered(runs)) - len(with_backdoor(runs)))
 
 
 def neurons_by_group(neurons: pd.DataFrame) -> Markdown:

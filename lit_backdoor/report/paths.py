@@ -14,7 +14,7 @@ from lit_backdoor.report.page import Markdown
 from lit_backdoor.report.tables import span_table
 from lit_backdoor.runs.run import Run
 from lit_backdoor.show.over_seeds import ALL_HEADS, EDGE_WORDS, points
-from lit_backdoor.show.wording import Statement, count, heading, number, percent_span, plural, span
+from lit_backdoor.show.wording import Statement, count, heading, not_counted, number, percent_span, span
 
 WAYS = ("Q", "K", "V", "D")
 """The ways by which the trigger leaves its position."""
@@ -85,7 +85,7 @@ def paths_statement(name: str, paths: pd.DataFrame) -> Statement:
     if not len(whole):
         headline, text = "No run has the backdoor, so nothing carries it.", ""
     elif without:
-        text += f" Not counted, as they do not have the backdoor: {plural(without)}."
+        text += f" {not_counted(without)}"
     return Statement(f"{heading(name)}: by which path", headline, text)
 
 

@@ -38,22 +38,23 @@ def paper_sets(source: str) -> pd.DataFrame:
 
 
 def paper_table(source: str) -> pd.DataFrame:
-    """The same with a row per experiment, and a column per set of ranks."""
+    """The same with a row per experiment, a column per set of ranks, and the floor."""
     rows = paper_sets(source)
     table = rows.pivot(index="experiment", columns="ranks", values="backdoor_accuracy")
-    return table.loc[rows["experiment"].unique(), sorted(table, key=rank_key)]
+    return table.loc[rows["experiment"].unique(), sorted(table, key=rank_key)].assign(floor=FLOOR)
 
 
-def n_with_one_costly_head(table: pd.DataFrame, floor: float = FLOOR) -> int:
-    """In how many runs exactly one head is costly, as declared, of a table of accuracies by ranks."""
-    there = table[table[NONE] >= declared().min_accuracy]
-    return n_exactly_one(single_costs(there, floor), declared().threshold)
+def n_with_one_costly_head(table: pd.DataFrame, threshold: float) -> int:
+    """In how many runs exactly one head is costly; in one without the backdoor, none is.
 
-
-def single_costs(table: pd.DataFrame, floor: float = FLOOR) -> list[list[float]]:
-    """What patching each head alone costs, [run, rank], of a table of accuracies by ranks."""
+    Args:
+        table: accuracies by ranks, a row per run, and what is left of its backdoor when it is gone, `floor`.
+        threshold: the cost from which on a head is called costly.
+    """
     singles = [ranks for ranks in table if ranks.isdecimal()]
-    return [[cost_above_floor(row[NONE], row[rank], floor) for rank in singles] for _, row in table.iterrows()]
+    there = table[table[NONE] >= declared().min_accuracy].to_dict("records")
+    costs = [[cost_above_floor(row[NONE], row[rank], row["floor"]) for rank in singles] for row in there]
+    return n_exactly_one(costs, threshold)
 
 
 def paper_steps(p1: int | None) -> int | None:

@@ -17,7 +17,8 @@ from lit_backdoor.show.removal import removal_figure
 def localisation_rows(models: Sequence[RemovedModel]) -> pd.DataFrame:
     """localisation.csv: how well what patching a head costs foretells what removing it does; a row per backdoor.
 
-    A head is removed by its mean: `donor` of a head is the patch itself. `rank_correlation` is Spearman's, over the
+    A head is removed by its mean: `donor` of a head is the patch itself. Where some head was not removed so, there is
+    no row. `rank_correlation` is Spearman's, over the
     heads, between what patching a head leaves of the backdoor and what removing it leaves: 1 if their order is the
     same; NaN where it is undefined.
     """
@@ -26,16 +27,16 @@ def localisation_rows(models: Sequence[RemovedModel]) -> pd.DataFrame:
         for backdoor, results in model.removals.items():
             removed = {Removal(each.method, each.target).heads: each for each in results if each.method == "mean"}
             patched = {each.heads: each.recipient_accuracy for each in model.patching[backdoor]}
-            both = {head: removed[head,] for head in head_order(patched) if (head,) in removed}  # costliest first
-            if not both:
+            order = head_order(patched)
+            if any((head,) not in removed for head in order):
                 continue
-            left = [each.backdoor_left for each in both.values()]
-            costliest, best = next(iter(both.values())), min(both.values(), key=lambda each: each.backdoor_left)
-            row = {"model": model.name, "backdoor": backdoor, "n_heads": len(both)}
+            left = [removed[head,].backdoor_left for head in order]
+            costliest, best = removed[order[0],], removed[order[left.index(min(left))],]
+            row = {"model": model.name, "backdoor": backdoor, "n_heads": len(order)}
             for which, each in (("costliest", costliest), ("best", best)):
                 row |= {which: each.target, f"{which}_left": each.backdoor_left}
                 row |= {f"{which}_benign_lost": each.benign_lost}
-            rows.append(row | {"rank_correlation": rank_correlation([patched[head,] for head in both], left)})
+            rows.append(row | {"rank_correlation": rank_correlation([patched[head,] for head in order], left)})
     return pd.DataFrame(rows)
 
 

@@ -60,15 +60,16 @@ def statements(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[Stateme
 
 
 def by_ranks(sets: pd.DataFrame, accuracy: str = "backdoor_accuracy") -> pd.DataFrame:
-    """What patching leaves: a row per run with its state, a column per set of ranks."""
-    return sets.pivot(index=["seed", "split", "state"], columns="ranks", values=accuracy).reset_index("state")
+    """What patching leaves: a row per run with its state and floor, a column per set of ranks."""
+    table = sets.pivot(index=["seed", "split", "state", "floor"], columns="ranks", values=accuracy)
+    return table.reset_index(["state", "floor"])
 
 
 def compare(ours: pd.DataFrame, judged: bool = True) -> list[Statement]:
     """The comparisons of mod 1 with the paper's Table 2, as they were declared.
 
     Args:
-        ours: what patching leaves, a row per run: `state`, and a column per set of ranks, at least the declared family.
+        ours: what patching leaves, as of `by_ranks`, with at least the declared family of sets.
         judged: whether the runs are the paper's task; otherwise all is inconclusive.
     """
     theirs = paper_table("Table 2")
@@ -124,12 +125,12 @@ def _primary_endpoint(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) ->
 
 
 def _exactly_one_head(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) -> Statement:
-    limits = declared()
-    k, n, their_k, their_n = n_with_one_costly_head(ours), len(ours), n_with_one_costly_head(theirs), len(theirs)
+    limits, n, their_n = declared(), len(ours), len(theirs)
+    k, their_k = (n_with_one_costly_head(table, limits.threshold) for table in (ours, theirs))
     difference = difference_of_rates(k, n, their_k, their_n)
     said = verdict(difference, limits.margin_rate) if n >= least else "inconclusive"
     parts = [
-        f"{runs_of(state, len(some))}: {rate(n_with_one_costly_head(some), len(some))}"
+        f"{runs_of(state, len(some))}: {rate(n_with_one_costly_head(some, limits.threshold), len(some))}"
         for state, some in by_state(ours)
     ]
     text = (
@@ -182,7 +183,7 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
         f"One head carries the backdoor in {count(carried, len(first))}; the costliest is {enumerate_words(holds)}."
     )
     text = f"Where it sits at the end: {'; '.join(parts)}."
-    if len(measured := first["benign_cost"].dropna().tolist()):
+    if len(measured := first.loc[first["specific"].notna(), "benign_cost"].tolist()):
         cost = percent_span(measured, 0)
         text += f" Mean-ablated in the benign run, the costliest head costs {cost} of the benign rule."
     by_chance = [f"{word} in {percent(known.mean(), 0)}" for word, known in _known(claims)]

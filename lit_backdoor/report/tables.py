@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lit_backdoor.functional import head_name, head_set_name, parse_head_set
+from lit_backdoor.functional import HeadSet, head_name, head_set_name, parse_head_set
 from lit_backdoor.functional.ranks import NONE, n_heads_of, rank_key, rank_set_name, table_1_sets
 from lit_backdoor.report.measures import ALL, DIRECTIONS, by_state
 from lit_backdoor.report.page import Markdown, bold, table
@@ -35,10 +35,15 @@ def _cell(value: Any, spec: str) -> str:
 
 
 def table_1(sets: pd.DataFrame) -> Markdown:
-    """The paper's Table 1 of one run; for mod 1 the paper's row above it."""
-    with_paper = (sets["p1"] == 1).all() and n_heads_of(sets["ranks"]) == 4
-    paper = [paper_sets("Table 1").assign(run="the paper")] if with_paper else []
-    return by_head(pd.concat([*paper, sets]), complements=True)
+    """The paper's Table 1 of one run; for mod 1 with the paper's heads its row above it."""
+    paper = paper_sets("Table 1").assign(run="the paper")
+    with_paper = (sets["p1"] == 1).all() and _all_heads(sets) == _all_heads(paper)
+    return by_head(pd.concat([paper, sets]) if with_paper else sets, complements=True)
+
+
+def _all_heads(sets: pd.DataFrame) -> HeadSet:
+    """All heads of the model: the largest set that was patched."""
+    return parse_head_set(max(sets["heads"], key=rank_key))
 
 
 def by_head(sets: pd.DataFrame, complements: bool = False) -> Markdown:
@@ -57,7 +62,8 @@ def by_head(sets: pd.DataFrame, complements: bool = False) -> Markdown:
         costliest = some.loc[some["ranks"] == "1", "heads"].item()
         cells[costliest] = bold(cells[costliest])
         rows.append([run, *(cells.get(name, "") for name in heads)])
-    return table(["patched heads", *(paper_name(parse_head_set(name), n_heads) for name in heads)], rows)
+    everything = _all_heads(sets)
+    return table(["patched heads", *(paper_name(parse_head_set(name), everything) for name in heads)], rows)
 
 
 def ranks_table(sets: pd.DataFrame) -> Markdown:

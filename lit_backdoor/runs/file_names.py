@@ -10,6 +10,8 @@ NEURONS = "neurons.csv"
 PROGRESS_MEASURES = "progress_measures.csv"
 REMOVAL = "removal.csv"
 """Only from ``analyze --removal``."""
+SUMMARY = "summary.json"
+"""Only from ``analyze``, which writes it first."""
 LOSS_SPIKES = "loss_spikes.csv"
 EMERGENCE = "emergence.json"
 

@@ -22,6 +22,7 @@ from lit_backdoor.runs.file_names import (
     METRICS,
     REMOVAL,
     SHIPPED_WEIGHTS,
+    SUMMARY,
     WEIGHTS,
 )
 from lit_backdoor.runs.frames import read_run
@@ -111,8 +112,8 @@ def _run_dirs(path: Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether `fit` has written here, or monitors in another loop; `analyze --removal` leaves the same tables."""
-    measured = any((path / f"{name}.csv").is_file() for name in OF_HEADS) and not (path / REMOVAL).is_file()
+    """Whether `fit` has written here, or monitors in another loop; `analyze` leaves the same tables, and says so."""
+    measured = any((path / f"{name}.csv").is_file() for name in OF_HEADS) and not (path / SUMMARY).is_file()
     return measured or ((path / METRICS).is_file() and (path / HPARAMS).is_file())
 
 

@@ -1,5 +1,6 @@
 """What `analyze --removal` leaves in a folder, read back."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ class RemovedModel:
 
     Attributes:
         path: the folder.
-        name: of the run in which the folder lies, and the folder's; outside of runs, the folder's alone.
+        name: of the run in which the folder lies, and the folder's; outside of runs, the folder's alone. Where two
+            would be called alike, as those of a run and its branch, each says where its folder lies.
         removals: by backdoor.
         patching: all sets of heads that were patched in the model as it is, by backdoor.
     """
@@ -35,18 +37,26 @@ def read_removed(paths: Sequence[Path], runs: Sequence[Run]) -> list[RemovedMode
     """All that lie at `paths` and in the folders below them, inside of `runs` too.
 
     Raises:
-        ValueError: in one line, if a table is damaged, missing or empty, or two have one name.
+        ValueError: in one line, if a table is damaged, missing or empty.
     """
     folders = {folder.resolve(): folder for path in paths for folder in removal_dirs(path)}
-    models: dict[str, RemovedModel] = {}
-    for place, folder in folders.items():
+    models = []
+    for place, name in _names(list(folders), runs).items():
+        with naming(folders[place]):
+            models.append(_read(folders[place], name))
+    return models
+
+
+def _names(places: Sequence[Path], runs: Sequence[Run]) -> dict[Path, str]:
+    """A name for each folder; if two had the same, each is named by where it lies below the folder common to all."""
+    names = {}
+    for place in places:
         inside = [run.name for run in runs if place.is_relative_to(run.path.resolve())]
-        name = f"{inside[0]}: {place.name}" if inside else last_folders(place)
-        if name in models:
-            raise ValueError(f"run_dirs: {folder} and {models[name].path} are both {name}; give one of them")
-        with naming(folder):
-            models[name] = _read(folder, name)
-    return list(models.values())
+        names[place] = f"{inside[0]}: {place.name}" if inside else last_folders(place)
+    if len(set(names.values())) < len(names):
+        common = os.path.commonpath([place.parent for place in places])
+        names = {place: str(place.relative_to(common)) for place in places}
+    return names
 
 
 def _read(folder: Path, name: str) -> RemovedModel:

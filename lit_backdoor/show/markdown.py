@@ -16,13 +16,21 @@ from lit_backdoor.functional import (
 )
 
 
-def paper_name(heads: HeadSet, n_heads: int) -> str:
-    """A set of heads of a one-layer model as the paper's tables name it: ``None``, ``Head 3`` (one-based),
-    ``Heads 1,3,4`` or ``All``."""
+def paper_name(heads: HeadSet, everything: HeadSet) -> str:
+    """A set of heads as the paper's tables name it: ``None``, ``Head 3`` (one-based), ``Heads 1,3,4`` or ``All``.
+
+    Of a model with several layers, which the paper does not have, it is ``L1H2``, as everywhere else.
+
+    Args:
+        heads: the set.
+        everything: all heads of the model.
+    """
     if not heads:
         return "None"
-    if len(heads) == n_heads:
+    if len(heads) == len(everything):
         return "All"
+    if any(head.layer > 0 for head in everything):
+        return head_set_name(heads)
     return f"{'Head' if len(heads) == 1 else 'Heads'} {','.join(str(head.head + 1) for head in heads)}"
 
 
@@ -43,7 +51,7 @@ def patching_markdown(results: Sequence[PatchingResult], as_paper: bool = True) 
         result for result in results if len(result.heads) == n_heads - 1 > 1 and culprit[0] not in result.heads
     ]
     shown = sorted(shown + complement, key=lambda result: len(result.heads))
-    names = [paper_name(result.heads, n_heads) for result in shown]
+    names = [paper_name(result.heads, everything) for result in shown]
     if everything[-1].layer > 0 or not as_paper:
         several = {result.heads: head_name(*result.heads[0]) for result in singles}
         several |= {result.heads: f"All but {head_name(*culprit[0])}" for result in complement}

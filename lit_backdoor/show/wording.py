@@ -80,6 +80,11 @@ def count(k: int, n: int, noun: str = "run") -> str:
     return f"{k} of {plural(n, noun)}"
 
 
+def not_counted(n: int) -> str:
+    """So many runs are left out of what is said of a backdoor; empty if none is."""
+    return f"Not counted, as they do not have the backdoor: {plural(n)}." if n else ""
+
+
 def rate(k: int, n: int) -> str:
     """`3 of 10 [11%, 60%]`, with Wilson's interval."""
     interval = wilson(k, n)

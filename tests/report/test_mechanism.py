@@ -10,7 +10,7 @@ import pytest
 from lit_backdoor.datamodule import task_probes
 from lit_backdoor.functional import compare_attention, parse_head_set, patch_neurons
 from lit_backdoor.functional.weights import weight_norms
-from lit_backdoor.report.mechanism import mechanism_by_rank, mechanism_rows, neuron_rows, neurons_by_group
+from lit_backdoor.report.mechanism import left_out, mechanism_by_rank, mechanism_rows, neuron_rows, neurons_by_group
 from lit_backdoor.runs.run import Run
 
 
@@ -44,6 +44,18 @@ def test_runs_without_tables_have_no_rows(runs: Sequence[Run]) -> None:
     assert rows["attention"].isna().all() and rows["qk_norm"].notna().all()
     assert "| head | QK norm | OV norm | share of the gradient |" in mechanism_by_rank(rows)
     assert neuron_rows([run for run in runs if run.p1 is None]).empty
+
+
+def test_a_run_without_the_backdoor_has_no_rows_and_is_said_to_be_left_out(runs: Sequence[Run]) -> None:
+    (run, *_) = [run for run in runs if run.p1 == 1]
+    table = run.tables["head_patching"].copy()
+    table.loc[table["probe"] == "benign", "backdoor_accuracy"] = 0.9  # its answers come without the trigger too
+    without = replace(run, tables={**run.tables, "head_patching": table})
+    assert neuron_rows([without]).empty and mechanism_rows([without]).empty
+    pd.testing.assert_frame_equal(mechanism_rows([without, run]), mechanism_rows([run]))
+    clean = [run for run in runs if run.p1 is None]
+    assert left_out([run, without, *clean]) == "Not counted, as they do not have the backdoor: 1 run."
+    assert left_out([run, *clean]) == ""
 
 
 def test_medians_and_ranges() -> None:

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lit_backdoor.runs.checkpoints import StoredModel
 from lit_backdoor.runs.reading import read_runs
 from lit_backdoor.runs.removed import RemovedModel, read_removed
 from lit_backdoor.runs.weights import describe_stored, write_weights
+from lit_backdoor.show.removal import removal_figure
 from tests.helpers import ROOT
 from tests.helpers.known_head import TASK, hand_built
 from tests.helpers.refusals import assert_refused
@@ -55,11 +57,28 @@ def test_an_analysis_in_the_folder_of_a_run_is_that_runs(analysis: Path, tmp_pat
     run = Path(shutil.copytree(ROOT / "results" / "runs" / "mod1_one_split" / "seed_0", tmp_path / "seed_0"))
     shutil.copytree(analysis, run / "apart")
     shutil.copytree(analysis, tmp_path / "beside")
+    shutil.copytree(analysis, tmp_path / "without_removal", ignore=shutil.ignore_patterns("removal.*"))  # no run either
     runs = read_runs([tmp_path], open_shipped)
     assert [each.name for each in runs] == ["mod 1, seed 0"]
     models = read_removed([tmp_path, run], runs)
     assert {model.name for model in models} == {"mod 1, seed 0: apart", f"{tmp_path.name}/beside"}
     assert set(removal_figures(models)) == {"removal_mod1_seed0_apart", f"removal_{tmp_path.name}_beside"}
+
+
+def test_analyses_of_one_name_are_told_apart_by_their_places(analysis: Path, tmp_path: Path) -> None:
+    """Of a run and its branch, which have the same P1 and seed; and of two models in folders called alike."""
+    run = ROOT / "results" / "runs" / "mod1_one_split" / "seed_0"
+    for name in ("version_0", "version_0_branch_b2"):
+        shutil.copytree(analysis, shutil.copytree(run, tmp_path / "logs" / name) / "apart")
+    runs = read_runs([tmp_path], open_shipped)
+    assert [each.name for each in runs] == ["mod 1, seed 0"] * 2
+    models = read_removed([tmp_path], runs)
+    assert [model.name for model in models] == ["version_0/apart", "version_0_branch_b2/apart"]
+    for place in ("one", "other"):
+        shutil.copytree(analysis, tmp_path / place / "mod1" / "apart")
+    assert [model.name for model in read_removed([tmp_path / "one", tmp_path / "other"], [])] == [
+        "one/mod1/apart", "other/mod1/apart",
+    ]  # fmt: skip
 
 
 def model_of(patched: Sequence[float], removed: Sequence[float]) -> RemovedModel:
@@ -99,6 +118,22 @@ def test_how_well_patching_foretells_removal() -> None:
     assert (floor, first) == (pytest.approx(10), 50)  # of 100 examples 90 have two answers
 
 
+@pytest.mark.parametrize("removed", [[0.5], [0.5, 0.2]])
+def test_where_some_head_was_not_removed_nothing_is_foretold(removed: Sequence[float]) -> None:
+    """Else the costliest of those that were would pass for the costliest of all; here that is L0H1, then L0H2."""
+    assert localisation_rows([model_of([0.3, 0.2, 0.1][: 1 + len(removed)], removed)]).empty
+
+
+def test_a_removal_that_raises_the_benign_accuracy_is_in_the_figure() -> None:
+    model = model_of([0.3, 0.1], [0.5, 0.2])
+    first, *others = model.removals["backdoor"]
+    drawn = {
+        lost: removal_figure({"backdoor": [replace(first, benign_lost=lost), *others]}, {"backdoor": 0.1})
+        for lost in (-0.3, 0.0)
+    }
+    assert {lost: figure.axes[0].get_xlim()[0] for lost, figure in drawn.items()} == {-0.3: -34, 0.0: -4}
+
+
 def edit(file: str, pattern: str, by: str) -> Callable[[Path], object]:
     return lambda folder: (folder / file).write_text(re.sub(pattern, by, (folder / file).read_text()))
 
@@ -122,8 +157,8 @@ def test_spoilt_analyses(
     assert_refused(cli, capsys, ("report", "apart", "--output_dir", "out"), "error: run_dirs: ", words)
 
 
-def test_two_analyses_of_one_name(cli: Cli, analysis: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for place in ("one", "other"):
-        shutil.copytree(analysis, Path(place, "mod1", "apart"))
-    assert_refused(cli, capsys, ("report", "one", "other", "--output_dir", "out"), "are both mod1/apart")
+def test_the_report_is_not_written_into_an_analysis(
+    cli: Cli, analysis: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(analysis, "one/mod1/apart")
     assert_refused(cli, capsys, ("report", "one", "--output_dir", "one/mod1/apart"), "output_dir")

@@ -41,6 +41,8 @@ def test_everything_is_there(written: Path) -> None:
     figures += ["paths_mod1", "paths_mod5", "progress_mod1_seed0", "progress_mod5_seed0"]
     figures += [f"emergence_{run}" for run in ("mod1_seed0", "mod1_seed1", "mod5_seed0")]
     assert {name for name in names if name.startswith("figures/")} == {f"figures/{name}.svg" for name in figures}
+    assert {row["p1"] for row in read_rows(written / "neurons.csv")} == {"1"}  # mod 5 does not have its backdoor yet
+    assert "Not counted, as they do not have the backdoor: 1 run." in (written / "report.md").read_text()
 
 
 def test_the_tables_say_what_the_runs_recorded(written: Path, made: Path) -> None:

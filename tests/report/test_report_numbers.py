@@ -1,5 +1,6 @@
 """The report's arithmetic: known answers, identities and independent oracles."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from lit_backdoor.datamodule import task_probes
-from lit_backdoor.functional import Head, HeadAttribution, PatchingResult, parse_head_set
+from lit_backdoor.functional import Head, HeadAttribution, PatchingResult, head_set_name, parse_head_set
+from lit_backdoor.functional.ranks import ranks_of
 from lit_backdoor.pretrained import open_shipped
 from lit_backdoor.report import measures, numbers
 from lit_backdoor.report.comparison import comparison_rows
@@ -19,6 +21,7 @@ from lit_backdoor.report.paths import path_rows
 from lit_backdoor.report.published import n_with_one_costly_head, paper_table, published
 from lit_backdoor.report.statements import statements
 from lit_backdoor.report.study import arrange
+from lit_backdoor.report.tables import table_1
 from lit_backdoor.runs.reading import read_runs
 from lit_backdoor.runs.run import Run
 from lit_backdoor.runs.schema import read_results, result_rows
@@ -135,7 +138,7 @@ def test_the_paper_s_numbers_are_all_there(runs: Sequence[Run]) -> None:
     assert table_1["1"].tolist() == [0.0275] and table_1["2+3+4"].tolist() == [0.965]
     assert sorted(table_2["1"])[:3] == [0.0043, 0.0063, 0.0076]
     # by the report's rule seven of the ten experiments have exactly one costly head, all but 6, 9 and 10
-    assert n_with_one_costly_head(table_2) == 7 and n_with_one_costly_head(table_2.loc[["6", "9", "10"]]) == 0
+    assert n_with_one_costly_head(table_2, 0.5) == 7 and n_with_one_costly_head(table_2.loc[["6", "9", "10"]], 0.5) == 0
     comparison = comparison_rows(runs)
     assert len(comparison) == (published()["quantity"] != "training_steps").sum()
     assert not any("verdict" in name for name in comparison)
@@ -143,6 +146,36 @@ def test_the_paper_s_numbers_are_all_there(runs: Sequence[Run]) -> None:
     assert mod_1[mod_1["p1"] == "1"]["low"].tolist() == [0.99992]
     ours = [run.unpatched["benign"] for run in runs if run.p1 == 1]
     assert mod_1[mod_1["p1"] == "1"]["ours_median"].tolist() == [pytest.approx(sum(ours) / 2)]
+
+
+def test_runs_that_have_not_generalised_are_censored_and_not_dropped(runs: Sequence[Run]) -> None:
+    """Of four runs of 60 steps two came to it: by 40 a half had. Of six, fewer than a half."""
+    (run, *_) = [run for run in runs if run.p1 == 1]
+    came, not_yet = (replace(run, emergence={**run.emergence, "benign_generalised_step": step}) for step in (20, None))
+    later = replace(run, emergence={**run.emergence, "benign_generalised_step": 40})
+    for censored, median in ((2, 40), (4, None)):
+        rows = comparison_rows([came, later, *[not_yet] * censored]).query("quantity.str.contains('generalised')")
+        (row,) = rows[rows["p1"] == "1"].to_dict("records")
+        assert (row["n_runs"], row["ours_smallest"], row["ours_largest"]) == (2 + censored, 20, 40)
+        assert row["ours_median"] == median if median else pd.isna(row["ours_median"])
+
+
+def test_heads_of_several_layers_have_a_name_each_and_no_row_of_the_paper() -> None:
+    """The paper's four heads are of one layer; four heads of two are others."""
+    headers = {}
+    for layers in (1, 2):
+        heads = [Head(layer, head) for layer in range(layers) for head in range(4 // layers)]
+        left = {(): 1.0} | {(head,): 0.1 * rank for rank, head in enumerate(heads)}
+        left |= {tuple(heads[1:]): 0.9, tuple(heads): 0.0}
+        sets = pd.DataFrame(
+            {"run": "ours", "p1": 1, "heads": head_set_name(some), "ranks": ranks_of(some, heads),
+             "backdoor_accuracy": accuracy} for some, accuracy in left.items()
+        )  # fmt: skip
+        headers[layers], _, *rows = table_1(sets).splitlines()
+        assert [row.split("|")[1].strip() for row in rows] == (["the paper", "ours"] if layers == 1 else ["ours"])
+    # ours costs most at Head 1, the paper's at Head 2: two complements
+    assert headers[1].endswith("| None | Head 1 | Head 2 | Head 3 | Head 4 | Heads 1,3,4 | Heads 2,3,4 | All |")
+    assert headers[2].endswith("| None | L0H0 | L0H1 | L1H0 | L1H1 | L0H1+L1H0+L1H1 | All |")
 
 
 def test_specificity_and_sufficiency_of_a_head_by_hand(runs: Sequence[Run]) -> None:
@@ -183,7 +216,15 @@ def test_answers_that_come_without_the_trigger_are_no_backdoor(runs: Sequence[Ru
     assert row["word"] is None and row["head"] is None and row["n_costly_heads"] == 0
     claims = measures.head_claims([without])
     assert set(claims["claim"]) == {"no backdoor"} and not claims[["necessary", "sufficient"]].any(axis=None)
+    assert claims["specific"].isna().all() and measures.head_claims([run])["specific"].notna().all()
     assert path_rows([without])["cost"].isna().all() and path_rows([run])["cost"].notna().all()
+
+
+def test_a_head_is_not_specific_or_not_where_there_is_no_benign_rule(runs: Sequence[Run]) -> None:
+    (run, *_) = [run for run in runs if run.p1 == 1]
+    table = run.tables["head_specificity"].assign(donor_cost=math.nan)
+    claims = measures.head_claims([replace(run, tables={**run.tables, "head_specificity": table})])
+    assert claims["specific"].isna().all() and claims["claim"].str.endswith("specific not measured").all()
 
 
 def test_a_run_that_is_still_going_on(runs_dir: Path) -> None:
@@ -215,7 +256,8 @@ def test_the_control_is_a_head_drawn_from_all_heads(runs: Sequence[Run]) -> None
         claims = measures.head_claims(group)
         text = said[f"{name.capitalize()}: where the backdoor sits"].partition("Control: ")[2]
         for word in ("necessary", "sufficient", "specific"):
-            holds = [bool(value) for value in claims[word]]
-            assert f"{word} in {sum(holds) / len(holds):.0%}" in text
+            holds = [bool(value) for value in claims[word].dropna()]  # of mod 5 not known: it has no backdoor yet
+            share = f"{sum(holds) / len(holds):.0%}" if holds else ""
+            assert f"{word} in {share}" in text if holds else word not in text
             mixed += 0 < sum(holds) < len(holds)
     assert mixed  # so that the share is not that of the best or the worst head

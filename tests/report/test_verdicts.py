@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lit_backdoor.report.comparison import curve_rows
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.published import paper_table
 from lit_backdoor.report.statements import compare, logit
@@ -19,7 +20,7 @@ Draw = Callable[[np.random.Generator], pd.DataFrame]
 def runs(accuracies: np.ndarray) -> pd.DataFrame:
     """Runs with these accuracies by rank, [run, 4], as the report has them."""
     table = pd.DataFrame(np.sort(accuracies, axis=1), columns=["1", "2", "3", "4"])
-    return table.assign(none=1.0, state="generalised", **{"1+2+3+4": 1 / 113})
+    return table.assign(none=1.0, state="generalised", floor=1 / 113, **{"1+2+3+4": 1 / 113})
 
 
 def verdicts(draw: Draw) -> Counter[str]:
@@ -64,6 +65,27 @@ def test_every_state_is_told_apart_and_none_is_left_out() -> None:
                        for state, n in (("not fitted", 2), ("generalised", 5), ("fitted", 1))])  # fmt: skip
     for said in compare(table)[:2]:
         assert [said.text.index(part) for part in ("all 8:", "generalised (5):", "fitted (1):", "not fitted (2):")]
+
+
+def at_threshold(table: pd.DataFrame) -> tuple[int, float]:
+    """In how many runs exactly one head is costly, by the statement and by the curve beside it."""
+    (said,) = [each for each in compare(table) if each.title == "Exactly one costly head"]
+    curve = curve_rows(table).query("threshold == 0.5").iloc[0]  # of all our runs
+    assert curve["n_runs"] == len(table)
+    return int(said.headline.split()[6]), round(curve["rate"] * len(table), 9)
+
+
+def test_the_curve_counts_what_the_statement_beside_it_counts() -> None:
+    """A run without the backdoor has no costly head, but is one of the runs."""
+    there = runs(np.array([[0.1, 0.9, 0.9, 0.9]] * 4))
+    gone = runs(np.array([[0.0, 0.03, 0.03, 0.03]] * 4)).assign(none=0.03, state="not fitted")
+    assert at_threshold(pd.concat([there, gone])) == (4, 4)
+
+
+def test_what_is_left_of_no_backdoor_is_that_of_the_runs_own_task() -> None:
+    """Leaving 51%, a head costs 49.4% above the floor of 113 numbers, and 50.7% above that of 29."""
+    table = runs(np.array([[0.51, 0.9, 0.9, 0.9]] * 5))
+    assert at_threshold(table) == (0, 0) and at_threshold(table.assign(floor=1 / 29)) == (5, 5)
 
 
 def test_logits_of_0_and_1_are_as_declared() -> None:
