@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, HPARAMS, LAST
+from lit_backdoor.runs.stored import load
 
 JOBS_DIR = "jobs"
 """The folder of a sweep in which its jobs leave their output."""
@@ -193,8 +194,8 @@ def require_same_options(runs: Sequence[PlannedRun]) -> None:
         if not path.is_file():
             continue
         try:
-            stored = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, TypeError, ValueError, RecursionError, OSError):
+            stored = dict(load(path))
+        except (TypeError, ValueError, OSError):
             raise ValueError(f"output_dir: {path} holds no options of a run; use another folder") from None
         for option, value in json.loads(json.dumps(run.hparams)).items():
             if option != "last_position" and option in stored and stored[option] != value:

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from lit_backdoor.cli.checked_cli import checked_fit_options
-from lit_backdoor.sweep import parse_seeds, parse_settings, plan_runs
+from lit_backdoor.cli.resume import stored_seed
+from lit_backdoor.sweep import parse_seeds, parse_settings, plan_runs, require_same_options
 from lit_backdoor.sweep.plan import PlannedRun
 from lit_backdoor.sweep.progress import Pace, Progress, is_done, read_progress
 from lit_backdoor.sweep.scheduler import State, Tracked, seconds_left
@@ -84,6 +85,16 @@ def test_a_folder_with_other_runs_is_refused(cli: Cli, debug_config: Path, capsy
     assert contents(Path("out")) == before
     assert cli(*args) == 0
     assert "1 of 1 runs are done" in capsys.readouterr().out
+
+
+def test_a_run_with_an_optimizer_of_its_own_goes_on(cli: Cli, debug_config: Path) -> None:
+    """Lightning writes AdamW's pair of betas into hparams.yaml as a tuple of Python's."""
+    settings = parse_settings(["optimizer=AdamW", "optimizer.lr=0.001", "trainer.max_steps=1"])
+    (run,) = plan_runs(debug_config, [3], settings, Path("out"), checked_fit_options)
+    assert cli(*run.arguments()) == 0
+    assert "!!python/tuple" in (run.run_dir / "hparams.yaml").read_text()
+    require_same_options([run])
+    assert stored_seed(run.last_checkpoint) == 3
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", '{"debug/seed_0": 3}'])
