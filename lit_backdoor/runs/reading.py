@@ -125,14 +125,14 @@ def _read_files(path: Path, open_shipped: OpenShipped) -> Run:
     task = check_options(path / HPARAMS, options) if ours else None
     if task is not None and len(task.moduli) > 2:
         task = None  # with several triggers there is no table of the paper's: reported as other people's tasks are
-    configs = config_files(path)
-    first, config = (load(configs[index]) if configs else {} for index in (0, -1))
+    configs = [load(file) for file in config_files(path)] or [{}]
+    first, config = configs[0], configs[-1]
     seed = options.get("seed_everything", config.get("seed_everything"))
     is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     if task is not None and not is_seed:
         raise ValueError(f"{path} was run without a seed (seed_everything: {seed}), so it can't be named")
-    if clamp := first.get("clamp"):
-        options["clamp"] = clamp  # it changes what is trained
+    if clamps := [each["clamp"] for each in configs if each.get("clamp")]:
+        options["clamp"] = clamps[-1]  # it changes what is trained, whenever it was given
     limit = config.get("trainer", {}).get("max_steps")
     if limit is not None and not isinstance(limit, int):
         raise ValueError(f"trainer.max_steps is {limit!r} in its configuration")
