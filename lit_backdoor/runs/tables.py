@@ -107,7 +107,10 @@ def _csv_text(rows: Sequence[Mapping[str, Value]], columns: Sequence[str], heade
 def copy_tables(source: Path, destination: Path, before_step: int) -> None:
     """Copy the tables of one run directory into another, up to ``before_step``: the history of a run that branches."""
     for path in sorted(source.glob("*.csv")):
-        rows = [row for row in read_table(path) if int(row["step"]) < before_step]
+        table = read_table(path)
+        if table and "step" not in table[0]:  # the user's own, which stays where it is
+            continue
+        rows = [row for row in table if int(row["step"]) < before_step]
         if rows or (destination / path.name).exists():  # a branch that begins again
             CsvTable(destination / path.name).rewrite(rows)
 
