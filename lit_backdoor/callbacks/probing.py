@@ -118,6 +118,12 @@ class ProbeCallback(MonitorCallback):
         self.probes = self.probes_of(datamodule)
         if self.max_examples is not None:
             self.probes = {name: probe.sample(self.max_examples) for name, probe in self.probes.items()}
+        lengths = sorted({probe.recipient_tokens.shape[1] for probe in self.probes.values()})
+        if self._clamp is not None and self._clamp.mode == "mean" and len(lengths) > 1:
+            raise ContractError(
+                f"{type(self).__name__}.clamped: a mean is one over the recipients of all probes, whose lengths differ "
+                f"({', '.join(map(str, lengths))} tokens); give each length a monitor with a name"
+            )
         for name, probe in self.probes.items():
             try:
                 self.check_probe(model, probe)
@@ -234,8 +240,8 @@ class ProbeCallback(MonitorCallback):
         """The clamp, if it is asked for; a mean is then one over the recipients of all probes."""
         if self._clamp is None:
             return nullcontext()
-        mean_of = torch.cat([probe.recipient_tokens for probe in self.probes.values()])
-        return self._clamp.active(model, step, mean_of)
+        tokens = [probe.recipient_tokens for probe in self.probes.values()]
+        return self._clamp.active(model, step, torch.cat(tokens) if self._clamp.mode == "mean" else None)
 
     def model_of(self, module: LightningModule) -> HookedModel:
         """The hooked model, at ``model_attr``.
