@@ -1,16 +1,18 @@
 """Seeds, settings, and which runs they make."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lit_backdoor.cli.checked_cli import checked_fit_options
+from lit_backdoor.cli.main import main
 from lit_backdoor.cli.resume import stored_seed
-from lit_backdoor.sweep import parse_seeds, parse_settings, plan_runs, require_same_options
+from lit_backdoor.sweep import LocalEngine, known_jobs, parse_seeds, parse_settings, plan_runs, require_same_options
 from lit_backdoor.sweep.plan import PlannedRun
 from lit_backdoor.sweep.progress import Pace, Progress, is_done, read_progress
-from lit_backdoor.sweep.scheduler import State, Tracked, seconds_left
+from lit_backdoor.sweep.scheduler import LEDGER, State, Tracked, seconds_left
 from tests.helpers.runs import Cli, contents
 
 
@@ -95,6 +97,14 @@ def test_a_run_with_an_optimizer_of_its_own_goes_on(cli: Cli, debug_config: Path
     assert "!!python/tuple" in (run.run_dir / "hparams.yaml").read_text()
     require_same_options([run])
     assert stored_seed(run.last_checkpoint) == 3
+
+
+def test_jobs_of_another_engine_are_none_of_this_one(tmp_path: Path) -> None:
+    """A process of this machine and a job of a cluster may have the same number."""
+    jobs = {"debug/seed_0": "123"}
+    for name, known in (("local", jobs), ("slurm", {})):
+        (tmp_path / LEDGER).write_text(json.dumps({"engine": name, **jobs}))
+        assert known_jobs(LocalEngine(tmp_path, main, threads=1)) == known
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", '{"debug/seed_0": 3}'])
