@@ -1,6 +1,7 @@
 """Seeds, settings, and which runs they make."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,41 @@ def test_a_folder_with_other_runs_is_refused(cli: Cli, debug_config: Path, capsy
     assert contents(Path("out")) == before
     assert cli(*args) == 0
     assert "1 of 1 runs are done" in capsys.readouterr().out
+
+
+CLAMP = ("clamp.mode=zero", "clamp.heads=[[[0,1]]]")
+OTHERS = (
+    ((*CLAMP[:1], "clamp.heads=L0H0"), "clamp.heads [[0, 1]], where L0H0 is asked for"),
+    ((), "clamp.heads [[0, 1]], where None is asked for"),
+    ((*CLAMP, "clamp.hold=true"), "clamp.hold False, where True is asked for"),
+    ((*CLAMP, "trainer.gradient_clip_val=0.5"), "trainer.gradient_clip_val None, where 0.5 is asked for"),
+    ((*CLAMP, "optimizer=SGD", "optimizer.lr=0.1"), "optimizer None, where {'class_path': 'torch.optim.SGD'"),
+    ((*CLAMP, "trainer.callbacks=[[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1}}]]"),
+     "trainer.callbacks [], where [{'class_path': 'lightning.pytorch.callbacks.StochasticWeightAveraging'"),
+)  # fmt: skip
+
+
+def test_a_run_that_was_trained_in_another_way_is_refused(cli: Cli, debug_config: Path) -> None:
+    def plan(*settings: str) -> list[PlannedRun]:
+        chosen = parse_settings(["trainer.max_steps=2", *settings])
+        return plan_runs(debug_config, [3], chosen, Path("out"), checked_fit_options)
+
+    (run,) = plan(*CLAMP)
+    assert cli(*run.arguments()) == 0
+    for settings, words in OTHERS:
+        with pytest.raises(ValueError, match=f"^output_dir: .* holds a run with {re.escape(words)}"):
+            require_same_options(plan(*settings))
+    # what changes nothing in training, and what older versions stored
+    watched = "trainer.callbacks=[[{class_path: LearningRateMonitor}]]"
+    require_same_options(plan(*CLAMP, watched, "monitors.paths=null", "trainer.log_every_n_steps=1"))
+    for name in ("trainer", "monitors"):
+        config = yaml.safe_load((run.run_dir / "config.yaml").read_text())
+        (run.run_dir / "config.yaml").write_text(yaml.safe_dump({key: config[key] for key in config if key != name}))
+        require_same_options(plan(*CLAMP))
+    # continued with a clamp that it did not begin with
+    (run.run_dir / "config_from_step_1.yaml").write_text(yaml.safe_dump(config | {"clamp": None}))
+    with pytest.raises(ValueError, match=r"holds a run with clamp\.heads None, where"):
+        require_same_options(plan(*CLAMP))
 
 
 def test_a_run_with_an_optimizer_of_its_own_goes_on(cli: Cli, debug_config: Path) -> None:
