@@ -57,9 +57,9 @@ class CsvTable:
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(_csv_text(rows, columns, header=False))
 
-    def truncate(self, from_step: int) -> int | None:
-        """Drop every row of ``from_step`` and later; return the last step that is left."""
-        rows = [row for row in read_table(self.path) if int(row["step"]) < from_step]
+    def truncate(self, from_step: int, since: int = 0) -> int | None:
+        """Drop every row of ``from_step`` and later, and those before ``since``; return the last step that is left."""
+        rows = [row for row in read_table(self.path) if since <= int(row["step"]) < from_step]
         if self.path.exists():
             self.rewrite(rows)
         return max((int(row["step"]) for row in rows), default=None)
