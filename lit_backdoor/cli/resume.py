@@ -21,8 +21,8 @@ OPTIMIZER_OPTIONS = ("optimizer", "lr_scheduler")
 """Hyperparameters of a run that does not use the module's own AdamW."""
 
 HELP_CKPT_PATH = {
-    "fit": "A checkpoint to continue from, such as RUN/checkpoints/last.ckpt, in the run's own folder and with its own "
-    "options; those given here have to agree with them, but for --trainer.max_steps",
+    "fit": "A checkpoint to continue from, such as RUN/checkpoints/last.ckpt, in the run's own folder and, without "
+    "--config, with its own options; another model or other data are refused",
     "validate": "The checkpoint to validate, such as RUN/checkpoints/last.ckpt",
     "test": "The checkpoint to test, such as RUN/checkpoints/last.ckpt",
 }

@@ -221,7 +221,7 @@ Frequencies = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadProgress:
-    """How far one rule is computed with waves, and what its examples do to one head.
+    """How far Fourier components of a + b (waves) explain one rule, and what its examples do to one head.
 
     What is a rule's, from `modulus` to `excluded_loss` (see `ProgressMeasures`), is the same for all heads.
 
