@@ -1,7 +1,7 @@
 """Whether what a folder holds already is the run that is asked for."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def require_same_options(runs: Sequence[PlannedRun]) -> None:
         if not path.is_file():
             continue
         asked = {name: value for name, value in json.loads(json.dumps(run.hparams)).items() if name != "last_position"}
-        pairs = [(asked, _read(path))]
+        pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [(asked, _read(path))]
         pairs += [(run.training, _read(config, training_options)) for config in config_files(run.run_dir)]
         for wanted, stored in pairs:
             for option, value in wanted.items():
