@@ -288,4 +288,4 @@ class RemovalResult:
 def taken_names(recipient: str, donor: str) -> set[str]:
     """Name the columns that the tables of patching have already: no metric of a probe's own can be called so."""
     own = {column.name for result in (PatchingResult, PathPatchingResult) for column in fields(result)}
-    return own | {"step", "probe", f"{recipient}_accuracy", f"{donor}_accuracy"}
+    return own | {"step", "probe", "clamped", f"{recipient}_accuracy", f"{donor}_accuracy"}
