@@ -57,7 +57,7 @@ def removal_figure(results: Mapping[str, Sequence[RemovalResult]], floors: Mappi
 
 
 def _labels(results: Sequence[RemovalResult]) -> list[tuple[float, float, str]]:
-    """The names of what leaves at most half and stays away, and where they stand: right of their dots, one above another."""
+    """The names of what leaves at most half and stays away, right of their dots, and none on another: x, y, name."""
     worth_it = [result for result in results if result.return_steps is None and result.backdoor_left <= 0.5]
     named = [result for result in worth_it if len(result.target) <= SHORT]
     placed: list[tuple[float, float, str]] = []
