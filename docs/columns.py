@@ -38,8 +38,9 @@ word is used, is in [reading.md](reading.md).
 
 `recipient_accuracy` and `donor_accuracy` bear the names of the two runs in a file. Of the probe `backdoor` the
 recipient is the run with the trigger, and its column is `backdoor_accuracy`. Of the probe `benign` the two change
-places, so that `backdoor_accuracy` is the donor's. An empty cell means that there is no such number, `nan` that no
-example was there to average.
+places, so that `backdoor_accuracy` is the donor's. A monitor with `clamped` has one column more, `clamped`: the heads
+that the clamp replaces in the training pass after `step` steps, or `none`. An empty cell means that there is no such
+number, `nan` that no example was there to average.
 
 ## metrics.csv
 

@@ -1,4 +1,4 @@
-"""Train a small transformer with a backdoor and watch one attention head take it over."""
+"""Train a small transformer with a backdoor, and measure while it trains which attention heads it needs."""
 
 from typing import TYPE_CHECKING, Any
 

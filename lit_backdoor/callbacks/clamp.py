@@ -1,6 +1,6 @@
 """What if: heads are clamped while a model trains."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from lit_backdoor.functional.clamp import (
 )
 from lit_backdoor.functional.heads import head_set, head_set_name
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, Share, within_limits
+from lit_backdoor.runs.schema import Value
 
 
 class HeadClamp(Callback):
@@ -103,6 +104,11 @@ class HeadClamp(Callback):
         if not self.acts(step) or self.mode == "freeze":
             return 0.0
         return self.strength * (min((step - self.from_step) / self.ramp_steps, 1.0) if self.ramp_steps else 1.0)
+
+    def labelled(self, rows: Sequence[Mapping[str, Value]], step: int) -> list[dict[str, Value]]:
+        """Rows measured with the clamp, each with one column more, ``clamped``: the heads that it replaces, or none."""
+        heads = head_set_name(self.heads if self.share(step) else ())
+        return [{**row, "clamped": heads} for row in rows]
 
     @contextmanager
     def active(self, model: Any, step: int, mean_of: Tensor | None = None) -> Iterator[ActiveClamp | None]:

@@ -28,7 +28,7 @@ class EmergenceMonitor(MonitorCallback):
     It reads what a :class:`HeadPatchingMonitor` of the same Trainer measures, and from
     ``trainer.callback_metrics`` the accuracies ``train/<rule>_accuracy`` and ``val/<rule>_accuracy`` and the losses
     ``val/<rule>_loss`` or ``val/loss``. Where an :class:`AttentionMonitor` of the same name as the patching monitor
-    measures the probe too, the verdict also says when attention was captured, see
+    measures the probe too, and both without a clamp, the verdict also says when attention was captured, see
     :func:`lit_backdoor.functional.capture_record`. The verdict holds for the history so far, and is brought up to
     date with every probe. It is about whatever makes the recipient's answers differ from the donor's: where the
     patching monitor measures the reversed probe too, answers that the donor's inputs give as well do not count (see
@@ -120,7 +120,7 @@ class EmergenceMonitor(MonitorCallback):
         attention = [
             monitor for monitor in monitors if isinstance(monitor, AttentionMonitor) and monitor.name == self.patching
         ]
-        self._attention = attention[0] if attention else None
+        self._attention = attention[0] if attention and not self._monitor.clamped else None  # which is never clamped
         probes = self._monitor.probes_of(datamodule)
         if self.probe is not None and self.probe not in probes:
             raise ContractError(

@@ -42,7 +42,8 @@ class HeadPatchingMonitor(ProbeCallback):
         model_attr: Where the LightningModule keeps the hooked model; dots go deeper.
         name: Tells monitors of one class apart, in file names and in TensorBoard.
         dense_until: Optimizer step up to which more steps are probed; see :class:`lit_backdoor.callbacks.Schedule`.
-        clamped: Measure the model as the Trainer's HeadClamp has it in the next training pass.
+        clamped: Measure the model as the Trainer's HeadClamp has it in the next training pass; a column ``clamped``
+            names its heads. In a branch, table and verdict then begin with the branch, whose first step is probed.
     """
 
     table_name = "head_patching"
@@ -115,11 +116,14 @@ class HeadPatchingMonitor(ProbeCallback):
         }
 
     def forget(self, from_step: int) -> None:
-        """Drop the history from a step on."""
+        """Drop the history from a step on, and clamped in a branch, that of its parent."""
         self.history = {
-            probe: [entry for entry in scores if entry.step < from_step] for probe, scores in self.history.items()
+            probe: [entry for entry in scores if self.since_step <= entry.step < from_step]
+            for probe, scores in self.history.items()
         }
-        self.all_sets = {probe: last for probe, last in self.all_sets.items() if last.step < from_step}
+        self.all_sets = {
+            probe: last for probe, last in self.all_sets.items() if self.since_step <= last.step < from_step
+        }
 
     def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
         """One row per probe, ablation and set of heads: see :class:`lit_backdoor.functional.PatchingResult`.

@@ -18,6 +18,7 @@ from lit_backdoor.functional import HookedModel, Probe, why_no_shortcut
 from lit_backdoor.functional.row_threads import one_torch_thread
 from lit_backdoor.functional.stopping import Stopped
 from lit_backdoor.limits import NonNegativeInt, PositiveInt, within_limits
+from lit_backdoor.runs.branch import read_branch
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.tables import CsvTable
 
@@ -70,6 +71,8 @@ class ProbeCallback(MonitorCallback):
         self.clamped = False
         """Whether to measure the model as the Trainer's HeadClamp has it in the next training pass."""
         self._clamp: HeadClamp | None = None
+        self.since_step = -1
+        """Where a branch begins that is measured clamped, else -1. What its parent measured before does not count."""
         self.seconds = 0.0
         """Time spent probing in this process."""
         self.probed_step = -1
@@ -118,6 +121,12 @@ class ProbeCallback(MonitorCallback):
         self.probes = self.probes_of(datamodule)
         if self.max_examples is not None:
             self.probes = {name: probe.sample(self.max_examples) for name, probe in self.probes.items()}
+        lengths = sorted({probe.recipient_tokens.shape[1] for probe in self.probes.values()})
+        if self._clamp is not None and self._clamp.mode == "mean" and len(lengths) > 1:
+            raise ContractError(
+                f"{type(self).__name__}.clamped: a mean is one over the recipients of all probes, whose lengths differ "
+                f"({', '.join(map(str, lengths))} tokens); give each length a monitor with a name"
+            )
         for name, probe in self.probes.items():
             try:
                 self.check_probe(model, probe)
@@ -158,7 +167,7 @@ class ProbeCallback(MonitorCallback):
         return probes_from(self._given_probes, datamodule, type(self).__name__)
 
     def begin(self, run: RunOutlet, step: int) -> None:
-        """Shorten the table to what was measured before ``step``.
+        """Shorten the table to what was measured before ``step``, and clamped in a branch, to what is the branch's own.
 
         Raises:
             ContractError: if it is another run's.
@@ -166,9 +175,11 @@ class ProbeCallback(MonitorCallback):
         super().begin(run, step)
         run.refuse_existing(f"{self.file_stem}.csv")
         self.probed_step = -1
+        branch = read_branch(run.directory) if self.clamped and run.directory is not None else None
+        self.since_step = -1 if branch is None else branch.step
         self.forget(step)
         self._table = run.table(f"{self.file_stem}.csv")
-        earlier = None if self._table is None else self._table.truncate(step)
+        earlier = None if self._table is None else self._table.truncate(step, self.since_step)
         self._earlier_step = -1 if earlier is None else earlier
         self._seen_step = step - 1 if earlier is None else earlier
 
@@ -181,7 +192,8 @@ class ProbeCallback(MonitorCallback):
             Stopped: a signal asks to stop; nothing is measured, and the next step is due.
         """
         measured = step == self.probed_step and (self._probed_last or not last)
-        due = not measured and (last or any(map(self.is_due, range(self._seen_step + 1, step + 1))))
+        begins = step == self.since_step
+        due = not measured and (last or begins or any(map(self.is_due, range(self._seen_step + 1, step + 1))))
         if due:
             self._run(model, step, last)
         self._seen_step = step
@@ -218,7 +230,7 @@ class ProbeCallback(MonitorCallback):
         if self._table is not None:
             if step == self.probed_step:
                 self._table.truncate(step)
-            self._table.append(results.rows)
+            self._table.append(results.rows if self._clamp is None else self._clamp.labelled(results.rows, step))
         self.run.log_numbers({f"{self.prefix}{tag}": value for tag, value in results.numbers.items()}, step)
         for tag, figure in results.figures.items():
             self.run.show_figure(tag, figure, step)
@@ -234,8 +246,8 @@ class ProbeCallback(MonitorCallback):
         """The clamp, if it is asked for; a mean is then one over the recipients of all probes."""
         if self._clamp is None:
             return nullcontext()
-        mean_of = torch.cat([probe.recipient_tokens for probe in self.probes.values()])
-        return self._clamp.active(model, step, mean_of)
+        tokens = [probe.recipient_tokens for probe in self.probes.values()]
+        return self._clamp.active(model, step, torch.cat(tokens) if self._clamp.mode == "mean" else None)
 
     def model_of(self, module: LightningModule) -> HookedModel:
         """The hooked model, at ``model_attr``.

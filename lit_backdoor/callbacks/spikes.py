@@ -18,9 +18,9 @@ from lit_backdoor.runs.schema import Value
 class LossSpikeMonitor(Callback):
     """Spikes of the training loss: when, how high, and what they did to the accuracies, into ``loss_spikes.csv``.
 
-    The loss of every step counts. With every validation the table is written again; of the accuracies
-    ``val/<name>_accuracy`` it says how low they fell meanwhile. A spike is a peak, see :func:`lit_backdoor.functional.find_loss_spikes`. One that the run has not come half-way back
-    from has no ``end_step`` (it is censored).
+    The loss of every step counts. With every validation the table is written again, with how low the accuracies
+    ``val/<name>_accuracy`` fell meanwhile. A spike is a peak, see :func:`lit_backdoor.functional.find_loss_spikes`. One
+    that the run has not come half-way back from has no ``end_step`` (it is censored).
 
     Args:
         prominence: How far a peak must stand out, in powers of ten.

@@ -36,7 +36,7 @@ from lit_backdoor.runs.file_names import REMOVAL
 from lit_backdoor.runs.weights import weights_digest
 from lit_backdoor.task import split_examples
 
-HELP = "Take one model apart: attribution, patching of heads, paths and neurons, Shapley values, attention, waves."
+HELP = "Take one model apart: attribution, patched heads, paths and neurons, Shapley values, attention, frequencies."
 SOURCES = ("ckpt_path", "pretrained", "weights")
 TASK_OPTIONS = ("moduli", "trigger_tokens", "trigger_position")
 DECIDE_NOTHING = ("output_dir", "export", "threads")

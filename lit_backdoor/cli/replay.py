@@ -169,13 +169,16 @@ def _is_due(monitor: MonitorCallback, step: int) -> bool:
 
 
 def _require_kept(monitors: Sequence[MonitorCallback], weights: Mapping[int, Path], run_dir: Path) -> None:
-    """Raise ``ValueError`` unless there are weights of every step that a monitor measures."""
-    last = max(weights)
+    """Raise ``ValueError`` unless there are weights of every step that a monitor measures, from the first kept on.
+
+    A branch keeps its own alone.
+    """
+    first, last = min(weights), max(weights)
     for monitor in monitors:
-        if missing := [step for step in range(last) if _is_due(monitor, step) and step not in weights]:
+        if missing := [step for step in range(first, last) if _is_due(monitor, step) and step not in weights]:
             raise ValueError(
                 f"{type(monitor).__name__}: it measures step {missing[0]}, of which {run_dir} keeps no weights (it "
-                f"keeps {len(weights)} steps from {min(weights)} to {last}); set every_n_steps and dense_until in a "
+                f"keeps {len(weights)} steps from {first} to {last}); set every_n_steps and dense_until in a "
                 "--config to steps that are there"
             )
 

@@ -71,7 +71,7 @@ def run(options: Namespace) -> int:
             engines = [make_engine(options, output_dir / part.folder, runs, main) for part, runs in planned]
             for (_, runs), (engine, _) in zip(planned, engines, strict=True):
                 require_same_options(runs)
-                known_jobs(engine.folder)
+                known_jobs(engine)
             for report_dir in REPORTS.values():
                 folder.check(output_dir / report_dir, [])
             engine, jobs = engines[0]

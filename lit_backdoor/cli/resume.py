@@ -1,11 +1,9 @@
 """Continuing from a checkpoint: the run that it belongs to, and whether it fits what is asked for."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Callback
 
 from lit_backdoor.callbacks.history import MetricHistory
@@ -13,7 +11,8 @@ from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import check_weights
 from lit_backdoor.runs.directory import RunStart
-from lit_backdoor.runs.file_names import CHECKPOINT_DIR, CONFIG, HPARAMS, continued
+from lit_backdoor.runs.file_names import CHECKPOINT_DIR, HPARAMS
+from lit_backdoor.runs.stored import config_files, load
 from lit_backdoor.runs.training_state import check_training_state, require_same
 
 IGNORED_ON_RESUME = frozenset({"last_position"})
@@ -22,8 +21,8 @@ OPTIMIZER_OPTIONS = ("optimizer", "lr_scheduler")
 """Hyperparameters of a run that does not use the module's own AdamW."""
 
 HELP_CKPT_PATH = {
-    "fit": "A checkpoint to continue from, such as RUN/checkpoints/last.ckpt, in the run's own folder and with its own "
-    "options; those given here have to agree with them, but for --trainer.max_steps",
+    "fit": "A checkpoint to continue from, such as RUN/checkpoints/last.ckpt, in the run's own folder and, without "
+    "--config, with its own options; another model or other data are refused",
     "validate": "The checkpoint to validate, such as RUN/checkpoints/last.ckpt",
     "test": "The checkpoint to test, such as RUN/checkpoints/last.ckpt",
 }
@@ -44,18 +43,16 @@ def stored_config(checkpoint: Path) -> Path | None:
     run = run_of_checkpoint(checkpoint)
     if run is None or not run.is_dir():
         return None
-    pattern = re.escape(continued(CONFIG, 0)).replace("0", r"(\d+)")
-    later = {int(match[1]): path for path in run.iterdir() if (match := re.fullmatch(pattern, path.name))}
-    latest = later[max(later)] if later else run / CONFIG
-    return latest if latest.is_file() else None
+    configs = config_files(run)
+    return configs[-1] if configs else None
 
 
 def stored_seed(checkpoint: Path) -> int | None:
     """The seed that a checkpoint's run began with; ``None`` if that is not known."""
     run = run_of_checkpoint(checkpoint)
     try:
-        seed = yaml.safe_load((run / HPARAMS).read_text(encoding="utf-8"))["seed_everything"] if run else None
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        seed = load(run / HPARAMS)["seed_everything"] if run else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return seed if isinstance(seed, int) else None
 

@@ -128,7 +128,7 @@ def carry_out(runs: Sequence[PlannedRun], engine: Engine, jobs: int, output_dir:
     with ExitStack() as stack:
         with checking_options():
             require_same_options(runs)
-            known_jobs(engine.folder)  # a damaged list is told of before anything is written
+            known_jobs(engine)  # a damaged list is told of before anything is written
             stack.enter_context(locked(output_dir))
         try:
             tracked = run_all(runs, engine, jobs, stack.enter_context(watching(jobs)))

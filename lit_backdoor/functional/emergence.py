@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from lit_backdoor.functional.heads import Head, head_name
 from lit_backdoor.functional.moments import Moment, before_the_end, check_steps, first_moment, is_late, stable_moment
+from lit_backdoor.functional.specificity import cost_above_floor
 
 Word = Literal["alone", "one of several", "spread", "past the heads"]
 """Where a behaviour sits at the end of a run, by each head's median cost over the last tenth of the steps:
@@ -56,8 +57,7 @@ class HeadScores:
 
     def cost(self, patched: float, floor: float) -> float:
         """The share of the behaviour, above `floor`, that is gone at the accuracy `patched`; NaN if there is none."""
-        there = self.unpatched - floor
-        return (self.unpatched - patched) / there if there > 0 else nan
+        return cost_above_floor(self.unpatched, patched, floor)
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ Frequencies = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadProgress:
-    """How far one rule is computed with waves, and what its examples do to one head.
+    """How far Fourier components of a + b (waves) explain one rule, and what its examples do to one head.
 
     What is a rule's, from `modulus` to `excluded_loss` (see `ProgressMeasures`), is the same for all heads.
 
@@ -288,4 +288,4 @@ class RemovalResult:
 def taken_names(recipient: str, donor: str) -> set[str]:
     """Name the columns that the tables of patching have already: no metric of a probe's own can be called so."""
     own = {column.name for result in (PatchingResult, PathPatchingResult) for column in fields(result)}
-    return own | {"step", "probe", f"{recipient}_accuracy", f"{donor}_accuracy"}
+    return own | {"step", "probe", "clamped", f"{recipient}_accuracy", f"{donor}_accuracy"}

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lit_backdoor.pretrained import open_shipped
 from lit_backdoor.report import folder, measures, mechanism, tables, times
-from lit_backdoor.report.branches import branch_rows
+from lit_backdoor.report.branches import branch_rows, measured_clamped, mixes_with_parent
 from lit_backdoor.report.comparison import comparison_rows, curve_rows
 from lit_backdoor.report.crossed import fitted_rows, variance_rows
 from lit_backdoor.report.declared import declared, declared_text
@@ -133,9 +133,14 @@ def _page_values(
 
 
 def _short_table(lines: Iterable[tuple[Run, str]]) -> pd.DataFrame:
-    """seeds.csv of some runs, each with a note."""
+    """seeds.csv of some runs, each with a note; no verdict that is of clamped and unclamped probes together."""
     runs = list(lines)
-    return measures.seeds([run for run, _ in runs]).assign(note=[note for _, note in runs]) if runs else pd.DataFrame()
+    if not runs:
+        return pd.DataFrame()
+    notes = [f"{note}; measured clamped" if measured_clamped(run) else note for run, note in runs]
+    frame = measures.seeds([run for run, _ in runs]).assign(note=notes)
+    frame.loc[[mixes_with_parent(run) for run, _ in runs], ["word", "head"]] = None
+    return frame
 
 
 def _bug_in_short(foreign: pd.DataFrame) -> dict[str, str]:

@@ -214,6 +214,18 @@ def _clamped_patching(run: Run, clamp: HeadClamp) -> dict[int, list[PatchingResu
     }
 
 
+def measured_clamped(run: Run) -> bool:
+    """Whether what head_patching.csv says last of a run is of the clamped model."""
+    clamp = clamp_of(run)
+    return clamp is not None and _clamped_table(run.config) == "head_patching" and clamp.acts(run.patching_step)
+
+
+def mixes_with_parent(run: Run) -> bool:
+    """Whether a clamped branch's verdict counts its parent's probes: of an older one, or one without ``--branch``."""
+    steps = run.tables["head_patching"]["step"]
+    return _clamped_table(run.config) == "head_patching" and steps.min() < (run.branched_at or 0)
+
+
 def _clamped_table(config: Mapping[str, Any]) -> str | None:
     """The table of the patching monitor that measures the clamped model; None if there is none."""
     listed = _mapping(config.get("trainer")).get("callbacks")

@@ -5,7 +5,6 @@ checked where they are read (`lit_backdoor.runs.frames`). What nobody reads, suc
 own metrics, is left alone.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
-import yaml
 
 from lit_backdoor.functional import Head, head_name, head_set_name, parse_head_set
 from lit_backdoor.functional.emergence import Word
@@ -26,28 +24,6 @@ from lit_backdoor.task import Task
 HEAD = re.compile(r"L\d{1,3}H\d{1,3}")
 COUNTS = ("n_layers", "n_heads", "d_model", "d_mlp")
 LARGEST = 10**12
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Reads what Lightning writes of Python's own types, such as a tuple, as plain data; nothing is called."""
-
-
-def _as_plain(loader: yaml.SafeLoader, kind: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else node.value
-
-
-_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _as_plain)
-
-
-def load(path: Path) -> Any:
-    """What a YAML or JSON file holds."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)
-    except (UnicodeDecodeError, RecursionError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is damaged or no file of a run ({' '.join(str(error).split())[:200]})") from None
 
 
 def check_options(path: Path, options: Mapping[str, Any]) -> Task:

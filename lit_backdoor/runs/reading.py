@@ -10,11 +10,10 @@ import pandas as pd
 from lit_backdoor.functional import Head
 from lit_backdoor.runs.branch import read_branch
 from lit_backdoor.runs.checkpoints import StoredModel, load_model
-from lit_backdoor.runs.checks import check_columns, check_heads, check_options, check_patching, check_verdict, load
+from lit_backdoor.runs.checks import check_columns, check_heads, check_options, check_patching, check_verdict
 from lit_backdoor.runs.directory import has_results
 from lit_backdoor.runs.file_names import (
     CHECKPOINT_DIR,
-    CONFIG,
     EMERGENCE,
     HEAD_PATCHING,
     HPARAMS,
@@ -27,6 +26,7 @@ from lit_backdoor.runs.file_names import (
 )
 from lit_backdoor.runs.frames import read_run
 from lit_backdoor.runs.run import NO_ROWS, OF_HEADS, Run, last_whole_step
+from lit_backdoor.runs.stored import config_files, load
 from lit_backdoor.runs.tables import rows_by_step
 from lit_backdoor.runs.verdict import read_verdict
 from lit_backdoor.runs.weights import read_weights
@@ -126,15 +126,14 @@ def _read_files(path: Path, open_shipped: OpenShipped) -> Run:
     task = check_options(path / HPARAMS, options) if ours else None
     if task is not None and len(task.moduli) > 2:
         task = None  # with several triggers there is no table of the paper's: reported as other people's tasks are
-    configs = list(path.glob(CONFIG.replace(".", "*.")))  # of the first start, and of each time it was continued
-    configs.sort(key=lambda file: (file.name != CONFIG, _step_in_name(file) or 0))
-    first, config = (load(configs[index]) if configs else {} for index in (0, -1))
+    configs = [load(file) for file in config_files(path)] or [{}]
+    first, config = configs[0], configs[-1]
     seed = options.get("seed_everything", config.get("seed_everything"))
     is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     if task is not None and not is_seed:
         raise ValueError(f"{path} was run without a seed (seed_everything: {seed}), so it can't be named")
-    if clamp := first.get("clamp"):
-        options["clamp"] = clamp  # it changes what is trained
+    if clamps := [each["clamp"] for each in configs if each.get("clamp")]:
+        options["clamp"] = clamps[-1]  # it changes what is trained, whenever it was given
     limit = config.get("trainer", {}).get("max_steps")
     if limit is not None and not isinstance(limit, int):
         raise ValueError(f"trainer.max_steps is {limit!r} in its configuration")
@@ -194,7 +193,7 @@ def _branched_at(path: Path, checkpoint: Path) -> int | None:
 
 
 def _step_in_name(path: Path) -> int | None:
-    """The step that a checkpoint, or the configuration of a continued run, is called after."""
+    """The step that a checkpoint is called after."""
     number = path.stem.rpartition("_")[2]
     return int(number) if number.isdecimal() else None
 

@@ -57,9 +57,9 @@ class CsvTable:
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(_csv_text(rows, columns, header=False))
 
-    def truncate(self, from_step: int) -> int | None:
-        """Drop every row of ``from_step`` and later; return the last step that is left."""
-        rows = [row for row in read_table(self.path) if int(row["step"]) < from_step]
+    def truncate(self, from_step: int, since: int = 0) -> int | None:
+        """Drop every row of ``from_step`` and later, and those before ``since``; return the last step that is left."""
+        rows = [row for row in read_table(self.path) if since <= int(row["step"]) < from_step]
         if self.path.exists():
             self.rewrite(rows)
         return max((int(row["step"]) for row in rows), default=None)
@@ -107,7 +107,10 @@ def _csv_text(rows: Sequence[Mapping[str, Value]], columns: Sequence[str], heade
 def copy_tables(source: Path, destination: Path, before_step: int) -> None:
     """Copy the tables of one run directory into another, up to ``before_step``: the history of a run that branches."""
     for path in sorted(source.glob("*.csv")):
-        rows = [row for row in read_table(path) if int(row["step"]) < before_step]
+        table = read_table(path)
+        if table and "step" not in table[0]:  # the user's own, which stays where it is
+            continue
+        rows = [row for row in table if int(row["step"]) < before_step]
         if rows or (destination / path.name).exists():  # a branch that begins again
             CsvTable(destination / path.name).rewrite(rows)
 

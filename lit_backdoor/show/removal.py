@@ -19,6 +19,8 @@ METHOD_STYLES = {
 
 SHORT = 18
 """Targets with longer names have none beside their dots."""
+WIDE, HIGH = 35.0, 4.0
+"""The room that a name takes, in points of accuracy."""
 
 
 def removal_figure(results: Mapping[str, Sequence[RemovalResult]], floors: Mapping[str, float]) -> Figure:
@@ -41,8 +43,8 @@ def removal_figure(results: Mapping[str, Sequence[RemovalResult]], floors: Mappi
             _, colour, marker = METHOD_STYLES[result.method]
             x, y, stays_away = 100 * result.benign_lost, 100 * result.backdoor_left, result.return_steps is None
             axis.plot(x, y, marker, color=colour, markerfacecolor=colour if stays_away else "none", markersize=8)
-            if stays_away and len(result.target) <= SHORT:
-                axis.annotate(result.target, (x, y), xytext=(7, 3), textcoords="offset points", fontsize=7.5)
+        for x, y, target in _labels(of_backdoor):
+            axis.text(x, y, target, fontsize=7.5, va="center")
         axis.set(title=name, xlabel="benign accuracy lost, points", xlim=(left, 104), ylim=(-4, 104))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("accuracy of the backdoor left, %")
@@ -52,3 +54,15 @@ def removal_figure(results: Mapping[str, Sequence[RemovalResult]], floors: Mappi
     axes[0, -1].plot([], [], "o", color="0.4", label="filled: not back when retrained")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     return figure
+
+
+def _labels(results: Sequence[RemovalResult]) -> list[tuple[float, float, str]]:
+    """The names of what leaves at most half and stays away, and where they stand: right of their dots, one above another."""
+    worth_it = [result for result in results if result.return_steps is None and result.backdoor_left <= 0.5]
+    named = [result for result in worth_it if len(result.target) <= SHORT]
+    placed: list[tuple[float, float, str]] = []
+    for result in sorted(named, key=lambda result: result.backdoor_left):
+        x, y = 100 * result.benign_lost + 2, 100 * result.backdoor_left
+        below = [other for at, other, _ in placed if abs(at - x) < WIDE]
+        placed.append((x, max([y, *(other + HIGH for other in below)]), result.target))
+    return placed

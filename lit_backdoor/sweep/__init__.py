@@ -12,9 +12,9 @@ from lit_backdoor.sweep.plan import (
     parse_seeds,
     parse_settings,
     plan_runs,
-    require_same_options,
 )
 from lit_backdoor.sweep.reproduction import SPLIT, Part, declared_parts, until
+from lit_backdoor.sweep.same_options import require_same_options
 from lit_backdoor.sweep.scheduler import known_jobs, run_all
 
 __all__ = [

@@ -9,7 +9,14 @@ from jsonargparse import Namespace
 from lit_backdoor.runs.branch import read_branch
 from lit_backdoor.runs.checkpoints import read_checkpoint
 from lit_backdoor.runs.directory import RunStart, as_typed, require_plain_name
-from lit_backdoor.sweep.plan import PlannedRun, as_arguments, combinations, named, require_end_by_steps
+from lit_backdoor.sweep.plan import (
+    PlannedRun,
+    as_arguments,
+    combinations,
+    named,
+    require_end_by_steps,
+    training_options,
+)
 
 ALWAYS_NAMED = "clamp."
 """Options that stand in a branch's name even if they have one value: they are what a branch is about."""
@@ -63,6 +70,7 @@ def plan_branches(
                 options=tuple(options),
                 max_steps=step + steps,
                 hparams={**checked.data.as_dict(), **checked.model.as_dict(), "seed_everything": seed},
+                training=training_options(checked.as_dict()),
                 beginning=(*beginning, "--branch", name),
             )
     return list(runs.values())

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 
 from lit_backdoor.runs.tables import replace_file
 from lit_backdoor.sweep.engines import Engine
@@ -81,7 +80,7 @@ def run_all(
     local runs save and end, then the exception is raised again.
     """
     ledger = engine.folder / LEDGER
-    known = known_jobs(engine.folder)
+    known = known_jobs(engine)
     tracked = [Tracked(plan) for plan in runs]
     alive_before = engine.alive([known[plan.name] for plan in runs if plan.name in known])
     for run in tracked:
@@ -113,13 +112,13 @@ def run_all(
     return tracked
 
 
-def known_jobs(folder: Path) -> dict[str, str]:
-    """Read the jobs that earlier sweeps submitted: name of the run to id of the job.
+def known_jobs(engine: Engine) -> dict[str, str]:
+    """Read the jobs that earlier sweeps submitted to this kind of engine: name of the run to id of the job.
 
     Raises:
         ValueError: the list is damaged.
     """
-    ledger = folder / LEDGER
+    ledger = engine.folder / LEDGER
     if not ledger.exists():
         return {}
     try:
@@ -130,7 +129,7 @@ def known_jobs(folder: Path) -> dict[str, str]:
         raise ValueError(
             f"output_dir: {ledger} is no list of jobs ({error}); remove it once none of the jobs runs any more"
         ) from None
-    return known
+    return known if known.pop("engine", None) == engine.name else {}
 
 
 def _read_state(run: Tracked) -> None:

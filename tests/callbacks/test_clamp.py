@@ -12,10 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_backdoor.callbacks import ContractError, HeadClamp, HeadPatchingMonitor
 from lit_backdoor.datamodule import BackdoorDataModule
+from lit_backdoor.functional import Probe
 from lit_backdoor.functional.clamp import head_parameters
 from lit_backdoor.functional.heads import Head
 from lit_backdoor.module import BackdoorModule
-from tests.helpers.both_kinds import KINDS
+from tests.helpers.both_kinds import KINDS, VOCAB, make_model
 from tests.helpers.copy_task import CopyData, CopyModule, copy_probes, train
 from tests.helpers.runs import read_rows
 
@@ -182,6 +183,30 @@ def test_as_it_begins_the_clamped_accuracy_is_the_cell_of_the_patching_table(
     assert cell(clamped, 8, "L0H1") == pytest.approx(cell(clamped, 8, "none"), abs=1e-5)
     assert cell(clamped, 8, "none") != pytest.approx(cell(without, 8, "none"), abs=1e-3)
     assert cell(clamped, 7, "L0H0") == pytest.approx(cell(without, 7, "L0H0"), abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["zero", "donor", "mean"])
+def test_probes_of_several_lengths_are_measured_clamped_but_for_a_mean(mode: Any, tmp_path: Path) -> None:
+    (long,) = copy_probes().values()
+    answers = (long.recipient_answers, long.donor_answers)
+    probes = {"long": long, "short": Probe(long.recipient_tokens[:, :4], long.donor_tokens[:, :4], *answers)}
+    net = make_model(KINDS[0], n_layers=1, normalization_type="LN")
+    module = CopyModule(KINDS[0])
+    module.parts["net"] = net
+    clamp = HeadClamp("L0H1", mode, donor_tokens=by_one if mode == "donor" else None, **NET)
+    monitor = HeadPatchingMonitor(clamped=True, probes=probes, **NET)
+    if mode == "mean":
+        with pytest.raises(ContractError, match=r"HeadPatchingMonitor\.clamped: .*lengths differ \(4, 5 tokens\)"):
+            train(tmp_path, clamp, monitor, module=module, max_steps=1)
+        assert not list(tmp_path.iterdir())
+    else:
+        train(tmp_path, clamp, monitor, module=module, max_steps=1)
+        assert {row["probe"] for row in read_rows(tmp_path / "head_patching.csv")} == {"long", "short"}
+
+
+def by_one(tokens: torch.Tensor) -> torch.Tensor:
+    """Donors of other tokens."""
+    return (tokens + 1) % VOCAB
 
 
 class ValidationLoss(BackdoorModule):

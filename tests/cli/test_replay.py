@@ -12,7 +12,7 @@ import yaml
 from lit_backdoor.callbacks import HeadPatchingMonitor
 from lit_backdoor.runs.file_names import PROGRESS_MEASURES
 from lit_backdoor.runs.weights import describe_stored, kept_weights, read_weights, write_weights
-from tests.helpers import CONFIGS
+from tests.helpers import CONFIGS, QUIET
 from tests.helpers.refusals import assert_refused
 from tests.helpers.runs import Cli, contents, read_events, read_rows, scalars, train_run
 
@@ -145,6 +145,20 @@ def test_the_weights_say_which_examples_trained(
         described = {name: value for name, value in (description | {"split": split}).items() if value is not None}
         write_weights(first, dict(stored.model.named_parameters()), described)
         assert_refused(cli, capsys, (*command, "out"), words)
+
+
+def test_a_branch_is_replayed_from_the_first_weights_that_it_keeps(cli: Cli, run: Path, tmp_path: Path) -> None:
+    """It has its parent's rows from step 0 on, and weights of its own alone."""
+    parent = Path(shutil.copytree(run, tmp_path / "runs" / "live"))
+    last = parent / "checkpoints" / "last.ckpt"
+    assert cli("fit", "--ckpt_path", last, "--branch", "on", "--trainer.max_steps", 160, *QUIET) == 0
+    branch = parent.with_name("live_branch_on")
+    assert list(kept_weights(branch)) == [125, 150, 160]
+    assert cli("replay", branch, "--output_dir", "again") == 0
+    for name in ("head_patching.csv", "head_attribution.csv", "head_specificity.csv"):
+        live = [row for row in read_rows(branch / name) if int(row["step"]) >= 125]
+        replayed = read_rows(tmp_path / "again" / name)  # at the first step all sets of heads
+        assert live and [row for row in replayed if row in live] == live, name
 
 
 def test_what_is_refused(cli: Cli, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

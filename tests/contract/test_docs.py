@@ -1,4 +1,4 @@
-"""docs/callbacks.md: its example runs as it stands there."""
+"""docs/callbacks.md and docs/trainers.md: their examples run as they stand there, and all callbacks are listed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 
+from lit_backdoor import callbacks
 from tests.helpers import ROOT
 from tests.helpers.runs import read_rows
 
 TEXT = (ROOT / "docs" / "callbacks.md").read_text()
+TRAINERS = (ROOT / "docs" / "trainers.md").read_text()
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def block(language: str, text: str = TEXT) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     return found
 
 
@@ -69,6 +72,32 @@ def test_the_yaml_does_the_same(my_task: Path, monkeypatch: pytest.MonkeyPatch) 
     run = Path("lightning_logs/version_0")
     assert {row["step"] for row in read_rows(run / "head_patching.csv")} == {"0", "10", "20"}
     assert json.loads((run / "emergence.json").read_text())["probe"] == "repeat"
+
+
+def test_the_loop_without_a_trainer_runs(my_task: Path) -> None:
+    task = import_module("my_task")
+    model, batch = task.Repeat().net, torch.randint(10, (64, 6))
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def train_one_step(model: Any) -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(batch)[:, -1], batch[:, 0]).backward()
+        optimizer.step()
+
+    names = {"model": model, "probes": task.probes, "train_one_step": train_one_step, "n_steps": 20, "accuracy": 0.5}
+    exec(block("python", TRAINERS), names)
+    assert {row["step"] for row in read_rows(Path("runs/first/head_patching.csv"))} == {"0", "10", "20"}
+    assert json.loads(Path("runs/first/emergence.json").read_text())["state"] == "not fitted"
+
+
+def test_all_callbacks_are_listed() -> None:
+    listed = set(re.findall(r"^\| `(\w+)` \|", TRAINERS, re.MULTILINE))
+    ours = {
+        name
+        for name in callbacks.__all__
+        if isinstance(kind := getattr(callbacks, name), type) and issubclass(kind, Callback)
+    }
+    assert listed == ours - {"ProbeCallback"}
 
 
 def test_what_the_guide_names_exists() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
 from dataclasses import replace
@@ -11,14 +12,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
+from lit_backdoor.functional.verdict import verdict_record
 from lit_backdoor.pretrained import open_shipped
 from lit_backdoor.report.branches import ComparedBranch, branch_rows, clamp_of, clamped_accuracy, weight_distances
 from lit_backdoor.report.study import Study, arrange
 from lit_backdoor.runs.reading import read_runs
+from lit_backdoor.runs.tables import CsvTable, history
 from lit_backdoor.runs.verdict import read_verdict
 from lit_backdoor.runs.weights import kept_weights, read_tensors
+from lit_backdoor.show.wording import NOTHING
 from tests.helpers import QUIET, ROOT
 from tests.helpers.configs import save_config
 from tests.helpers.refusals import assert_refused
@@ -87,6 +92,66 @@ def test_a_branch_beside_the_run_that_it_left(parent: Path) -> None:
         for run in (parent, branch)
     ]
     assert row["benign_lost"] == pytest.approx(benign[0]["90"] - benign[1]["90"])
+
+
+def test_the_verdict_of_a_clamped_branch_is_about_its_own_probes(cli: Cli, parent: Path) -> None:
+    branch = parent.with_name("seed_0_branch_clamped")
+    rows = read_rows(branch / "head_patching.csv")
+    assert {int(row["step"]): row["clamped"] for row in rows} == {
+        60: "L0H1+L0H2+L0H3", 70: "L0H1+L0H2+L0H3", 80: "none", 90: "none"
+    }  # fmt: skip
+    own, verdict = history(rows, "backdoor"), read_verdict(branch)
+    expected = verdict_record("backdoor", own, None, {}, verdict["floor"])
+    for name in ("word", "head", "occupancy", "crossings", "leader_changes", "first_cost_step"):
+        assert verdict[name] == expected[name], name
+    unclamped = read_rows(branch.with_name("seed_0_branch_unseen") / "head_patching.csv")
+    assert "clamped" not in unclamped[0] and {"0", "50", "90"} <= {row["step"] for row in unclamped}
+    # its first step is probed, whether it is due or not
+    start = ("fit", "--ckpt_path", parent / "checkpoints" / f"step_{STEP:06d}.ckpt", *CLAMP, *CLAMPED, *QUIET)
+    rarely = ("--monitors.patching.every_n_steps", 50, "--trainer.max_steps", 70)
+    assert cli(*start, "--branch", "rarely", *rarely) == 0
+    few = parent.with_name("seed_0_branch_rarely")
+    assert {row["step"] for row in read_rows(few / "head_patching.csv")} == {"60", "70"}
+    # and so it is when the branch is stopped and goes on
+    stopped = parent.with_name("seed_0_branch_stopped")
+    assert cli(*start, "--branch", "stopped", "--trainer.max_steps", 75) == 0
+    last = stopped / "checkpoints" / "last.ckpt"
+    assert cli("fit", "--ckpt_path", last, "--trainer.max_steps", END, *QUIET) == 0
+    for name in ("head_patching.csv", "emergence.json"):
+        assert (stopped / name).read_bytes() == (branch / name).read_bytes(), name
+    shutil.rmtree(stopped)
+    shutil.rmtree(few)
+
+
+def test_the_report_says_which_numbers_are_of_the_clamped_model(cli: Cli, parent: Path, tmp_path: Path) -> None:
+    def line(branch: Path) -> list[str]:
+        (line,) = [line for line in Path("out/report.md").read_text().splitlines() if ": a branch from" in line]
+        assert branch.name.replace("_", " ") in line
+        return [cell.strip() for cell in line.strip("|").split("|")]
+
+    branch = Path(shutil.copytree(parent.with_name("seed_0_branch_clamped"), tmp_path / "branch"))
+    config = yaml.safe_load((branch / "config.yaml").read_text())
+    config["clamp"]["until_step"] = None
+    (branch / "config.yaml").write_text(yaml.safe_dump(config))
+    table, rows = branch / "head_patching.csv", read_rows(branch / "head_patching.csv")
+    for row in rows:  # so that there is a backdoor, whose verdict is shown
+        row["backdoor_accuracy"] = "0.0" if row["probe"] == "benign" else "1.0" if row["heads"] == "none" else "0.6"
+    CsvTable(table).rewrite(rows)
+    verdict = read_verdict(branch) | {"word": "alone", "head": "L0H0"}
+    (branch / "emergence.json").write_text(json.dumps(verdict))
+    assert cli("report", branch, parent, "--output_dir", "out") == 0
+    assert line(branch)[1].endswith("its control is below; measured clamped")
+    assert line(branch)[6:8] == ["alone", "L0H0"]
+    # as branches were written before: the parent's rows first, in the verdict too
+    of_parent = [row for row in read_rows(parent / table.name) if int(row["step"]) < STEP]
+    for row in rows:
+        del row["clamped"]
+    CsvTable(table).rewrite([*of_parent, *rows])
+    assert cli("report", branch, parent, "--output_dir", "out") == 0
+    assert line(branch)[6:8] == [NOTHING, NOTHING]
+    (branch / "config.yaml").write_text(yaml.safe_dump({**config, "monitors": {}}))
+    assert cli("report", branch, parent, "--output_dir", "out") == 0
+    assert line(branch)[1].endswith("its control is below")
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,17 @@ def test_a_clamped_run_is_a_control(runs_dir: Path) -> None:
     assert difference == "clamp: {'heads': 'L0H2'}"
 
 
+@pytest.mark.parametrize("clamped_from", [40, 60])
+def test_a_run_that_was_clamped_at_any_time_is_a_control(runs_dir: Path, clamped_from: int) -> None:
+    run = copy(runs_dir, "mod1/clamped")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for step in (40, 60):  # continued twice, once with a clamp
+        clamp = {"clamp": {"heads": "L0H2"}} if step == clamped_from else {}
+        (run / f"config_from_step_{step}.yaml").write_text(yaml.safe_dump(config | clamp))
+    ((_, difference),) = arrange(read_runs([runs_dir], open_shipped)).controls
+    assert difference == "clamp: {'heads': 'L0H2'}"
+
+
 def test_runs_that_differ_in_an_option_are_controls(cli: Cli, runs_dir: Path) -> None:
     copy(runs_dir, "other_rate", lr=0.1)
     copy(runs_dir, "inert", moduli=[11, 11])

@@ -50,7 +50,9 @@ def test_copy_tables_leaves_the_source_alone(tmp_path: Path) -> None:
     source.mkdir()
     destination.mkdir()
     CsvTable(source / "t.csv").append([{"step": step} for step in range(4)])
+    (source / "notes.csv").write_text("day,remark\nMonday,mine\n")  # a table of the user's
     before = (source / "t.csv").read_text()
     copy_tables(source, destination, before_step=2)
     assert (destination / "t.csv").read_text() == "step\n0\n1\n"
+    assert [path.name for path in destination.iterdir()] == ["t.csv"]
     assert (source / "t.csv").read_text() == before

@@ -1,15 +1,19 @@
 """Seeds, settings, and which runs they make."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lit_backdoor.cli.checked_cli import checked_fit_options
-from lit_backdoor.sweep import parse_seeds, parse_settings, plan_runs
+from lit_backdoor.cli.main import main
+from lit_backdoor.cli.resume import stored_seed
+from lit_backdoor.sweep import LocalEngine, known_jobs, parse_seeds, parse_settings, plan_runs, require_same_options
 from lit_backdoor.sweep.plan import PlannedRun
 from lit_backdoor.sweep.progress import Pace, Progress, is_done, read_progress
-from lit_backdoor.sweep.scheduler import State, Tracked, seconds_left
+from lit_backdoor.sweep.scheduler import LEDGER, State, Tracked, seconds_left
 from tests.helpers.runs import Cli, contents
 
 
@@ -84,6 +88,59 @@ def test_a_folder_with_other_runs_is_refused(cli: Cli, debug_config: Path, capsy
     assert contents(Path("out")) == before
     assert cli(*args) == 0
     assert "1 of 1 runs are done" in capsys.readouterr().out
+
+
+CLAMP = ("clamp.mode=zero", "clamp.heads=[[[0,1]]]")
+OTHERS = (
+    ((*CLAMP[:1], "clamp.heads=L0H0"), "clamp.heads [[0, 1]], where L0H0 is asked for"),
+    ((), "clamp.heads [[0, 1]], where None is asked for"),
+    ((*CLAMP, "clamp.hold=true"), "clamp.hold False, where True is asked for"),
+    ((*CLAMP, "trainer.gradient_clip_val=0.5"), "trainer.gradient_clip_val None, where 0.5 is asked for"),
+    ((*CLAMP, "optimizer=SGD", "optimizer.lr=0.1"), "optimizer None, where {'class_path': 'torch.optim.SGD'"),
+    ((*CLAMP, "trainer.callbacks=[[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1}}]]"),
+     "trainer.callbacks [], where [{'class_path': 'lightning.pytorch.callbacks.StochasticWeightAveraging'"),
+)  # fmt: skip
+
+
+def test_a_run_that_was_trained_in_another_way_is_refused(cli: Cli, debug_config: Path) -> None:
+    def plan(*settings: str) -> list[PlannedRun]:
+        chosen = parse_settings(["trainer.max_steps=2", *settings])
+        return plan_runs(debug_config, [3], chosen, Path("out"), checked_fit_options)
+
+    (run,) = plan(*CLAMP)
+    assert cli(*run.arguments()) == 0
+    for settings, words in OTHERS:
+        with pytest.raises(ValueError, match=f"^output_dir: .* holds a run with {re.escape(words)}"):
+            require_same_options(plan(*settings))
+    # what changes nothing in training, and what older versions stored
+    watched = "trainer.callbacks=[[{class_path: LearningRateMonitor}]]"
+    require_same_options(plan(*CLAMP, watched, "monitors.paths=null", "trainer.log_every_n_steps=1"))
+    for name in ("trainer", "monitors"):
+        config = yaml.safe_load((run.run_dir / "config.yaml").read_text())
+        (run.run_dir / "config.yaml").write_text(yaml.safe_dump({key: config[key] for key in config if key != name}))
+        require_same_options(plan(*CLAMP))
+    # continued with a clamp that it did not begin with
+    (run.run_dir / "config_from_step_1.yaml").write_text(yaml.safe_dump(config | {"clamp": None}))
+    with pytest.raises(ValueError, match=r"holds a run with clamp\.heads None, where"):
+        require_same_options(plan(*CLAMP))
+
+
+def test_a_run_with_an_optimizer_of_its_own_goes_on(cli: Cli, debug_config: Path) -> None:
+    """Lightning writes AdamW's pair of betas into hparams.yaml as a tuple of Python's."""
+    settings = parse_settings(["optimizer=AdamW", "optimizer.lr=0.001", "trainer.max_steps=1"])
+    (run,) = plan_runs(debug_config, [3], settings, Path("out"), checked_fit_options)
+    assert cli(*run.arguments()) == 0
+    assert "!!python/tuple" in (run.run_dir / "hparams.yaml").read_text()
+    require_same_options([run])
+    assert stored_seed(run.last_checkpoint) == 3
+
+
+def test_jobs_of_another_engine_are_none_of_this_one(tmp_path: Path) -> None:
+    """A process of this machine and a job of a cluster may have the same number."""
+    jobs = {"debug/seed_0": "123"}
+    for name, known in (("local", jobs), ("slurm", {})):
+        (tmp_path / LEDGER).write_text(json.dumps({"engine": name, **jobs}))
+        assert known_jobs(LocalEngine(tmp_path, main, threads=1)) == known
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", '{"debug/seed_0": 3}'])
