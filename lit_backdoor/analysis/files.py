@@ -37,7 +37,7 @@ def write_analysis(analysis: Analysis, output_dir: Path, origin: Mapping[str, An
     Args:
         analysis: without removals, which :func:`write_removals` adds.
         output_dir: new or empty, or one in which the same command :func:`was_stopped`; the caller makes sure.
-        origin: where the weights came from, for summary.json.
+        origin: where the weights came from, and their `sha256`, for summary.json.
         options: what decided what was measured, for summary.json too. It is written first: with it, the same command
             goes on after a kill.
     """
@@ -53,11 +53,11 @@ def write_analysis(analysis: Analysis, output_dir: Path, origin: Mapping[str, An
         save_figure(figure, output_dir / FIGURES / name)
 
 
-def was_stopped(output_dir: Path, step: int | None, options: Mapping[str, Any]) -> bool:
-    """Whether an analysis with the same options and a model of the same step was begun, and its removals not drawn."""
+def was_stopped(output_dir: Path, sha256: str, options: Mapping[str, Any]) -> bool:
+    """Whether an analysis of the same weights with the same options was begun, and its removals not drawn."""
     try:
         summary = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
-        same = (summary["step"], summary["options"]) == (step, dict(options))
+        same = (summary["weights"]["sha256"], summary["options"]) == (sha256, dict(options))
         return same and not (output_dir / FIGURES / f"{REMOVAL_FIGURE}.svg").exists()
     except (OSError, ValueError, TypeError, KeyError):
         return False

@@ -33,6 +33,7 @@ from lit_backdoor.pretrained.layouts import Layout
 from lit_backdoor.runs.checkpoints import StoredModel, load_model
 from lit_backdoor.runs.directory import as_typed, locked, require_new_or_empty, require_writable
 from lit_backdoor.runs.file_names import REMOVAL
+from lit_backdoor.runs.weights import weights_digest
 from lit_backdoor.task import split_examples
 
 HELP = "Take one model apart: attribution, patched heads, paths and neurons, Shapley values, attention, frequencies."
@@ -94,15 +95,16 @@ def run(options: Namespace) -> int:
         removals, examples = _removals(options, stored, task)
         export_dir = _export_dir(options, stored, removals, examples)
         deciding = {name: value for name, value in options.as_dict().items() if name not in DECIDE_NOTHING}
-        goes_on = bool(removals) and was_stopped(output_dir, stored.step, deciding)
+        sha256 = weights_digest(stored.model)
+        goes_on = bool(removals) and was_stopped(output_dir, sha256, deciding)
         if not goes_on:
             require_new_or_empty(output_dir)
     analysis = analyze(stored.model, task, stored.step)
     with checking_options():  # the folders are looked at again
         if not goes_on:
             require_new_or_empty(output_dir)
-        origin = {"source": sources[0], "name": options[sources[0]], "seed": stored.seed, **stored.reading}
-        write_analysis(analysis, output_dir, origin, deciding)
+        origin = {"source": sources[0], "name": options[sources[0]], "seed": stored.seed, "sha256": sha256}
+        write_analysis(analysis, output_dir, origin | stored.reading, deciding)
         if removals:
             try:
                 analysis = _with_removals(analysis, stored, examples, removals, output_dir)

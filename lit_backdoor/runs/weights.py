@@ -3,6 +3,7 @@
 A file holds the parameters of a hooked model that are not all zero, and as JSON what the model is, and of which step.
 """
 
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -72,6 +73,15 @@ def write_weights(path: Path, weights: Mapping[str, torch.Tensor], description: 
 
     kept = {name: value.detach().cpu().contiguous() for name, value in weights.items() if bool(value.any())}
     replace_file(path, save(kept, metadata={"description": json.dumps(description)}))
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 of all parameters of a model, by name: which weights these are, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_weights(path: Path) -> StoredModel:

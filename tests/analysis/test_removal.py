@@ -116,6 +116,12 @@ def test_a_removal_that_was_stopped_goes_on(
     table.write_text("step,probe\n7,backdoor\n")
     assert_refused(cli, capsys, args, "output_dir: out/removal.csv is damaged")
     table.write_text(kept)
+    weights = known / "model.safetensors"
+    whole, other = weights.read_bytes(), open_pretrained(known)  # other weights of the same step, in the same file
+    other.model.blocks[0].attn.W_O.data[KNOWN_HEAD] *= 0.5
+    write_weights(weights, dict(other.model.named_parameters()), describe_stored(other))
+    assert_refused(cli, capsys, args, "output_dir: out exists and is not empty")
+    weights.write_bytes(whole)
     assert cli(*args) == 0
     assert measured == ["reset:trigger", "donor:L0H2", "donor:L0H2", "donor:L0H0"]
     assert contents(Path("out")) == contents(Path("whole"))

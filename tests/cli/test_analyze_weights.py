@@ -1,6 +1,7 @@
 """``analyze --weights``: other people's models through the command line, of addition and of any other task."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,9 +44,10 @@ def test_an_old_file_with_an_equals_sign(cli: Cli, capsys: pytest.CaptureFixture
     assert (found["accuracy"], found["n_examples"], found["step"]) == ({"benign": 1.0}, 25, None)
     shape = {name: found["model"][name] for name in ("n_layers", "n_heads", "n_ctx", "d_vocab", "d_vocab_out")}
     assert shape == {"n_layers": 1, "n_heads": 2, "n_ctx": 3, "d_vocab": 6, "d_vocab_out": 5}
+    assert re.fullmatch(r"[0-9a-f]{64}", found["weights"]["sha256"])
     assert found["weights"] == {
-        "source": "weights", "name": "old.pth", "seed": None, "layout": "nanda", "left_out": ["train_losses"],
-        "assumed": {"act_fn": "relu"},
+        "source": "weights", "name": "old.pth", "seed": None, "sha256": found["weights"]["sha256"],
+        "layout": "nanda", "left_out": ["train_losses"], "assumed": {"act_fn": "relu"},
     }  # fmt: skip
     # there is no backdoor: nothing is said of one, of a trigger, or of what sets two rules apart
     text = Path("out/tables.md").read_text()
