@@ -104,7 +104,7 @@ def run(options: Namespace) -> int:
         if not goes_on:
             require_new_or_empty(output_dir)
         origin = {"source": sources[0], "name": options[sources[0]], "seed": stored.seed, "sha256": sha256}
-        write_analysis(analysis, output_dir, origin | stored.reading, deciding)
+        write_analysis(analysis, output_dir, origin | dict(stored.reading), deciding)
         if removals:
             try:
                 analysis = _with_removals(analysis, stored, examples, removals, output_dir)
