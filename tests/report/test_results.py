@@ -43,7 +43,7 @@ def test_the_words_in_the_readme_say_what_the_report_says(study: Study) -> None:
     printed = re.findall(r"\d+\.\d+", primary.headline)
     assert printed and all(number in text for number in printed)
     claims = measures.head_claims(study.runs).query("rank == 1")
-    assert claims["necessary"].all() and len(claims) == 14 and "in all fourteen models" in text
+    assert claims["necessary"].all() and len(claims) == 18 and "in all eighteen models" in text
     assert f"sufficient in {claims['sufficient'].sum()}, specific in none" in text and not claims["specific"].any()
     costs = claims["benign_cost"]
     assert f"it costs {100 * costs.min():.0f} to {costs.max():.0%} of the benign rule" in text
