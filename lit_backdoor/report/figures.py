@@ -53,11 +53,12 @@ def report_figures(study: Study, frames: Mapping[str, pd.DataFrame]) -> dict[str
         f"fitted_{slug(name)}": over_seeds.fitted_figure(name, runs)
         for name, runs in crossed_groups(frames.get("seeds", pd.DataFrame()))
     }
+    compared = {run.group for run in study.compared if run.p1 == 1}
     for name, group in groups(study.runs).items():
-        rows_of = of_group(name, frames)
+        rows_of, papers = of_group(name, frames), name in compared
         figures = {"all_sets": over_seeds.all_sets_figure(name, rows_of["table2"])}
         if len(group) > 1:
-            figures["ranks"] = ranks_figure(name, rows_of["table2"])
+            figures["ranks"] = ranks_figure(name, rows_of["table2"], papers)
         if any(run.specificity for run in group):
             figures["specificity"] = specificity_by_run(name, group)
         for kind, table, draw in (
@@ -69,8 +70,8 @@ def report_figures(study: Study, frames: Mapping[str, pd.DataFrame]) -> dict[str
                 figures[kind] = draw(name, rows)
         drawn |= {f"{kind}_{slug(name)}": figure for kind, figure in figures.items()}
         own = [run for run in attributed if run in group]
-        if name == "mod 1" or len(own) > 1:  # of a single run, Figure 2 shows the same
-            suffix = "" if name == "mod 1" else f"_{slug(name)}"
+        if papers or len(own) > 1:  # of a single run, Figure 2 shows the same
+            suffix = "" if papers else f"_{slug(name)}"
             drawn |= {f"figure_{n}{suffix}": f for n, f in figures_5_to_8(own).items()}
         drawn |= {f"emergence_{slug(run.name)}": emergence_of(run) for run in group[:MOST_RUNS]}
         drawn |= {f"progress_{slug(run.name)}": progress_figure(run.progress) for run in group[:1] if run.progress}
@@ -113,7 +114,8 @@ def emergence_of(run: Run, probe: str = "backdoor") -> Figure:
         if (head := run.emergence["head"]) is not None:
             marks[f"{head} alone"] = run.emergence["stable_exclusive_step"]
     figure = emergence_figure(run.history[probe], f"{run.patching[probe][0].recipient} accuracy", marks)
-    figure.suptitle(run.name if probe == "backdoor" else f"{run.name}: {probe}", x=0.01, ha="left", fontsize=11)
+    title = run.name if probe == "backdoor" else f"{run.name}: {probe}"
+    figure.axes[0].set_title(title, loc="left", fontsize=11, pad=28)  # above the names of the marks
     return figure
 
 
@@ -153,12 +155,13 @@ def strips_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def ranks_figure(name: str, sets: pd.DataFrame) -> Figure:
+def ranks_figure(name: str, sets: pd.DataFrame, papers: bool = False) -> Figure:
     """The runs of one model: what is left after patching, by rank.
 
     Args:
-        name: of the model; with mod 1 stand the paper's experiments.
+        name: of the model.
         sets: of `head_sets`, or of `foreign_rows`, then with the notebook's bug beside.
+        papers: whether the paper's experiments of mod 1 stand beside them.
     """
     n_heads, n_runs = n_heads_of(sets["ranks"]), int((sets["ranks"] == NONE).sum())
     foreign = "foreign_backdoor_accuracy" in sets
@@ -166,7 +169,7 @@ def ranks_figure(name: str, sets: pd.DataFrame) -> Figure:
     series = {"patched properly" if foreign else f"ours, {plural(n_runs)}": (ours, OURS)}
     if foreign:
         series["with the notebook's bug"] = (points(sets, "ranks", "foreign_backdoor_accuracy"), FOREIGN)
-    elif name == "mod 1" and n_heads == 4:
+    elif papers and n_heads == 4:
         table = paper_table("Table 2")
         series[f"the paper, {len(table)} experiments"] = (table.to_dict("list"), PAPER)
     places = {ranks: rank_set_name(ranks, n_heads) for ranks in table_1_sets(n_heads)}

@@ -14,6 +14,7 @@ from lit_backdoor.pretrained import FOLDER
 from lit_backdoor.report import Study, measures, read
 from lit_backdoor.report.statements import by_ranks, compare
 from lit_backdoor.runs.file_names import HEAD_PATCHING, HPARAMS, SHIPPED_WEIGHTS
+from lit_backdoor.runs.run import slug
 from tests.helpers import ROOT
 from tests.helpers.runs import read_rows
 
@@ -32,6 +33,13 @@ def test_the_committed_report_is_that_of_the_committed_runs(study: Study) -> Non
         written = (RESULTS / "report" / f"{name}.csv").read_text()
         assert table.to_csv(index=False, lineterminator="\n") == written, name
     assert {run.state for run in runs} == {"not fitted", "fitted", "generalised"}
+
+
+def test_the_papers_experiments_stand_in_the_figures_of_the_compared_series(study: Study) -> None:
+    figures = RESULTS / "report" / "figures"
+    (group,) = {run.group for run in study.compared if run.p1 == 1}
+    assert "the paper, 10 experiments" in (figures / f"ranks_{slug(group)}.svg").read_text()
+    assert (figures / "figure_5.svg").exists()
 
 
 def test_the_words_in_the_readme_say_what_the_report_says(study: Study) -> None:
