@@ -1,7 +1,8 @@
-"""The checkpoints that docs/what_if.md branches from, and its figure: python docs/what_if.py parents RUNS_DIR
+"""The checkpoints that docs/what_if.md branches from, its table and figure: python docs/what_if.py parents RUNS_DIR
 
 `parents` prints, for each run below a folder, its last checkpoint and the kept one nearest to its first exclusive step
-(the first probe at which exactly one head is costly); `figure BRANCHES_CSV PNG` draws branches.csv of a report.
+(the first measured step at which exactly one head is costly). `table BRANCHES_CSV` prints branches.csv of a report, a
+row for each checkpoint, and `figure BRANCHES_CSV PNG` draws it.
 """
 
 import argparse
@@ -58,17 +59,35 @@ def figure(branches: pd.DataFrame) -> Figure:
     return drawn
 
 
+def table(branches: pd.DataFrame) -> str:
+    """Of each clamped head, when the backdoor was back, and the head that costs most then, as Markdown."""
+    clamped = branches.dropna(subset=["clamped_heads", "held_steps"])
+    heads = sorted(set(clamped["clamped_heads"]))
+    lines = [f"| run | from step | {' | '.join(heads)} |", f"| :--- | ---: |{' :--- |' * len(heads)}"]
+    for (run, step), rows in clamped.groupby(["run", "from_step"], sort=False):
+        cells = {
+            row["clamped_heads"]: ("not back" if pd.isna(row["return_steps"]) else f"{row['return_steps']:.0f}")
+            + f", {row['costliest_head']} {row['costliest_cost']:.0%}"
+            for row in rows.to_dict("records")
+        }
+        lines.append(f"| {run} | {step:,} | {' | '.join(cells.get(head, '') for head in heads)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Print the checkpoints, or draw."""
+    """Print the checkpoints or the table, or draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("parents").add_argument("runs_dir", type=Path)
+    commands.add_parser("table").add_argument("branches", type=Path)
     draw = commands.add_parser("figure")
     draw.add_argument("branches", type=Path)
     draw.add_argument("png", type=Path)
     args = parser.parse_args()
     if args.command == "parents":
         print(*parents(args.runs_dir), sep="\n")
+    elif args.command == "table":
+        print(table(pd.read_csv(args.branches)))
     else:
         figure(pd.read_csv(args.branches)).savefig(args.png, dpi=130)
 

@@ -224,6 +224,12 @@ def test_the_script_of_the_docs_finds_the_parents_and_draws(parent: Path, tmp_pa
     near = [f"step_{min(kept, key=lambda step: abs(step - first)):06d}.ckpt"] if first is not None else []
     assert [path.name for path in script["parents"](parent.parent)] == ["last.ckpt", *near]  # and no branch's
     frame = branch_rows(arrange(read_runs([parent.parent], open_shipped)).branches)
+    held = frame.dropna(subset=["clamped_heads", "held_steps"])
+    text = script["table"](frame)
+    assert len(text.splitlines()) == 2 + len(held[["run", "from_step"]].drop_duplicates())
+    for row in held.to_dict("records"):
+        back = "not back" if pd.isna(row["return_steps"]) else str(row["return_steps"])
+        assert f"| {back}, {row['costliest_head']} {row['costliest_cost']:.0%} |" in text
     script["figure"](frame).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
