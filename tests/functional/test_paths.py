@@ -28,6 +28,7 @@ from lit_backdoor.functional import (
 )
 from lit_backdoor.functional.hooked_paths import hooked_engine
 from lit_backdoor.functional.one_layer_paths import is_plain
+from tests.helpers import ROOT
 from tests.helpers.tiny_models import ANSWER, VOCAB, make_model, split_model, trigger_probe
 
 fast = settings(max_examples=40, deadline=None, derandomize=True)
@@ -311,21 +312,28 @@ def test_results_are_those_of_head_patching() -> None:
     assert results[1].kl == 0
 
 
-def test_the_shipped_models_carry_the_backdoor_as_the_pilot_says() -> None:
-    """Mod 1 by the key, mod 7 by the query, both through the MLP."""
+def test_trained_models_run_through_the_edges_that_the_pilot_found() -> None:
+    """Mod 1, seed 0, by the key; the mod 1 and mod 7 that ship by the query; all through the MLP."""
     from lit_backdoor.datamodule import task_probes
-    from lit_backdoor.pretrained import open_pretrained
+    from lit_backdoor.pretrained import FOLDER
+    from lit_backdoor.runs.weights import read_weights
 
+    seed_0 = ROOT / "results" / "runs" / "mod1_one_split" / "seed_0" / "weights.safetensors"
     left = {}
-    for name in ("mod1", "mod7"):
-        shipped = open_pretrained(name)
-        probe = task_probes(shipped.task)["backdoor"].rows(slice(0, None, 10))
-        groups = edge_groups(shipped.model, probe)
-        results = patch_paths(shipped.model, probe, groups.values())
+    for name, path in {
+        "seed 0": seed_0,
+        "mod1": FOLDER / "mod1.safetensors",
+        "mod7": FOLDER / "mod7.safetensors",
+    }.items():
+        stored = read_weights(path)
+        probe = task_probes(stored.task)["backdoor"].rows(slice(0, None, 10))
+        groups = edge_groups(stored.model, probe)
+        results = patch_paths(stored.model, probe, groups.values())
         left[name] = {result.group: result.recipient_accuracy for result in results}
         assert left[name]["D"] > 0.8 and left[name]["A_logits"] > 0.95
         assert left[name]["QK"] < 0.1 and left[name]["A_mlp"] < 0.15
-    assert left["mod1"]["K"] < 0.4 < 0.8 < left["mod1"]["Q"]
+    assert left["seed 0"]["K"] < 0.4 < 0.8 < left["seed 0"]["Q"]
+    assert left["mod1"]["Q"] < 0.05 < 0.99 < left["mod1"]["K"]
     assert left["mod7"]["Q"] < 0.02 < 0.99 < left["mod7"]["K"]
 
 
