@@ -24,6 +24,7 @@ def cut(trained: Path, run: Path, *, weights: bool) -> Path:
     Raises:
         FileExistsError: it is there already.
     """
+    last = max((run / "checkpoints/weights").glob("step_*.safetensors")).read_bytes() if weights else None
     to = HERE / run.resolve().relative_to(trained.resolve())
     to.mkdir(parents=True)
     for path in sorted(run.glob("*.csv")):
@@ -33,9 +34,8 @@ def cut(trained: Path, run: Path, *, weights: bool) -> Path:
     for path in sorted([*run.glob("*.yaml"), *run.glob("*.json")]):
         text = path.read_text().replace(f"{trained.resolve().parent}/", "")
         (to / path.name).write_text(text)
-    if weights:
-        last = max((run / "checkpoints/weights").glob("step_*.safetensors"))
-        (to / "weights.safetensors").write_bytes(last.read_bytes())
+    if last is not None:
+        (to / "weights.safetensors").write_bytes(last)
     return to
 
 

@@ -84,7 +84,10 @@ def report_figures(study: Study, frames: Mapping[str, pd.DataFrame]) -> dict[str
 
 def figures_5_to_8(group: Sequence[Run]) -> dict[int, Figure]:
     """What the heads write to the backdoor's logit in the first ten runs of a group, as the paper's figures show it."""
-    titled = [(f"Experiment {n}: {run.name}", run.attribution["backdoor"]) for n, run in enumerate(group, start=1)]
+    titled = [
+        (f"Experiment {n}: {run.name.removeprefix(f'{run.group}, ')}", run.attribution["backdoor"])
+        for n, run in enumerate(group, start=1)
+    ]
     return {n: attribution_figure(dict(titled[a:b])) for n, (a, b) in EXPERIMENTS.items() if titled[a:b]}
 
 

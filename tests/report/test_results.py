@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lit_backdoor.pretrained import FOLDER
-from lit_backdoor.report import Study, measures, read
+from lit_backdoor.report import Study, measures, numbers, read
+from lit_backdoor.report.figures import report_figures
 from lit_backdoor.report.statements import by_ranks, compare
 from lit_backdoor.runs.file_names import HEAD_PATCHING, HPARAMS, SHIPPED_WEIGHTS
 from lit_backdoor.runs.run import slug
@@ -35,11 +36,14 @@ def test_the_committed_report_is_that_of_the_committed_runs(study: Study) -> Non
     assert {run.state for run in runs} == {"not fitted", "fitted", "generalised"}
 
 
-def test_the_papers_experiments_stand_in_the_figures_of_the_compared_series(study: Study) -> None:
-    figures = RESULTS / "report" / "figures"
-    (group,) = {run.group for run in study.compared if run.p1 == 1}
-    assert "the paper, 10 experiments" in (figures / f"ranks_{slug(group)}.svg").read_text()
-    assert (figures / "figure_5.svg").exists()
+def test_the_papers_experiments_stand_in_the_figures_of_the_compared_series(tmp_path: Path) -> None:
+    runs = [RESULTS / "runs" / "mod1" / "mod1+data.split_seed=0", RESULTS / "runs" / "mod1_one_split" / "seed_3"]
+    study = read(runs, tmp_path)
+    figures = report_figures(study, numbers(study))
+    (compared,) = {run.group for run in study.compared}
+    (legend,) = figures[f"ranks_{slug(compared)}"].axes[0].figure.legends
+    assert "the paper, 10 experiments" in [text.get_text() for text in legend.get_texts()]
+    assert "figure_5" in figures
 
 
 def test_the_words_in_the_readme_say_what_the_report_says(study: Study) -> None:
