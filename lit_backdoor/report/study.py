@@ -2,11 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from itertools import chain, combinations
+from itertools import chain, combinations, groupby
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -123,12 +123,20 @@ def _by_series(runs: Sequence[Run]) -> list[Run]:
         model = [other for other in runs if other.p1 == run.p1]
         folders, name = {_folder(other) for other in model}, ""
         if len(folders) > 1:
-            common = Path(os.path.commonpath(folders))
-            name = str(_folder(run).relative_to(common)) if _folder(run) != common else common.name
+            name = _folder_names(folders)[_folder(run)]
         if len({other.max_steps for other in model if _folder(other) == _folder(run)}) > 1:
             name = ", ".join(filter(None, [name, f"{run.max_steps:,} steps" if run.max_steps else "no limit"]))
         named.append(replace(run, series=name))
     return sorted(named, key=lambda run: (run.p1 or 0, run.series))
+
+
+def _folder_names(folders: Set[Path]) -> dict[Path, str]:
+    """What each folder is called from where they part; a part that repeats the one before it, as in `mod1/mod1`, is
+    said once, if that leaves them apart."""
+    common = Path(os.path.commonpath([folder.parent for folder in folders]))
+    parts = {folder: folder.relative_to(common).parts for folder in folders}
+    once = {folder: "/".join(part for part, _ in groupby(of_folder)) for folder, of_folder in parts.items()}
+    return once if len({*once.values()}) == len(folders) else {folder: "/".join(parts[folder]) for folder in folders}
 
 
 def _folder(run: Run) -> Path:

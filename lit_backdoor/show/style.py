@@ -38,7 +38,7 @@ def head_colour(index: int) -> str:
 
 def figure_bytes(figure: Figure, kinds: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
     """The figure as files, by kind, ``png`` or ``svg``; the same figure always gives the same bytes."""
-    options: dict[str, dict[str, Any]] = {"png": {"dpi": 130}, "svg": {"metadata": {"Date": None}}}
+    options: dict[str, dict[str, Any]] = {"png": {"dpi": 130}, "svg": {"dpi": 130, "metadata": {"Date": None}}}
     files = {}
     with mpl.rc_context({"svg.hashsalt": "lit_backdoor"}):
         for kind in kinds:

@@ -106,7 +106,8 @@ def emergence_figure(
         lines.annotate(name, (step, 1.0), xytext=place, ha=side, textcoords="offset points", fontsize=8)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     edges = cell_edges(steps)
-    mesh = heat.pcolormesh(edges, np.arange(len(heads) + 1), drops, cmap="magma_r", vmin=0, vmax=1)
+    cells = {"cmap": "magma_r", "vmin": 0, "vmax": 1, "rasterized": True}  # a picture in the SVG, not a path per cell
+    mesh = heat.pcolormesh(edges, np.arange(len(heads) + 1), drops, **cells)
     heat.set(xlabel="optimizer step", yticks=np.arange(len(heads)) + 0.5, yticklabels=[head_name(*h) for h in heads])
     heat.invert_yaxis()
     figure.colorbar(mesh, ax=heat, label="cost of patching")

@@ -95,6 +95,19 @@ def test_runs_of_several_folders_or_lengths_are_several_series(cli: Cli, runs_di
     assert {row["group"]: row["n_runs"] for row in ranks if row["ranks"] == "none"}[old] == "2"
 
 
+@pytest.mark.parametrize(
+    "folder, names",
+    [("mod1/mod1+data.split_seed=1", ["mod1", "mod1/mod1"]), ("new/new", ["mod1", "new"])],
+    ids=["both would be one name", "said once"],
+)
+def test_a_name_that_repeats_itself_is_said_once_where_that_is_clear(
+    runs_dir: Path, folder: str, names: Sequence[str]
+) -> None:
+    copy(runs_dir, f"{folder}/seed_7", seed_everything=7)
+    runs = arrange(read_runs([runs_dir], open_shipped)).runs
+    assert list(dict.fromkeys(run.series for run in runs if run.p1 == 1)) == names
+
+
 def test_a_clamped_run_is_a_control(runs_dir: Path) -> None:
     run = copy(runs_dir, "mod1/clamped")
     config = yaml.safe_load((run / "config.yaml").read_text())
