@@ -216,12 +216,18 @@ class RunStart:
             own: whether it is a directory for this run alone. Without a logger it is the Trainer's root.
 
         Raises:
-            ValueError: in one line, if it holds results of another run, or a table is damaged.
+            ValueError: in one line, if it holds results of another run, the run would be rewound in it, or a table is
+                damaged.
         """
         source = self.source
         for path in sorted(source.glob("*.csv")) if source else ():
             read_table(path)
         if source is not None and source.samefile(run_dir):
+            if not self.continues:
+                raise ValueError(
+                    f"ckpt_path: {self.checkpoint} would rewind {as_typed(run_dir)}, which goes on from {LAST} alone; "
+                    "nothing is overwritten, give --branch NAME for a folder beside it"
+                )
             let_new_events_sort_last(run_dir)
             return
         begins_again = self.branch is not None and self._was_begun_in(run_dir)

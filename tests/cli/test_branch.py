@@ -125,6 +125,14 @@ def test_bad_branches(cli: Cli, capsys: pytest.CaptureFixture[str], control: Pat
     assert contents(control.parent) == before
 
 
+def test_a_run_in_a_fixed_folder_is_not_rewound(cli: Cli, capsys: pytest.CaptureFixture[str], control: Path) -> None:
+    """Its own configuration leads into the same folder."""
+    before = contents(control)
+    args = ("fit", "--ckpt_path", checkpoint(control, 10), "--trainer.max_steps", 20, *QUIET)
+    assert_refused(cli, capsys, args, "ckpt_path: ", "step_000010.ckpt would rewind", "--branch NAME")
+    assert contents(control) == before
+
+
 def test_a_damaged_branch_file(tmp_path: Path) -> None:
     for text in ("", "[]", '{"name": "x"}', '{"name": "x", "parent": "y", "step": "z"}'):
         (tmp_path / "branch.json").write_text(text)
