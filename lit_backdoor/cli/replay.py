@@ -20,7 +20,7 @@ from lit_backdoor.datamodule import SPLIT_OPTIONS, BackdoorDataModule
 from lit_backdoor.runs.directory import as_typed, require_new_or_empty, require_writable
 from lit_backdoor.runs.file_names import CONFIG, METRICS, REPLAY_DIR, REPLAYED_MONITORS, WEIGHTS_DIR
 from lit_backdoor.runs.tables import curves, read_table, replace_file
-from lit_backdoor.runs.weights import kept_weights, load_weights, read_weights
+from lit_backdoor.runs.weights import kept_weights, load_weights, read_weights, weights_digest
 from lit_backdoor.task import Task
 
 HELP = "Measure a finished run again: monitors over the weights that it keeps, in order."
@@ -61,12 +61,12 @@ def run(options: Namespace) -> int:
         for monitor in monitors:
             monitor.check_model(stored.model, source, monitors)
         metrics = curves(read_table(run_dir / METRICS))
-        _require_same_monitors(output_dir, text)
+        last = max(weights)
+        record = _require_same_replay(output_dir, yaml.safe_load(text), weights)
         start = recorded_step(output_dir) or 0
     output_dir.mkdir(parents=True, exist_ok=True)
-    replace_file(output_dir / REPLAYED_MONITORS, text)
+    replace_file(output_dir / REPLAYED_MONITORS, yaml.safe_dump(record, sort_keys=False))
 
-    last = max(weights)
     due = [
         step
         for step in weights
@@ -183,13 +183,32 @@ def _require_kept(monitors: Sequence[MonitorCallback], weights: Mapping[int, Pat
             )
 
 
-def _require_same_monitors(output_dir: Path, text: str) -> None:
-    """Raise ``ValueError`` unless ``output_dir`` is new or empty, or a replay of the same monitors to go on with."""
+def _require_same_replay(output_dir: Path, choice: Mapping[str, Any], weights: Mapping[int, Path]) -> dict[str, Any]:
+    """Make sure that ``output_dir`` is new or empty, or holds a replay of the same monitors over the same run.
+
+    A run is known by its last weights as the replay began: runs of one seed have the first in common.
+
+    Returns:
+        What :data:`REPLAYED_MONITORS` is to say: the chosen monitors, a step, and the digest of its weights.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
     path = output_dir / REPLAYED_MONITORS
     if not path.exists():
-        return require_new_or_empty(output_dir)
-    if path.read_text(encoding="utf-8") != text:
+        require_new_or_empty(output_dir)
+        return _record(choice, weights, max(weights))
+    require_writable(output_dir)
+    begun = _read_yaml(path)
+    if not isinstance(begun, dict) or {name: begun.get(name) for name in choice} != choice:
         raise ValueError(
             f"output_dir: {output_dir} is a replay of other monitors; nothing is overwritten, choose another"
         )
-    return require_writable(output_dir)
+    step = begun.get("step")
+    if step not in list(weights) or begun != _record(choice, weights, step):
+        raise ValueError(f"output_dir: {output_dir} is a replay of another run; nothing is overwritten, choose another")
+    return begun
+
+
+def _record(choice: Mapping[str, Any], weights: Mapping[int, Path], step: int) -> dict[str, Any]:
+    return {**choice, "step": step, "sha256": weights_digest(read_weights(weights[step]).model)}

@@ -45,7 +45,7 @@ LOCK = ".lock"
 REPLAY_DIR = "replay"
 """Where the replayed monitors of a run write."""
 REPLAYED_MONITORS = "monitors.yaml"
-"""Which monitors those are."""
+"""Which monitors those are, and over the weights of which run."""
 RECORDED = "recorded.pt"
 """How far a Recorder has come, and what its monitors have to remember."""
 

@@ -195,6 +195,28 @@ def test_what_is_refused(cli: Cli, run: Path, capsys: pytest.CaptureFixture[str]
     assert_refused(cli, capsys, ("replay", run, "--output_dir", "mine"), "output_dir", "other monitors")
 
 
+def test_a_replay_of_another_run_is_refused(
+    cli: Cli, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Two runs of one seed begin with the same weights, so that the first ones do not tell them apart."""
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    stored = read_weights(last := kept_weights(other)[110])
+    changed = {name: 2 * value for name, value in stored.model.named_parameters()}
+    write_weights(last, changed, describe_stored(stored))
+    (tmp_path / "monitors.yaml").write_text(yaml.safe_dump({"monitors": {"attribution": {"every_n_steps": 50}}}))
+    command = ("--config", "monitors.yaml", "--output_dir", "again")
+    assert cli("replay", run, *command) == 0
+    capsys.readouterr()
+    before = contents(tmp_path / "again")
+    assert_refused(cli, capsys, ("replay", other, *command), "output_dir: again is a replay of another run")
+    assert contents(tmp_path / "again") == before
+    # a run that has been trained on is the same one
+    write_weights(last.with_name("step_000150.safetensors"), changed, describe_stored(stored) | {"step": 150})
+    shutil.copy(kept_weights(run)[110], last)
+    assert cli("replay", other, *command) == 0
+    assert "1 steps, 150 to 150" in capsys.readouterr().out
+
+
 def too_many_tokens() -> object:
     import torch
 
