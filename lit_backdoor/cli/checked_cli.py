@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 import lit_backdoor
 from lit_backdoor.callbacks import EmergenceMonitor, HeadClamp, ProbeCallback
 from lit_backdoor.cli import subcommands
-from lit_backdoor.cli.arguments import prepare_arguments
+from lit_backdoor.cli.arguments import prepare_arguments, value_of
 from lit_backdoor.cli.loggers import loggers_of_run
 from lit_backdoor.cli.named_callbacks import add_named_callbacks, all_callbacks, refuse_nulls_of_named_callbacks
 from lit_backdoor.cli.option_checks import as_list, check_trainer_options, refuse_nulls, refuse_nulls_of_classes
@@ -66,6 +66,7 @@ class CheckedCLI(LightningCLI):
         sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given both ways
         with checking_options():
             args = prepare_arguments(args, self._notes)
+        self._goes_on = value_of(args, "--ckpt_path") is not None
         self._named = args[0] if args and args[0] in self.subcommands() else None
         super().__init__(
             BackdoorModule,
@@ -191,6 +192,11 @@ class CheckedCLI(LightningCLI):
         options = self.config[str(self.subcommand)]
         set_row_threads(options["threads"])
         given = options["ckpt_path"]
+        if given is not None and not self._goes_on:
+            raise ValueError(
+                f"ckpt_path: {given} stands in a configuration, as a run that was continued stores it; take it out "
+                "there, or give --ckpt_path"
+            )
         self._checkpoint = None if given is None else read_checkpoint(given_path("ckpt_path", given))
         branch = options.pop("branch", None)  # not stored: who continues a branch begins none
         self._start = run_start(given, self._checkpoint, branch)

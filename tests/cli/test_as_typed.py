@@ -269,6 +269,19 @@ def test_continuing_takes_the_runs_own_configuration(cli: Cli, capsys: pytest.Ca
     assert_same_weights(LAST, Path("lightning_logs/version_1/checkpoints/last.ckpt"))
 
 
+def test_a_configuration_alone_continues_no_run(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was continued stores its checkpoint; who takes its options for a run of their own means none."""
+    assert cli("fit", "--config", "debug", STEPS, 2, *SMALL) == 0
+    assert cli("fit", "--ckpt_path", LAST, STEPS, 4, *QUIET) == 0
+    kept = RUN / "config_from_step_2.yaml"
+    assert stored(name=kept.name)["ckpt_path"] == str(LAST)
+    before = contents(RUN)
+    capsys.readouterr()
+    for command in (("fit", STEPS, 9), ("validate",), ("sweep", "--output_dir", "out")):
+        assert_refused(cli, capsys, (*command, "--config", kept), f"ckpt_path: {LAST} stands in a configuration")
+    assert contents(RUN) == before
+
+
 def test_another_seed_than_the_runs_is_said_and_not_stored(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     kept = ("--checkpoint.keep_every_n_steps", 2)
     assert cli("fit", "--config", "debug", "--seed_everything", 3, STEPS, 4, *kept, *SMALL) == 0
