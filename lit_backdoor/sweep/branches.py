@@ -1,6 +1,8 @@
 """Many branches of runs that are there: from each checkpoint, every combination of settings."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ def plan_branches(
 ) -> list[PlannedRun]:
     """A branch from each checkpoint for each combination of ``settings``, beside the run that it leaves.
 
-    The options of each are checked as ``fit`` checks them, without writing anything.
+    The options of each are checked as ``fit`` checks them, without writing anything. A run is named by its last two
+    folders, or by as many as it takes to tell all apart.
 
     Args:
         config: put over each parent's own configuration.
@@ -65,7 +68,7 @@ def plan_branches(
             require_end_by_steps(checked.trainer, checked.data.steps_per_epoch)
             seed = checked.seed_everything
             runs[run_dir] = PlannedRun(
-                name="/".join(run_dir.parts[-2:]),
+                name=str(run_dir),
                 run_dir=run_dir,
                 options=tuple(options),
                 max_steps=step + steps,
@@ -73,7 +76,8 @@ def plan_branches(
                 training=training_options(checked.as_dict()),
                 beginning=(*beginning, "--branch", name),
             )
-    return list(runs.values())
+    depth = next(n for n in count(2) if len({run_dir.parts[-n:] for run_dir in runs}) == len(runs))
+    return [replace(run, name="/".join(run_dir.parts[-depth:])) for run_dir, run in runs.items()]
 
 
 def _place(start: RunStart) -> Path:

@@ -60,6 +60,16 @@ def test_every_checkpoint_has_a_branch_for_every_combination(cli: Cli, parent: P
     assert plan(parent, *CLAMPS[1::2])[2].arguments()[-1] == str(last.last_checkpoint)  # it is continued from there
 
 
+def test_branches_of_runs_in_folders_of_one_name_have_names_of_their_own(cli: Cli, parent: Path) -> None:
+    """Jobs are found again, and told of, by their names."""
+    from lit_backdoor.cli.checked_cli import checked_fit_options
+
+    others = [Path(shutil.copytree(parent, f"{folder}/runs/seed_3")) for folder in ("first", "second")]
+    parents = [(run / "checkpoints" / "last.ckpt", run / "config.yaml") for run in others]
+    runs = plan_branches(Path("what_if.yaml"), parents, 5, {}, checked_fit_options)
+    assert [run.name for run in runs] == [f"{folder}/runs/seed_3_branch_what_if+last" for folder in ("first", "second")]
+
+
 def test_a_branch_that_was_stopped_goes_on_from_everywhere(cli: Cli, parent: Path) -> None:
     (whole, *_) = plan(parent)
     assert whole.name == "runs/seed_3_branch_what_if+step_000010"
