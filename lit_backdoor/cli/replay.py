@@ -59,6 +59,11 @@ def run(options: Namespace) -> int:
         stored = read_weights(next(iter(weights.values())))
         source = None if stored.task is None else _data_of(run_dir, stored.task, stored.split)
         for monitor in monitors:
+            if isinstance(monitor, ProbeCallback) and monitor.clamped:
+                raise ValueError(
+                    f"{type(monitor).__name__}.clamped: replay measures without a clamp; give a --config that has "
+                    "the monitor with clamped: false"
+                )
             monitor.check_model(stored.model, source, monitors)
         metrics = curves(read_table(run_dir / METRICS))
         last = max(weights)

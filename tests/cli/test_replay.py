@@ -176,6 +176,8 @@ def test_what_is_refused(cli: Cli, run: Path, capsys: pytest.CaptureFixture[str]
     refused(fine, "run_dir", "nowhere", run_dir=tmp_path / "nowhere")
     refused({"monitors": {"patching": {"every_n_steps": 10}}}, "HeadPatchingMonitor", "step 30", "0 to 110")
     refused({"monitors": {"patching": {"every_n_steps": 0}}}, "every_n_steps", "0", "1 or more")
+    clamped = {"monitors": {"patching": {"every_n_steps": 50, "clamped": True}}}
+    refused(clamped, "HeadPatchingMonitor.clamped: replay measures without a clamp", "--config", "clamped: false")
     refused({"monitors": {"patching": {"every_steps": 1}}}, "every_steps")
     refused({"monitors": {"patch": {}}}, "monitors.patch", "attribution, patching")
     refused({"monitors": {"spikes": {}}}, "config", "no monitor")
