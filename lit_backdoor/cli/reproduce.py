@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +44,7 @@ def parser() -> ArgumentParser:
     help_parts = (
         f"Parts to train, joined by commas; null: all. {', '.join(part.name for part in declared_parts('full'))}."
     )
-    help_steps = "Stop every run after so many steps; null: what each part declares."
+    help_steps = "Stop every run after so many steps, if more are declared; null: what each part declares."
     options = OneLineParser(description=HELP, prog="lit-backdoor reproduce")
     options.add_argument("--output_dir", type=str, required=True, help=help_dir)
     options.add_argument("--scale", type=Literal["full", "smoke"], default="full", help=help_scale)
@@ -65,8 +64,8 @@ def run(options: Namespace) -> int:
         with checking_options():  # of all parts: not only after a day
             output_dir = given_path("output_dir", options.output_dir)
             planned = [
-                (part, part.runs(output_dir, find_config, checked_fit_options))
-                for part in chosen_parts(options.parts, options.scale, options.max_steps)
+                (part, planned_runs(part, output_dir, options.max_steps))
+                for part in chosen_parts(options.parts, options.scale)
             ]
             engines = [make_engine(options, output_dir / part.folder, runs, main) for part, runs in planned]
             for (_, runs), (engine, _) in zip(planned, engines, strict=True):
@@ -91,7 +90,7 @@ def run(options: Namespace) -> int:
     return max(codes)
 
 
-def chosen_parts(names: str | None, scale: str, max_steps: int | None) -> list[Part]:
+def chosen_parts(names: str | None, scale: str) -> list[Part]:
     """The declared parts, or some of them, at the scale that was asked for.
 
     Raises:
@@ -102,10 +101,13 @@ def chosen_parts(names: str | None, scale: str, max_steps: int | None) -> list[P
     for name in wanted:
         if name not in parts:
             raise ValueError(f"parts: '{name[:80]}' is no part{suggestion(name, parts)}; allowed: {', '.join(parts)}")
-    chosen = [part for name, part in parts.items() if name in wanted]
-    if max_steps is not None:
-        chosen = [replace(part, settings={**part.settings, "trainer.max_steps": [max_steps]}) for part in chosen]
-    return chosen
+    return [part for name, part in parts.items() if name in wanted]
+
+
+def planned_runs(part: Part, output_dir: Path, max_steps: int | None) -> list[PlannedRun]:
+    """The runs of a part, each as long as declared, or stopped after ``max_steps``."""
+    runs = part.runs(output_dir, find_config, checked_fit_options)
+    return runs if max_steps is None else [until(run, min(run.max_steps, max_steps)) for run in runs]
 
 
 def train(part: Part, runs: Sequence[PlannedRun], engine: Engine, jobs: int, part_dir: Path) -> int:

@@ -7,7 +7,7 @@ import pytest
 from lit_backdoor.cli.checked_cli import checked_fit_options
 from lit_backdoor.cli.expected_time import expected_time
 from lit_backdoor.cli.main import main
-from lit_backdoor.cli.reproduce import has_fitted
+from lit_backdoor.cli.reproduce import has_fitted, planned_runs
 from lit_backdoor.cli.shipped_configs import find_config
 from lit_backdoor.runs.verdict import read_verdict
 from lit_backdoor.sweep import LocalEngine, PlannedRun, declared_parts, until
@@ -85,6 +85,13 @@ def test_a_run_is_continued_from_where_it_had_to_have_fitted(cli: Cli) -> None:
     options = checked_fit_options(first.arguments())
     assert (options.trainer.max_steps, options.data.moduli, options.model.d_mlp) == (200, [29, 1], 128)
     assert checked_fit_options(rest.arguments()).trainer.max_steps == 300
+
+
+@pytest.mark.parametrize(("max_steps", "steps"), [(None, 300), (20, 20), (5000, 300)])
+def test_no_run_is_longer_than_declared(cli: Cli, max_steps: int | None, steps: int) -> None:
+    (part,) = [part for part in declared_parts("smoke") if part.name == "inert"]
+    (run,) = planned_runs(part, Path("out"), max_steps)
+    assert run.max_steps == checked_fit_options(run.arguments()).trainer.max_steps == steps
 
 
 def test_what_is_declared(cli: Cli) -> None:
