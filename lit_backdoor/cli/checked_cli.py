@@ -262,6 +262,8 @@ class CheckedCLI(LightningCLI):
         for flag, kind in (("enable_progress_bar", ProgressBar), ("enable_checkpointing", Checkpoint)):
             if options[flag] is False:
                 callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
+        if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            options["enable_progress_bar"] = False  # else Lightning brings its own
         options["callbacks"] = callbacks
         if not isinstance(options["logger"], bool):
             options["logger"] = loggers_of_run(as_list(options["logger"]), options["default_root_dir"])

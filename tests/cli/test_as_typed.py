@@ -14,7 +14,7 @@ import torch
 import yaml
 from lightning.pytorch.loggers import Logger
 
-from lit_backdoor.cli.checked_cli import checked_fit_options
+from lit_backdoor.cli.checked_cli import CheckedCLI, checked_fit_options
 from lit_backdoor.cli.main import main
 from lit_backdoor.cli.named_callbacks import NAMED_CALLBACKS
 from lit_backdoor.runs.checkpoints import read_checkpoint
@@ -121,6 +121,12 @@ def test_the_option_of_a_callback_that_was_just_added_is_its_own(cli: Cli) -> No
 def test_a_sweep_refuses_an_option_of_the_list_too(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     args = ("sweep", "--config", "debug", "--output_dir", "out", "--set", "trainer.callbacks.every_n_steps=[5]")
     assert_refused(cli, capsys, args, "trainer.callbacks.every_n_steps", "--monitors.patching.every_n_steps")
+
+
+def test_without_its_progress_bar_a_run_has_none(cli: Cli) -> None:
+    """Lightning brings its own unless told not to."""
+    assert CheckedCLI(["fit", "--config", "debug"]).trainer.progress_bar_callback is not None
+    assert CheckedCLI(["fit", "--config", "debug", "--progress_bar", "null"]).trainer.progress_bar_callback is None
 
 
 @pytest.mark.parametrize("left_out", [("--monitors.spikes", "null"), ("--monitors.spikes=null",), "file"])
