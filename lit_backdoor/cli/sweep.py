@@ -28,6 +28,7 @@ from lit_backdoor.sweep import (
     plan_runs,
     require_same_options,
     run_all,
+    watched_otherwise,
 )
 from lit_backdoor.sweep.scheduler import State, Tracked
 from lit_backdoor.sweep.watch import watching
@@ -136,6 +137,10 @@ def carry_out(runs: Sequence[PlannedRun], engine: Engine, jobs: int, output_dir:
             print("\nstopped; the same command goes on from here", file=sys.stderr)
             return 130
     print(outcome(tracked, output_dir))
+    with checking_options():
+        note = watched_otherwise([run.plan for run in tracked if run.state is State.DONE])
+    if note:
+        print(note, file=sys.stderr)
     return int(any(run.state is State.FAILED for run in tracked))
 
 

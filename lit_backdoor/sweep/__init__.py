@@ -14,7 +14,7 @@ from lit_backdoor.sweep.plan import (
     plan_runs,
 )
 from lit_backdoor.sweep.reproduction import SPLIT, Part, declared_parts, until
-from lit_backdoor.sweep.same_options import require_same_options
+from lit_backdoor.sweep.same_options import require_same_options, watched_otherwise
 from lit_backdoor.sweep.scheduler import known_jobs, run_all
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "require_same_options",
     "run_all",
     "until",
+    "watched_otherwise",
 ]

@@ -17,8 +17,8 @@ from lit_backdoor.sweep.plan import (
     combinations,
     named,
     require_end_by_steps,
-    training_options,
 )
+from lit_backdoor.sweep.run_options import training_options, watching_options
 
 ALWAYS_NAMED = "clamp."
 """Options that stand in a branch's name even if they have one value: they are what a branch is about."""
@@ -74,6 +74,7 @@ def plan_branches(
                 max_steps=step + steps,
                 hparams={**checked.data.as_dict(), **checked.model.as_dict(), "seed_everything": seed},
                 training=training_options(checked.as_dict()),
+                watching=watching_options(checked.as_dict()),
                 beginning=(*beginning, "--branch", name),
             )
     depth = next(n for n in count(2) if len({run_dir.parts[-n:] for run_dir in runs}) == len(runs))

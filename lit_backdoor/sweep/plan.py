@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from lit_backdoor.callbacks import HeadClamp
 from lit_backdoor.runs.directory import require_plain_name
 from lit_backdoor.runs.file_names import CHECKPOINT_DIR, LAST
+from lit_backdoor.sweep.run_options import training_options, watching_options
 
 JOBS_DIR = "jobs"
 """The folder of a sweep in which its jobs leave their output."""
@@ -24,17 +23,6 @@ MOST_SEEDS = 10_000
 
 OWN_OPTIONS = ("seed_everything", "ckpt_path", "branch", "config", "help", "print_config", "trainer")
 """Options of fit that a sweep gives itself, that are none of a run, or that would hide such (the whole of trainer)."""
-
-CLAMP_OPTIONS = {name: option.default for name, option in signature(HeadClamp).parameters.items()}
-"""Those of a clamp, with their defaults: what is not given is not stored."""
-
-TRAINER_OPTIONS = (
-    *("precision", "limit_train_batches", "overfit_batches"),
-    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
-)
-"""Those of ``trainer`` that change how a run trains."""
-ONLY_WATCH = ("Monitor", "Checkpoint", "ProgressBar", "Summary")
-"""What the names of callbacks end with that change nothing in training."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +36,7 @@ class PlannedRun:
         max_steps: optimizer steps until it is done.
         hparams: the options of its task and model, and its seed, as in hparams.yaml.
         training: what else changes how it trains, see `training_options`.
+        watching: what is measured and kept of it meanwhile, see `watching_options`.
         beginning: more arguments, with which it begins where there is nothing to continue from.
     """
 
@@ -57,6 +46,7 @@ class PlannedRun:
     max_steps: int
     hparams: Mapping[str, Any]
     training: Mapping[str, Any] = field(default_factory=dict)
+    watching: Mapping[str, Any] = field(default_factory=dict)
     beginning: tuple[str, ...] = ()
 
     @property
@@ -176,6 +166,7 @@ def plan_runs(
                 max_steps=checked.trainer.max_steps,
                 hparams={**checked.data.as_dict(), **checked.model.as_dict(), "seed_everything": seed},
                 training=training_options(checked.as_dict()),
+                watching=watching_options(checked.as_dict()),
             )
     return list(runs.values())
 
@@ -196,22 +187,6 @@ def as_arguments(chosen: Mapping[str, Any]) -> list[str]:
 def named(chosen: Mapping[str, Any], option: str) -> str:
     """An option and its value as part of a folder's name: ``data.moduli=113-7``."""
     return f"{option}={_slug(chosen[option])}"
-
-
-def training_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes how a run trains, beside the options in hparams.yaml; of older versions what they had.
-
-    Args:
-        config: complete options of ``fit``, as in config.yaml.
-    """
-    trainer = config.get("trainer") or {}
-    acting = [each for each in trainer.get("callbacks") or [] if not str(each["class_path"]).endswith(ONLY_WATCH)]
-    clamp = config.get("clamp")
-    chosen = {name: config.get(name) for name in ("optimizer", "lr_scheduler")}
-    chosen |= {f"clamp.{name}": clamp and clamp.get(name, default) for name, default in CLAMP_OPTIONS.items()}
-    chosen |= {f"trainer.{name}": trainer[name] for name in TRAINER_OPTIONS if name in trainer}
-    plain: dict[str, Any] = json.loads(json.dumps(chosen | {"trainer.callbacks": acting}, default=str))
-    return plain
 
 
 def require_end_by_steps(trainer: Any, steps_per_epoch: int) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from lit_backdoor.runs.file_names import HPARAMS
 from lit_backdoor.runs.stored import config_files, load
-from lit_backdoor.sweep.plan import PlannedRun, training_options
+from lit_backdoor.sweep.plan import PlannedRun
+from lit_backdoor.sweep.run_options import training_options, watching_options
 
 
 def require_same_options(runs: Sequence[PlannedRun]) -> None:
@@ -32,6 +33,26 @@ def require_same_options(runs: Sequence[PlannedRun]) -> None:
                         f"output_dir: {run.run_dir} holds a run with {option} {stored[option]}, where {value} is asked "
                         "for; use another folder, or the run's own options"
                     )
+
+
+def watched_otherwise(runs: Sequence[PlannedRun]) -> str:
+    """A note on those of some finished runs that were watched with other options than are asked for; blank if none was.
+
+    They were done before, and a finished run is left alone.
+
+    Raises:
+        ValueError: naming the file that can't be read.
+    """
+    differing = []
+    for run in runs:
+        for config in config_files(run.run_dir)[-1:]:
+            stored = _read(config, watching_options)
+            names = [name for name, value in run.watching.items() if name in stored and stored[name] != value]
+            differing += names[:1]
+    if not differing:
+        return ""
+    count = "1 run was" if len(differing) == 1 else f"{len(differing)} runs were"
+    return f"note: {count} done before, with another {differing[0]}; replay measures a finished run again"
 
 
 def _read(path: Path, options: Callable[[Any], dict[str, Any]] = dict) -> dict[str, Any]:

@@ -125,6 +125,29 @@ def test_a_run_that_was_trained_in_another_way_is_refused(cli: Cli, debug_config
         require_same_options(plan(*CLAMP))
 
 
+def test_of_a_finished_run_that_was_watched_in_another_way_it_is_said(
+    cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("sweep", "--config", debug_config, "--output_dir", "out", "--set", "trainer.max_steps=2", "--seeds", "3")
+    (run,) = plan_runs(debug_config, [3], parse_settings(["trainer.max_steps=2"]), Path("out"), checked_fit_options)
+    assert cli(*run.arguments()) == 0
+    before = contents(run.run_dir)
+    for setting, option in (
+        (None, None),
+        ("monitors.patching.every_n_steps=1", "monitors.patching.every_n_steps"),
+        ("monitors.paths=null", "monitors.paths"),
+        ("weights.dense_until=7", "weights.dense_until"),
+        ("checkpoint.keep_every_n_steps=1", "checkpoint.keep_every_n_steps"),
+    ):
+        capsys.readouterr()
+        assert cli(*args, *(("--set", setting) if setting else ())) == 0
+        said = capsys.readouterr()
+        assert "1 of 1 runs are done" in said.out
+        assert said.err.count("note: ") == (option is not None)
+        assert option is None or f"note: 1 run was done before, with another {option}; " in said.err
+    assert contents(run.run_dir) == before
+
+
 def test_a_run_with_an_optimizer_of_its_own_goes_on(cli: Cli, debug_config: Path) -> None:
     """Lightning writes AdamW's pair of betas into hparams.yaml as a tuple of Python's."""
     settings = parse_settings(["optimizer=AdamW", "optimizer.lr=0.001", "trainer.max_steps=1"])
