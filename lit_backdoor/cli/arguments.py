@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lit_backdoor.cli.named_callbacks import NAMED_CALLBACKS
 from lit_backdoor.cli.old_configs import readable_config
+from lit_backdoor.cli.parser import given_path
 from lit_backdoor.cli.resume import stored_config
 from lit_backdoor.cli.shipped_configs import find_config
 
@@ -85,7 +86,7 @@ def _left_out(name: str) -> str:
 
 def _config_of_the_run(args: Sequence[str]) -> Path | None:
     checkpoint = value_of(args, "--ckpt_path")
-    return None if not checkpoint else stored_config(Path(checkpoint))
+    return None if not checkpoint else stored_config(given_path("ckpt_path", checkpoint))
 
 
 def _refuse_options_of_a_list(args: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import lit_backdoor
 from lit_backdoor.cli.error_messages import suggestion
+from lit_backdoor.cli.parser import given_path
 
 PACKAGE = Path(lit_backdoor.__file__).parent
 CLONE = PACKAGE.parent
@@ -20,13 +21,13 @@ def find_config(given: str) -> Path:
     """The file of a configuration, given by its path or by the name of one that ships.
 
     Raises:
-        ValueError: if it is neither, with the names that ship.
+        ValueError: if it is neither, with the names that ship, or no path at all.
     """
     shipped = shipped_configs()
-    if Path(given).is_file() or given not in shipped:
-        path = Path(given)
-        if path.is_file():
-            return path
+    path = given_path("config", given)
+    if path.is_file():
+        return path
+    if given not in shipped:
         raise ValueError(
             f"config: '{given[:80]}' is not a file, nor the name of a shipped configuration"
             f"{suggestion(given, shipped)}; allowed: a path, {', '.join(shipped)}"

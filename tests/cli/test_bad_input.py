@@ -372,6 +372,17 @@ def test_paths_that_lead_nowhere(cli: Cli, capsys: pytest.CaptureFixture[str]) -
         assert_refused(cli, capsys, ("analyze", "--pretrained", "mod1", "--output_dir", name), f"output_dir: '{name}'")
 
 
+def test_names_that_are_too_long(cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "a" * 300
+    refused = f"'{long[:80]}' is no path to use: File name too long"
+    for command in (("fit",), ("sweep", "--output_dir", "out")):
+        assert_refused(cli, capsys, (*command, "--config", long), f"config: {refused}")
+    for config in ((), ("--config", debug_config)):
+        assert_refused(cli, capsys, ("fit", *config, "--ckpt_path", long), f"ckpt_path: {refused}")
+    of_a_run = f"{long}/checkpoints/last.ckpt"
+    assert_refused(cli, capsys, ("fit", "--ckpt_path", of_a_run), f"ckpt_path: {refused}")
+
+
 def test_names_that_can_not_be_folders_of_a_sweep(
     cli: Cli, debug_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
