@@ -1,7 +1,7 @@
 """The command line as people type it, turned into what LightningCLI's parser reads."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +11,19 @@ from lit_backdoor.cli.old_configs import readable_config
 from lit_backdoor.cli.parser import given_path
 from lit_backdoor.cli.resume import stored_config
 from lit_backdoor.cli.shipped_configs import find_config
+from lit_backdoor.runs.stored import load
 
 CONFIG_FLAGS = ("-c", "--config")
 TRANSLATED = (*CONFIG_FLAGS, *(f"--{name}" for name in NAMED_CALLBACKS))
 """Options whose values are translated."""
 LIST_OF_CALLBACKS = "--trainer.callbacks"
+
+EVALUATION_OPTIONS: Mapping[str, Sequence[str] | None] = {
+    "data": None,
+    "model": None,
+    "trainer": ("precision", "limit_val_batches", "limit_test_batches"),
+}
+"""What evaluating a run takes from its configuration, by group; None: the whole group. None of it can name a class."""
 
 
 def prepare_arguments(args: Sequence[str], notes: list[str]) -> list[str]:
@@ -23,7 +31,8 @@ def prepare_arguments(args: Sequence[str], notes: list[str]) -> list[str]:
 
     - ``--config debug`` becomes the path of the configuration that ships under that name.
     - ``--monitors.spikes null`` becomes a configuration that says so; the parser takes null from those only.
-    - ``--ckpt_path RUN/checkpoints/last.ckpt`` without ``--config`` brings the run's stored configuration.
+    - ``--ckpt_path RUN/checkpoints/last.ckpt`` without ``--config`` brings the run's stored configuration; ``validate``
+      and ``test`` get no more of it than :data:`EVALUATION_OPTIONS`.
 
     Args:
         notes: Gets a line for the user for every configuration of which something is left out.
@@ -46,7 +55,8 @@ def prepare_arguments(args: Sequence[str], notes: list[str]) -> list[str]:
         else:
             prepared += [arg, value]
     if run_config := None if set(CONFIG_FLAGS) & set(split) else _config_of_the_run(split):
-        prepared[1:1] = ["--config", readable_config(run_config, notes)]
+        of_run = readable_config(run_config, notes) if split[0] == "fit" else _to_evaluate(run_config)
+        prepared[1:1] = ["--config", of_run]
     return prepared
 
 
@@ -87,6 +97,24 @@ def _left_out(name: str) -> str:
 def _config_of_the_run(args: Sequence[str]) -> Path | None:
     checkpoint = value_of(args, "--ckpt_path")
     return None if not checkpoint else stored_config(given_path("ckpt_path", checkpoint))
+
+
+def _to_evaluate(path: Path) -> str:
+    """The part of a run's configuration that evaluates it: nothing that it names is imported or built.
+
+    Raises:
+        ValueError: if the file can't be read.
+    """
+    try:
+        config = load(path)
+        kept = {
+            group: {name: value for name, value in config[group].items() if names is None or name in names}
+            for group, names in EVALUATION_OPTIONS.items()
+            if group in config
+        }
+        return json.dumps(kept)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"config: {path} is no configuration of a run ({error})") from None
 
 
 def _refuse_options_of_a_list(args: Sequence[str]) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from tests.helpers import CONFIGS, QUIET
-from tests.helpers.configs import callback_options, load_config, save_config
+from tests.helpers.configs import callback_options, load_config, save_config, with_callback
 from tests.helpers.refusals import Burglar, assert_refused
 from tests.helpers.runs import Cli, train_run
 
@@ -128,6 +129,29 @@ def test_validate_and_test_take_nothing_but_the_weights(cli: Cli, checkpoint: di
     torch.save(bare | {"datamodule_hyper_parameters": checkpoint["datamodule_hyper_parameters"]}, "bare.ckpt")
     for command in ("validate", "test", "analyze"):
         assert cli(*COMMANDS[command], "--ckpt_path", "bare.ckpt") == 0
+
+
+class Intruder(Callback):
+    """Makes a folder when a Trainer gets it."""
+
+    def __init__(self) -> None:
+        os.mkdir("broken_into")
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_they_build_nothing_that_the_configuration_beside_the_weights_names(
+    cli: Cli, checkpoint: dict[str, Any], command: str
+) -> None:
+    last = Path("stranger/checkpoints/last.ckpt")
+    last.parent.mkdir(parents=True)
+    torch.save(checkpoint, last)
+    config = load_config()
+    with_callback(config, f"{__name__}.{Intruder.__name__}")
+    config["trainer"]["profiler"] = "no.such.Profiler"
+    config["optimizer"] = {"class_path": "no.such.Optimizer"}
+    save_config(config, Path("stranger/config.yaml"))
+    assert cli(command, "--ckpt_path", last, *QUIET) == 0
+    assert not Path("broken_into").exists()
 
 
 @pytest.mark.parametrize("name", ["../up", "/tmp/up", "a/../../up", ".hidden", "a//b", "a\nb", "~/up", "$HOME"])
