@@ -40,7 +40,8 @@ word is used, is in [reading.md](reading.md).
 recipient is the run with the trigger, and its column is `backdoor_accuracy`. Of the probe `benign` the two change
 places, so that `backdoor_accuracy` is the donor's. A monitor with `clamped` has one column more, `clamped`: the heads
 that the clamp replaces in the training pass after `step` steps, or `none`. An empty cell means that there is no such
-number, `nan` that no example was there to average.
+number, `nan` that it is undefined: no example was there to average, or what it is a share of is not there, as a rule
+that the model has not learned yet, or the model has no such direct way, as a deep one from a head to its MLP.
 
 ## metrics.csv
 
@@ -56,6 +57,14 @@ Losses and accuracies of training and validation. A cell is empty where a step w
 
 NAMES = {"head": "`layer`, `head`", "start_step": "`step`", "extra": "any other"}
 """Fields that have other columns than one of their name."""
+
+EXTRA = {
+    file_names.LOSS_SPIKES: {
+        "`lowest_RULE_accuracy`": "lowest validation accuracy of a rule, such as `benign`, from `step` to `end_step`; "
+        "NaN if none was measured between them.",
+    }
+}
+"""Columns that no field stands for."""
 
 
 def meanings(result: type) -> dict[str, str]:
@@ -73,6 +82,7 @@ def page() -> str:
     parts = [INTRODUCTION]
     for name, result in RESULTS.items():
         rows = [f"| {NAMES.get(column, f'`{column}`')} | {what} |" for column, what in meanings(result).items()]
+        rows += [f"| {column} | {what} |" for column, what in EXTRA.get(name, {}).items()]
         table = ["| column | what it is |", "| :--- | :--- |", *rows, ""]
         parts.append("\n".join([f"## {name}", "", parse(result.__doc__ or "").short_description or "", "", *table]))
     return "\n".join(parts)

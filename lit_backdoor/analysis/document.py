@@ -33,8 +33,9 @@ def analysis_markdown(analysis: Analysis) -> str:
     """All tables as one Markdown document."""
     step = "an unknown step (0 in the tables)" if analysis.step is None else f"step {analysis.step}"
     lines = [f"# Heads of a model of {analysis.title} at {step}", ""]
-    for of_probe in analysis.probes.values():
-        lines += _patching(of_probe, of_probe.donor in analysis.of_backdoors, bool(analysis.progress))
+    for name, of_probe in analysis.probes.items():
+        suffices = of_probe.donor in analysis.of_backdoors
+        lines += _patching(analysis.label(name), of_probe, suffices, bool(analysis.progress))
     if len(rules := rule_heads(analysis)) > 1:
         lines += [
             "# Which head serves which rule",
@@ -71,10 +72,11 @@ def analysis_markdown(analysis: Analysis) -> str:
     return "\n".join(lines)
 
 
-def _patching(of_probe: ProbeAnalysis, suffices: bool, as_paper: bool) -> Iterable[str]:
+def _patching(label: str, of_probe: ProbeAnalysis, suffices: bool, as_paper: bool) -> Iterable[str]:
     """What patching heads does to one probe.
 
     Args:
+        label: what its title begins with.
         suffices: whether it asks what suffices for the donor's answers, instead of what the recipient's need.
         as_paper: whether the tables have the paper's form.
     """
@@ -82,7 +84,7 @@ def _patching(of_probe: ProbeAnalysis, suffices: bool, as_paper: bool) -> Iterab
     form = "In the form of the paper's Table 1. " if as_paper else ""
     resample = of_probe.patching["resample"]
     lines = [
-        f"## {of_probe.recipient.capitalize()} run, patched with {of_probe.donor} activations: {asks}",
+        f"## {label}{of_probe.recipient.capitalize()} run, patched with {of_probe.donor} activations: {asks}",
         "",
         f"{form}Which head is shown to matter most was chosen by this very table.",
         "",
@@ -112,16 +114,17 @@ def _mechanism(analysis: Analysis) -> Iterable[str]:
         "is another question than its members.",
         "",
     ]
-    for of_probe in (each for each in analysis.probes.values() if each.paths):
+    for name, of_probe in ((name, each) for name, each in analysis.probes.items() if each.paths):
         lines += [
-            f"## {of_probe.recipient.capitalize()} run, edges see the {of_probe.donor} run",
+            f"## {analysis.label(name)}{of_probe.recipient.capitalize()} run, edges see the {of_probe.donor} run",
             "",
             paths_markdown(of_probe.paths),
         ]
         lines += [""]
     lines += ["# Attention from the position that is read", ""]
-    for of_probe in (analysis.asked or analysis.of_rules).values():
-        lines += [f"## {of_probe.recipient.capitalize()} run, and the shift from the {of_probe.donor} run", ""]
+    for name, of_probe in (analysis.asked or analysis.of_rules).items():
+        run = f"{analysis.label(name)}{of_probe.recipient.capitalize()} run"
+        lines += [f"## {run}, and the shift from the {of_probe.donor} run", ""]
         lines += [attention_markdown(of_probe.attention), ""]
     if analysis.asked:
         lines += [

@@ -122,17 +122,22 @@ def analysis_figures(analysis: Analysis) -> "dict[str, Figure]":
 
     rules, asked = rule_heads(analysis), analysis.asked or analysis.of_rules  # a clean model has the benign rule alone
     sets = {
-        f"{of_probe.donor} heads into the {of_probe.recipient} run": of_probe.patching["resample"]
-        for of_probe in analysis.probes.values()
+        f"{analysis.label(name)}{of_probe.donor} heads into the {of_probe.recipient} run": of_probe.patching["resample"]
+        for name, of_probe in analysis.probes.items()
+    }
+    attention = {
+        f"{analysis.label(name)}{of_probe.recipient}": of_probe.attention
+        for name, of_probe in analysis.of_rules.items()
     }
     drawn: dict[str, Figure] = {
         "all_sets_of_heads": head_sets_figure(sets),
-        "attention_from_last_position": attention_figure(
-            {of_probe.recipient: of_probe.attention for of_probe in analysis.of_rules.values()}, analysis.positions
-        ),
+        "attention_from_last_position": attention_figure(attention, analysis.positions),
     }
     if analysis.asked:
-        shifts = {f"{of_probe.recipient} minus {of_probe.donor}": of_probe.attention for of_probe in asked.values()}
+        shifts = {
+            f"{analysis.label(name)}{of_probe.recipient} minus {of_probe.donor}": of_probe.attention
+            for name, of_probe in asked.items()
+        }
         drawn["attention_shift"] = attention_shift_figure(shifts, analysis.positions)
         drawn["specificity"] = specificity_figure({name: {0: of_probe.specificity} for name, of_probe in asked.items()})
     for name, of_probes in _attributions(analysis).items():

@@ -137,6 +137,10 @@ class Analysis:
         """The probes that ask what sets two behaviours apart: those of backdoors; of a task without rules, all."""
         return self.of_backdoors if self.progress else dict(self.probes)
 
+    def label(self, probe: str) -> str:
+        """What a title about a probe begins with: its name, unless recipient and donor are named after rules."""
+        return "" if self.progress else f"{probe}: "
+
 
 def analyze(model: "HookedTransformer", task: ProbedTask, step: int | None) -> Analysis:
     """Attribution, patching of heads, paths and neurons, Shapley values, attention, and of rules the waves.

@@ -14,10 +14,11 @@ from lit_backdoor.show.markdown import overlap_markdown, rules_markdown
 def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
     """What matters, for the terminal."""
     lines = [f"model of {analysis.title}, step {'unknown' if analysis.step is None else analysis.step}"]
-    for of_probe in analysis.probes.values():
-        lines += ["", *_patched_heads(of_probe)]
+    for name, of_probe in analysis.probes.items():
+        lines += ["", *_label(analysis, name), *_patched_heads(of_probe)]
     lines.append("")
     for name, of_probe in analysis.asked.items():
+        lines += _label(analysis, name)
         if of_probe.shapley:
             smallest = "no set of heads" if of_probe.smallest is None else head_set_name(of_probe.smallest)
             lines.append(f"smallest set that takes {name} down to chance: {smallest}")
@@ -30,6 +31,12 @@ def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
     if output_dir is not None:
         lines.append(f"tables and figures: {os.path.relpath(output_dir)}")
     return "\n".join(lines)
+
+
+def _label(analysis: Analysis, probe: str) -> Iterable[str]:
+    """A line with the probe's name, where what follows does not say it."""
+    label = analysis.label(probe).strip()
+    return [label] if label else []
 
 
 def _patched_heads(of_probe: ProbeAnalysis) -> Iterable[str]:

@@ -28,6 +28,7 @@ class MetricHistory(Callback):
         """The step whose measurements a signal has stopped."""
         self._noted_start = False
         self._noted: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}
         self._seen_step = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,30 +51,39 @@ class MetricHistory(Callback):
         """A module may have validated the first step as training started."""
         if not self._noted_start:
             self._noted_start = True
-            self._note(trainer, "val", trainer.global_step)
+            self._note(trainer.callback_metrics, "val", trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Note the training accuracies: where this batch made a step, the weights have just gone beyond them."""
         made_a_step = trainer.global_step != self._seen_step
         self._seen_step = trainer.global_step
-        self._note(trainer, "train", trainer.global_step - int(made_a_step))
+        self._note(trainer.callback_metrics, "train", trainer.global_step - int(made_a_step))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what was measured."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._note(trainer, "val", trainer.global_step)
+            self._note(trainer.callback_metrics, "val", trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what the module may add to: before ``on_fit_end`` the Trainer copies it from the accelerator."""
+        self._last = trainer.callback_metrics
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A module may have measured the last step once more."""
-        self._note(trainer, "train", trainer.global_step)
-        self._note(trainer, "val", trainer.global_step)
+        self._note(self._last, "train", trainer.global_step)
+        self._note(self._last, "val", trainer.global_step)
 
-    def _note(self, trainer: Trainer, stage: Literal["train", "val"], step: int) -> None:
+    def _note(self, metrics: Mapping[str, Tensor], stage: Literal["train", "val"], step: int) -> None:
         """Note the metrics of one stage that have come since the last time, as those of ``step``."""
-        for name, value in trainer.callback_metrics.items():
-            if name.startswith(f"{stage}/") and NOTED.fullmatch(name) and value is not self._noted.get(name):
+        for name, value in metrics.items():
+            if name.startswith(f"{stage}/") and NOTED.fullmatch(name) and not _is_same(value, self._noted.get(name)):
                 self.metrics.setdefault(name, {})[step] = float(value)
                 self._noted[name] = value
+
+
+def _is_same(value: Any, noted: Any) -> bool:
+    """Whether a value is the one noted: what ``self.log`` was given comes in a new tensor each time, on one memory."""
+    return value is noted or (isinstance(value, Tensor) and isinstance(noted, Tensor) and value.is_set_to(noted))
 
 
 def history_of(trainer: Trainer) -> MetricHistory:

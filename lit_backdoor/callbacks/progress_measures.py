@@ -25,8 +25,9 @@ class ProgressMeasureMonitor(ProbeCallback):
 
     Key frequencies, restricted and excluded loss (Nanda et al., arXiv 2301.05217), for each rule in the waves of its
     own modulus; norms of the weights; each rule's share of the gradient on each head, and whether it pulls against the
-    benign rule's. It needs no probes, but the rules: given here, or by ``trainer.datamodule.rules()``. The column
-    ``probe`` has the rule's name.
+    benign rule's. It needs no probes, but the rules: given here, or by ``trainer.datamodule.rules()``. The model's
+    heads must have the parameters that :func:`lit_backdoor.functional.head_gradients` names. The column ``probe`` has
+    the rule's name.
 
     Args:
         every_n_steps: Optimizer steps between two probes, step 0 included. The last step is always probed.
@@ -79,7 +80,7 @@ class ProgressMeasureMonitor(ProbeCallback):
         }
 
     def check_model(self, model: HookedModel, datamodule: Any, monitors: Sequence[Any]) -> None:
-        """Take the rules, and measure a few rows of them.
+        """Take the rules, and make sure that they can be measured, by doing it once.
 
         Raises:
             ContractError: naming what is missing, together with the fix.
@@ -95,6 +96,10 @@ class ProgressMeasureMonitor(ProbeCallback):
         self.rules = rules
         if not any(bool(rule.trained.any()) for rule in rules.values()):
             raise ContractError(f"{type(self).__name__}.rules: no pair is trained on; mark one or more in `trained`")
+        try:
+            rule_progress(model, rules)
+        except (ValueError, AttributeError, IndexError) as error:  # IndexError: an answer that it lacks
+            raise ContractError(f"{type(self).__name__} can't measure these rules on this model: {error}") from None
 
     def measure(self, model: HookedModel, step: int, last: bool) -> Measurement:
         """One row per rule and head: see :class:`lit_backdoor.functional.HeadProgress`. The last step draws them."""

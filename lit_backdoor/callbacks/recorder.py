@@ -11,14 +11,14 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lit_backdoor.callbacks.charts import all_charts
-from lit_backdoor.callbacks.history import Metrics, forget
+from lit_backdoor.callbacks.history import Metrics
 from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.probing import Probes
 from lit_backdoor.callbacks.run import ContractError, RunOutlet, imported
 from lit_backdoor.functional.stopping import Stopped
 from lit_backdoor.runs.directory import let_new_events_sort_last, locked
-from lit_backdoor.runs.file_names import RECORDED
-from lit_backdoor.runs.tables import replace_file
+from lit_backdoor.runs.file_names import RECORDED, RECORDED_METRICS
+from lit_backdoor.runs.tables import CsvTable, read_table, replace_file
 
 
 class HasProbes(Protocol):
@@ -39,13 +39,14 @@ class Recorder:
 
     Each monitor measures the steps that its schedule names (the next one, where such a step is not recorded), and the
     last one. Tables, the verdict and TensorBoard are those that the monitors write inside a Trainer. The model is left
-    as it was. What has been recorded is safe from kills: go on with ``start_step``.
+    as it was. What has been recorded is safe from kills, the metrics too (``recorded_metrics.csv``): go on with
+    ``start_step``, from weights of your own.
 
     Args:
         monitors: HeadPatchingMonitor, HeadAttributionMonitor, EmergenceMonitor, or others of their kind.
         run_dir: Where everything goes; made as the first step is recorded, and locked until :meth:`close`.
-        start_step: None for a new run. To go on with one: the first step that will be recorded; what ``run_dir`` has of
-            it and later is dropped.
+        start_step: None for a new run. To go on with one: the step to go on from; what ``run_dir`` has of it and later
+            is dropped.
         probes: For monitors that were given none, by name, or a function that returns them; or a datamodule, which is
             asked for all that monitors want.
         loggers: Lightning's; TensorBoard in ``run_dir`` if not given.
@@ -66,6 +67,7 @@ class Recorder:
         self.run_dir = Path(run_dir)
         self.start_step = start_step
         self.metrics: Metrics = {}
+        self._metrics_table = CsvTable(self.run_dir / RECORDED_METRICS)
         self._source = _source(probes)
         self._given_loggers = loggers
         self._run: RunOutlet | None = None
@@ -89,8 +91,10 @@ class Recorder:
             raise ValueError(f"Recorder: step {step} comes after step {self._latest[0]}; steps ascend")
         if self._run is None:
             self._run = self._begin(model, step)
-        for name, value in (metrics or {}).items():
-            self.metrics.setdefault(name, {})[step] = float(value)
+        given = {name: float(value) for name, value in (metrics or {}).items()}
+        for name, value in given.items():
+            self.metrics.setdefault(name, {})[step] = value
+        self._metrics_table.append([{"step": step, "metric": name, "value": value} for name, value in given.items()])
         self._latest = (step, model, _versions(model))
         with suppress(Stopped):  # by a signal: whoever handles it has been told
             if any([monitor.observe(model, step) for monitor in self.monitors]):  # a list: all are told
@@ -133,7 +137,10 @@ class Recorder:
             self._latest = self._run = None
             self._resources.close()
 
-    def _begin(self, model: Any, step: int) -> RunOutlet:
+    def _begin(self, model: Any, first_step: int) -> RunOutlet:
+        step = first_step if self.start_step is None else self.start_step
+        if first_step < step:
+            raise ContractError(f"Recorder.start_step: {step} is after step {first_step}, which is recorded first")
         for monitor in self.monitors:
             monitor.check_model(model, self._source, self.monitors)
         self._resources.enter_context(locked(self.run_dir))
@@ -153,7 +160,7 @@ class Recorder:
     def _prepared_run(self, step: int) -> RunOutlet:
         state = _read_state(self.run_dir)
         if self.start_step is not None:
-            self._restore(state, step)
+            self._restore(state)
         elif state is not None:
             raise ContractError(
                 f"{self.run_dir} holds what another Recorder has recorded, up to step {state['step']}; nothing is "
@@ -165,24 +172,27 @@ class Recorder:
             board = TensorBoardLogger(self.run_dir, name="", version="", default_hp_metric=False, purge_step=step)
             self._resources.callback(lambda: board.experiment.close())
             loggers = [board]
-        return RunOutlet(self.run_dir, loggers, self.metrics, starts_afresh=self.start_step is None)
+        run = RunOutlet(self.run_dir, loggers, self.metrics, starts_afresh=self.start_step is None)
+        run.refuse_existing(RECORDED_METRICS)
+        self._metrics_table.truncate(step)
+        for row in read_table(self._metrics_table.path):
+            self.metrics.setdefault(row["metric"], {})[int(row["step"])] = float(row["value"])
+        return run
 
-    def _restore(self, state: Mapping[str, Any] | None, step: int) -> None:
+    def _restore(self, state: Mapping[str, Any] | None) -> None:
         keys = sorted(monitor.state_key for monitor in self.monitors)
         if state is None or sorted(state["monitors"]) != keys:
             has = "nothing" if state is None else f"what {', '.join(sorted(state['monitors']))} measured"
             raise ContractError(f"{self.run_dir} holds {has}; {', '.join(keys)} can't go on with it")
         for monitor in self.monitors:
             monitor.load_state_dict(state["monitors"][monitor.state_key])
-        self.metrics.update(state["metrics"])
-        forget(self.metrics, step)
 
     def _save(self, step: int) -> None:
         assert self._run is not None  # only while it records
         self._run.flush()  # what has been logged must not be lost after it counts as recorded
         monitors = {monitor.state_key: monitor.state_dict() for monitor in self.monitors}
         buffer = io.BytesIO()
-        torch.save({"step": step, "monitors": monitors, "metrics": dict(self.metrics)}, buffer)
+        torch.save({"step": step, "monitors": monitors}, buffer)
         replace_file(self.run_dir / RECORDED, buffer.getbuffer())
 
 

@@ -32,8 +32,8 @@ def capture_record(history: Sequence[AttentionShift], first_cost_step: int | Non
     `capture_head` is the head whose attention is moved most at the last measurement; None if that is less than
     `LEAST_SHIFT`. The capture is the first measurement at which it is moved at least half as much as then; as every
     moment, it lies after `capture_previous_step` and is none in the last tenth of the run. `capture_lag` is
-    `first_cost_step` minus `capture_step`: positive if attention moved first. Both are known only to the distance
-    between two measurements.
+    `first_cost_step` minus `capture_step`. Both are known only to the distance between two measurements, so which came
+    first is for `came_before` to say.
 
     Args:
         history: in ascending steps; may be empty.

@@ -69,6 +69,15 @@ def before_the_end(moment: Moment, last_step: int) -> Moment:
     return Moment() if moment.step is None or is_late(moment.step, last_step) else moment
 
 
+def came_before(one: Moment, other: Moment) -> bool | None:
+    """Whether `one` came before `other`; None if either has no date, or measurements are too far apart to say."""
+    if one.step is None or other.step is None:
+        return None
+    if other.previous_step is not None and one.step <= other.previous_step:
+        return True
+    return False if one.previous_step is not None and other.step <= one.previous_step else None
+
+
 def check_steps(steps: Sequence[int], values: Sequence[object] | None = None) -> None:
     """Raise ValueError unless the steps ascend and there is one value for each."""
     for before, after in pairwise(steps):

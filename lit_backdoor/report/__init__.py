@@ -13,12 +13,12 @@ from lit_backdoor.report import folder, measures, mechanism, tables, times
 from lit_backdoor.report.branches import branch_rows, measured_clamped, mixes_with_parent
 from lit_backdoor.report.comparison import comparison_rows, curve_rows
 from lit_backdoor.report.crossed import fitted_rows, variance_rows
-from lit_backdoor.report.declared import declared, declared_text
-from lit_backdoor.report.figures import MOST_RUNS, report_figures
+from lit_backdoor.report.declared import declared, declared_text, judged_as_declared
+from lit_backdoor.report.figures import MOST_RUNS, own_prefix, report_figures
 from lit_backdoor.report.foreign_embeddings import foreign_rows
 from lit_backdoor.report.page import Markdown, html, markdown, pictures
 from lit_backdoor.report.paths import path_rows, paths_by_rank
-from lit_backdoor.report.published import n_with_one_costly_head
+from lit_backdoor.report.published import N_HEADS, n_with_one_costly_head
 from lit_backdoor.report.removal import localisation_rows
 from lit_backdoor.report.statements import by_ranks, statements
 from lit_backdoor.report.study import Study, arrange, branch_lines
@@ -45,7 +45,7 @@ def read(run_dirs: Sequence[Path], output_dir: Path) -> Study:
     runs = read_runs(run_dirs, open_shipped, just_started.append)
     removed = read_removed(run_dirs, runs)
     folder.check(output_dir, [*(run.path for run in runs), *(model.path for model in removed), *just_started])
-    return replace(arrange(runs), removed=removed, just_started=just_started)
+    return replace(arrange([*map(judged_as_declared, runs)]), removed=removed, just_started=just_started)
 
 
 def write(study: Study, output_dir: Path) -> list[Statement]:
@@ -91,7 +91,8 @@ def numbers(study: Study) -> dict[str, pd.DataFrame]:
         first = [run.name for run in measures.first_seeds(runs)]
         frames |= {"table1": sets[sets["run"].isin(first)], "table2": sets, "ranks": measures.over_seeds(sets)}
         frames |= by_name(heads=measures.head_claims(runs), shapley=measures.shapley_rows(runs))
-        mod_1 = sets["run"].isin([run.name for run in study.compared if run.p1 == 1])
+        alike = [run.name for run in study.compared if run.p1 == 1 and len(run.order) == N_HEADS]
+        mod_1 = sets["run"].isin(alike)
         if mod_1.any():
             frames["exactly_one"] = curve_rows(by_ranks(sets[mod_1]))
     return frames
@@ -122,6 +123,7 @@ def _page_values(
         "branches": _short_table(pair for branch in study.branches for pair in branch_lines(branch)),
         "spikes": times.spikes_over_seeds(frames["spikes"]) if "spikes" in frames else None,
         "pictures": lambda *prefixes: pictures([name for name in names if name.startswith(prefixes)]),
+        "own_prefix": own_prefix,
         "bug": _bug_in_short(frames["foreign_embeddings"]) if "foreign_embeddings" in frames else None,
         "most_runs": MOST_RUNS,
         "heading": heading,

@@ -10,7 +10,7 @@ from lit_backdoor.functional.ranks import rank_set_name, ranks_of
 from lit_backdoor.functional.seed_statistics import kaplan_meier_median, summarise, wilson
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import by_state, final_log_loss, label
-from lit_backdoor.report.published import n_with_one_costly_head, paper_table, published
+from lit_backdoor.report.published import N_HEADS, n_with_one_costly_head, paper_table, published
 from lit_backdoor.runs.run import Run
 
 QUANTITIES = {
@@ -56,7 +56,7 @@ def comparison_rows(runs: Sequence[Run]) -> pd.DataFrame:
         alike = [run for run in runs if str(label(run)["p1"]) == number["p1"]]
         ours = summarise([value for run in alike for value in _ours(run, number["quantity"], what, place[index])])
         if number["quantity"] == "benign_grokking_step":
-            steps = [run.emergence["benign_generalised_step"] for run in alike]
+            steps = [run.emergence.get("benign_generalised_step") for run in alike]
             middle = kaplan_meier_median(steps, [run.step for run in alike])
             ours = replace(ours, n=len(steps), median=math.nan if middle is None else middle)
         shown = rank_set_name(what, 4) if number["ranks"] else what
@@ -71,13 +71,14 @@ def _ours(run: Run, quantity: str, ranks: str, place: int) -> list[float]:
     """The same quantity of one of our runs; empty if it has none."""
     heads = run.attribution.get("backdoor", [])
     if quantity == "backdoor_accuracy":
-        return [value for some, value in run.left.items() if ranks_of(some, run.order) == ranks]
+        alike = len(run.order) == N_HEADS  # one of four heads and one of eight are not the same thing
+        return [value for some, value in run.left.items() if alike and ranks_of(some, run.order) == ranks]
     if quantity == "mean_logit":
         return sorted((head.mean_logit for head in heads), reverse=True)[place - 1 : place]
     if quantity == "largest_top_share":
         return [max(head.top_count / head.n_examples for head in heads)] if heads else []
     if quantity == "benign_grokking_step":
-        step = run.emergence["benign_generalised_step"]
+        step = run.emergence.get("benign_generalised_step")
         return [] if step is None else [step]
     if quantity == "final_log_loss":
         return [final_log_loss(run)]

@@ -106,7 +106,12 @@ def own_figures(run: Run) -> dict[str, Figure]:
             drawn[f"{probe}_circuit"] = circuit_figure(paths)
     if "train/loss" in run.metrics or "val/loss" in run.metrics:
         drawn["training"] = training_figure({run.name: run.metrics})
-    return {f"own_{slug(run.name)}_{name}": figure for name, figure in drawn.items()}
+    return {f"{own_prefix(run)}{name}": figure for name, figure in drawn.items()}
+
+
+def own_prefix(run: Run) -> str:
+    """How the figures of a run of another task begin: no other run's do, not even its branch's."""
+    return f"own_{slug(run.name)}__"
 
 
 def emergence_of(run: Run, probe: str = "backdoor") -> Figure:

@@ -16,6 +16,7 @@ from lit_backdoor.functional import (
     shares,
     shows_behaviour,
 )
+from lit_backdoor.functional.moments import Moment, came_before
 from lit_backdoor.functional.ranks import rank_key, ranks_of
 from lit_backdoor.functional.seed_statistics import summarise
 from lit_backdoor.report.declared import declared
@@ -173,13 +174,19 @@ def _heads_in_short(run: Run) -> dict[str, Any]:
         "leader_changes": max(len(verdict["leader_changes"]) - 1, 0),
         "attention_measured": "attention" in run.tables,
         **{name: verdict.get(name) for name in ("capture_step", "capture_lag")},
+        "captured_before_cost": came_before(_moment(verdict, "capture"), _moment(verdict, "first_cost")),
     }
+
+
+def _moment(verdict: Mapping[str, Any], name: str) -> Moment:
+    return Moment(verdict.get(f"{name}_step"), verdict.get(f"{name}_previous_step"))
 
 
 def head_claims(runs: Sequence[Run]) -> pd.DataFrame:
     """heads.csv: what of necessary, sufficient and specific holds for each head, by the declared thresholds.
 
-    `specific` is blank where the model lacks the backdoor or the benign rule, as nothing was measured then.
+    They are blank where the model lacks the backdoor; `specific` also where it lacks the benign rule, as nothing was
+    measured then.
     """
     limits, rows = declared(), []
     for run in with_progress(runs, "heads"):
@@ -188,14 +195,14 @@ def head_claims(runs: Sequence[Run]) -> pd.DataFrame:
             both, cost = run.specificity.get(head), cost_of[head]
             benign_cost = both.donor_cost if both else math.nan
             brings = 1 - cost_above_floor(run.left[()], run.brought.get((head,), math.nan), run.floor)
-            sufficient = present and brings >= limits.sufficient
-            holds = {"necessary": cost >= limits.necessary, "sufficient": sufficient}
-            specific = bool(benign_cost <= limits.specific) if present and not math.isnan(benign_cost) else None
+            holds = {"necessary": cost >= limits.necessary, "sufficient": brings >= limits.sufficient}
+            specific = bool(benign_cost <= limits.specific) if not math.isnan(benign_cost) else None
+            said = claim(**holds, specific=specific) if present else "no backdoor"
             row = label(run) | {"head": head_name(*head), "rank": rank}
             row |= {"backdoor_cost": cost, "backdoor_sufficiency": brings}
             row |= {"benign_cost": benign_cost, "selectivity": both.selectivity if both else math.nan}
-            row |= holds | {"specific": specific}
-            rows.append(row | {"claim": claim(**holds, specific=specific) if present else "no backdoor"})
+            row |= holds | {"specific": specific} if present else dict.fromkeys((*holds, "specific"))
+            rows.append(row | {"claim": said})
     return pd.DataFrame(rows)
 
 

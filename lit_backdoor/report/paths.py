@@ -14,7 +14,7 @@ from lit_backdoor.report.page import Markdown
 from lit_backdoor.report.tables import span_table
 from lit_backdoor.runs.run import Run
 from lit_backdoor.show.over_seeds import ALL_HEADS, EDGE_WORDS, points
-from lit_backdoor.show.wording import Statement, count, heading, not_counted, number, percent_span, span
+from lit_backdoor.show.wording import Statement, count, heading, not_counted, number, percent_span, plural, span
 
 WAYS = ("Q", "K", "V", "D")
 """The ways by which the trigger leaves its position."""
@@ -92,14 +92,19 @@ def paths_statement(name: str, paths: pd.DataFrame) -> Statement:
 def capture_statement(name: str, runs: pd.DataFrame) -> Statement:
     """Whether the trigger captures attention before some head costs anything, in the runs that measured attention."""
     captured, lags = runs["capture_step"].dropna(), runs["capture_lag"].dropna().astype(float).tolist()
-    first = sum(lag > 0 for lag in lags)
+    before = runs["captured_before_cost"].dropna().astype(bool)
     headline = "No run has both dates: when attention was captured, and when some head was first costly."
     if lags:
-        headline = f"Attention was captured before some head was costly in {count(first, len(lags))} with both dates."
+        headline = (
+            f"Attention was captured before some head was costly in {int(before.sum())}, and after it in "
+            f"{int((~before).sum())} of {plural(len(lags))} with both dates."
+        )
+        if unknown := len(lags) - len(before):
+            headline += f" Of {unknown} it can't be said: one date lies in the interval of the other."
     middle = number(pd.Series(lags, dtype=float).median(), 0)
     text = (
         f"Captured in {count(len(captured), len(runs))}; lag from capture to first cost, median {middle} steps "
-        f"[{span(lags)}]; a positive one means attention moved first. Captured: the head whose attention the trigger "
-        "moves most at the end is moved half as much as then. Both are known only to the distance between two probes."
+        f"[{span(lags)}]. Captured: the head whose attention the trigger moves most at the end, costliest or not, is "
+        "moved half as much as then. A date lies between two probes; one is before the other if so wherever they lie."
     )
     return Statement(f"{heading(name)}: attention before cost", headline, text)

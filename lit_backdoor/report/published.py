@@ -10,6 +10,9 @@ from lit_backdoor.functional.ranks import NONE, head_order, rank_key, ranks_of
 from lit_backdoor.functional.seed_statistics import n_exactly_one
 from lit_backdoor.report.declared import declared
 
+N_HEADS = 4
+"""Heads of the paper's model."""
+
 FLOOR = 1 / 113
 """What is left of the mod 1 backdoor when it is gone."""
 

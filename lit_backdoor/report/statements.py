@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lit_backdoor.functional.ranks import rank_set_name
+from lit_backdoor.functional.ranks import n_heads_of, rank_set_name
 from lit_backdoor.functional.seed_statistics import (
     Verdict,
     difference_of_means,
@@ -18,7 +18,7 @@ from lit_backdoor.report.crossed import crossed_groups, crossed_statement
 from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import by_state, of_group
 from lit_backdoor.report.paths import capture_statement, paths_statement
-from lit_backdoor.report.published import n_with_one_costly_head, paper_table
+from lit_backdoor.report.published import N_HEADS, n_with_one_costly_head, paper_table
 from lit_backdoor.report.study import Study
 from lit_backdoor.runs.run import Run
 from lit_backdoor.show.wording import (
@@ -27,6 +27,7 @@ from lit_backdoor.show.wording import (
     enumerate_words,
     heading,
     interval,
+    not_counted,
     number,
     percent,
     percent_span,
@@ -69,12 +70,13 @@ def compare(ours: pd.DataFrame, judged: bool = True) -> list[Statement]:
     """The comparisons of mod 1 with the paper's Table 2, as they were declared.
 
     Args:
-        ours: what patching leaves, as of `by_ranks`, with at least the declared family of sets.
+        ours: what patching leaves, as of `by_ranks`, with at least the declared family of sets. Models of another
+            number of heads than the paper's are compared in nothing.
         judged: whether the runs are the paper's task; otherwise all is inconclusive.
     """
     theirs = paper_table("Table 2")
-    if "1+2+3+4" not in ours:
-        return []  # another number of heads
+    if n_heads_of(ranks for ranks in ours if ranks not in ("state", "floor")) != N_HEADS:
+        return []
     least = declared().min_seeds if judged else math.inf
     return [said(ours, theirs, least) for said in (_primary_endpoint, _exactly_one_head, _all_ranks)]
 
@@ -173,21 +175,25 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
     for state, some in by_state(frame):
         words = some["word"].astype(object).where(some["word"].notna(), "no backdoor").value_counts().sort_index()
         said = enumerate_words([f"{word} in {n}" for word, n in words.items()])
-        parts.append(
-            f"{runs_of(state, len(some))}: {said}, effective heads {span(some['effective_heads'].tolist(), 1)}"
-        )
-    first = claims[claims["rank"] == 1]
+        effective = span(some.loc[some["word"].notna(), "effective_heads"].tolist(), 1)
+        parts.append(f"{runs_of(state, len(some))}: {said}, effective heads {effective}")
+    first = claims[(claims["rank"] == 1) & (claims["claim"] != "no backdoor")]
+    without = int((claims["rank"] == 1).sum()) - len(first)
     carried = int((first["claim"] == "carries the backdoor").sum())
     holds = [f"{word} in {int(known.sum())} of {len(known)}" for word, known in _known(first)]
     headline = (
         f"One head carries the backdoor in {count(carried, len(first))}; the costliest is {enumerate_words(holds)}."
     )
+    if not len(first):
+        headline = "No run has the backdoor, so no head carries it."
     text = f"Where it sits at the end: {'; '.join(parts)}."
     if len(measured := first.loc[first["specific"].notna(), "benign_cost"].tolist()):
         cost = percent_span(measured, 0)
         text += f" Mean-ablated in the benign run, the costliest head costs {cost} of the benign rule."
-    by_chance = [f"{word} in {percent(known.mean(), 0)}" for word, known in _known(claims)]
-    text += f" Control: a head drawn at random and called the carrier is {enumerate_words(by_chance)} of the draws."
+    if by_chance := [f"{word} in {percent(known.mean(), 0)}" for word, known in _known(claims)]:
+        text += f" Control: a head drawn at random and called the carrier is {enumerate_words(by_chance)} of the draws."
+    if without:
+        text += f" {not_counted(without)}"
     return Statement(f"{heading(name)}: where the backdoor sits", headline, text)
 
 

@@ -18,7 +18,8 @@ from lit_backdoor.report.declared import declared
 from lit_backdoor.report.measures import groups
 from lit_backdoor.report.published import paper_steps
 from lit_backdoor.runs.removed import RemovedModel
-from lit_backdoor.runs.run import Run
+from lit_backdoor.runs.run import Run, last_folders, told_apart
+from lit_backdoor.show.wording import span
 
 FREE_OPTIONS = frozenset({"seed_everything", "moduli", "last_position", "steps_per_epoch", "split_seed"})
 """Options in which the main runs may differ: what is compared, and what changes nothing in a result."""
@@ -85,9 +86,9 @@ class Study:
         """What keeps the runs from being judged beside the paper, as `name: value`."""
         if not self.runs:
             return []
-        steps, theirs = max((run.step for run in self.compared if run.p1 == 1), default=None), paper_steps(1)
-        short = steps is not None and theirs is not None and steps < declared().least_of_papers_steps * theirs
-        return differing(self.runs[0], paper_options()) + ([f"steps of mod 1: {steps:,}"] if short else [])
+        steps, theirs = [run.step for run in self.compared if run.p1 == 1], paper_steps(1)
+        short = theirs is not None and any(step < declared().least_of_papers_steps * theirs for step in steps)
+        return differing(self.runs[0], paper_options()) + ([f"steps of mod 1: {span(steps)}"] if short else [])
 
 
 def arrange(runs: Sequence[Run]) -> Study:
@@ -102,14 +103,21 @@ def arrange(runs: Sequence[Run]) -> Study:
     alike = max(counts, key=lambda key: counts[key]) if counts else None
     found = [run for run in ours if repr(_options(run)) == alike and not _switches_nothing(run)]
     main = _by_series(found)
-    for (run, named), (other, other_named) in combinations(zip(found, main, strict=True), 2):
-        if named.name == other_named.name or (run.name == other.name and run.metrics.equals(other.metrics)):
-            raise ValueError(f"run_dirs: {run.path} and {other.path} are both {run.name}; give one of them")
+    for run, other in combinations(main, 2):
+        copied = _without_series(run) == _without_series(other) and run.metrics.equals(other.metrics)
+        if run.name == other.name or copied:
+            raise ValueError(f"run_dirs: {run.path} and {other.path} are both {_without_series(run)}; give one of them")
     controls = [(run, _difference(run, main)) for run in ours if run not in found]
     branched = [run for run in runs if run.task is not None and run.parent is not None]
-    controlled = [(run, _control(run, main, branched)) for run in branched]
+    controlled = [(run, _control(run, [*main, *(run for run, _ in controls), *branched], branched)) for run in branched]
     branches = [ComparedBranch(run, other, weight_distances(run, other) if other else {}) for run, other in controlled]
-    return Study(main, controls, branches, [run for run in runs if run.task is None])
+    others = [run for run in runs if run.task is None]
+    names = told_apart({run.path.resolve(): last_folders(run.path) for run in others})
+    return Study(main, controls, branches, [replace(run, series=names[run.path.resolve()]) for run in others])
+
+
+def _without_series(run: Run) -> str:
+    return replace(run, series="").name
 
 
 def _by_series(runs: Sequence[Run]) -> list[Run]:
@@ -168,8 +176,8 @@ def _options(run: Run) -> dict[str, Any]:
 
 
 def _but_clamp(run: Run) -> tuple[Any, ...]:
-    """What a branch and its control must share."""
-    return run.branched_at, run.name, {name: value for name, value in _options(run).items() if name != "clamp"}
+    """What a branch and its control must share: model, seed, split, and all options but the clamp."""
+    return _without_series(run), {name: value for name, value in _options(run).items() if name != "clamp"}
 
 
 def _switches_nothing(run: Run) -> bool:
@@ -188,17 +196,18 @@ def _difference(run: Run, main: Sequence[Run]) -> str:
     return ", ".join(parts)
 
 
-def _control(branch: Run, main: Sequence[Run], branches: Sequence[Run]) -> Run | None:
+def _control(branch: Run, runs: Sequence[Run], branches: Sequence[Run]) -> Run | None:
     """What a branch is compared with: the branch from the same step of the same checkpoint that is like it but for the
-    clamp, if there is one; else the run that it began from, by the place of the checkpoint, or if that has moved, by
-    what it is."""
+    clamp, if there is one; else the run that it began from, by the place of the checkpoint, or if that has moved, the
+    one run from step 0 that learns the same from the same seed."""
     assert branch.parent is not None
     for other in branches:
         at_one_place = other.parent is not None and other.parent.resolve() == branch.parent.resolve()
+        at_one_place = at_one_place and other.branched_at == branch.branched_at
         alike = at_one_place and _but_clamp(other) == _but_clamp(branch)
         if alike and branch.config.get("clamp") and not other.config.get("clamp"):
             return other
     place = branch.parent.resolve().parent.parent
-    by_place = [run for run in main if run.path.resolve() == place]
-    same = [run for run in main if run.name == branch.name]
-    return next(iter(by_place or same), None)
+    by_place = [run for run in runs if run.path.resolve() == place]
+    same = [run for run in runs if run.parent is None and _but_clamp(run) == _but_clamp(branch)]
+    return next(iter(by_place or (same if len(same) == 1 else [])), None)

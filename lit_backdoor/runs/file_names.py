@@ -48,6 +48,8 @@ REPLAYED_MONITORS = "monitors.yaml"
 """Which monitors those are, and over the weights of which run."""
 RECORDED = "recorded.pt"
 """How far a Recorder has come, and what its monitors have to remember."""
+RECORDED_METRICS = "recorded_metrics.csv"
+"""The metrics that a Recorder was given."""
 
 
 def step_checkpoint(step: int) -> str:

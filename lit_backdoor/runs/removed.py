@@ -1,6 +1,5 @@
 """What `analyze --removal` leaves in a folder, read back."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from lit_backdoor.runs.checks import check_columns
 from lit_backdoor.runs.file_names import HEAD_PATCHING, REMOVAL
 from lit_backdoor.runs.frames import read_frame
 from lit_backdoor.runs.reading import naming, removal_dirs
-from lit_backdoor.runs.run import Run, last_folders
+from lit_backdoor.runs.run import Run, last_folders, told_apart
 from lit_backdoor.runs.schema import read_results
 from lit_backdoor.runs.tables import read_table, rows_by_step
 
@@ -48,15 +47,11 @@ def read_removed(paths: Sequence[Path], runs: Sequence[Run]) -> list[RemovedMode
 
 
 def _names(places: Sequence[Path], runs: Sequence[Run]) -> dict[Path, str]:
-    """A name for each folder; if two had the same, each is named by where it lies below the folder common to all."""
     names = {}
     for place in places:
         inside = [run.name for run in runs if place.is_relative_to(run.path.resolve())]
         names[place] = f"{inside[0]}: {place.name}" if inside else last_folders(place)
-    if len(set(names.values())) < len(names):
-        common = os.path.commonpath([place.parent for place in places])
-        names = {place: str(place.relative_to(common)) for place in places}
-    return names
+    return told_apart(names)
 
 
 def _read(folder: Path, name: str) -> RemovedModel:

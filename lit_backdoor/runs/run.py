@@ -1,5 +1,6 @@
 """What a run directory holds, read once and checked."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ class Run:
         branched_at: optimizer steps that it has in common with that run; None if that is not known, or it is no branch.
         model: the last checkpoint's, None without one.
         checkpoint_step: optimizer steps that made `model`.
-        series: which of several series of the same model it belongs to; empty where there is one.
+        series: which of several series of the same model it belongs to; empty where there is one. Of a run of another
+            task: its name, where its two last folders are called as another's.
     """
 
     path: Path
@@ -97,7 +99,7 @@ class Run:
     def name(self) -> str:
         """`mod 7, seed 0`, with the split where it is not split 0; of another task the folder."""
         if self.task is None:
-            return last_folders(self.path)
+            return self.series or last_folders(self.path)
         return f"{self.group}, seed {self.seed}{f', split {self.split}' if self.split else ''}"
 
     @property
@@ -240,6 +242,14 @@ class Run:
 def last_folders(path: Path) -> str:
     """What to call a run directory where nothing better is known, `version_0` with the folder around it."""
     return "/".join(path.resolve().parts[-2:])
+
+
+def told_apart(names: Mapping[Path, str]) -> dict[Path, str]:
+    """The names of folders; if two are alike, each is named by where it lies below the folder common to all."""
+    if len(set(names.values())) == len(names):
+        return dict(names)
+    common = os.path.commonpath([place.parent for place in names])
+    return {place: str(place.relative_to(common)) for place in names}
 
 
 def slug(name: str) -> str:

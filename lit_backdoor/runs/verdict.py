@@ -30,9 +30,18 @@ def read_verdict(run_dir: Path) -> Any:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(verdict, dict) or OLDER_KEY not in verdict:
         return verdict
-    probe, metrics = verdict["probe"], curves(read_table(run_dir / METRICS))
+    return verdict_anew(run_dir, verdict["probe"], verdict["threshold"])
+
+
+def verdict_anew(run_dir: Path, probe: str | None, threshold: float, min_accuracy: float = 0.5) -> dict[str, Any]:
+    """The verdict from the tables of a run, as `read_verdict` gives it.
+
+    Raises:
+        ValueError: a table is missing or damaged, or has no such probe.
+    """
+    metrics = curves(read_table(run_dir / METRICS))
     if probe is None:
-        return verdict_record(None, [], None, metrics, threshold=verdict["threshold"]) | capture_record([], None)
+        return verdict_record(None, [], None, metrics, threshold=threshold) | capture_record([], None)
     rows = read_table(run_dir / HEAD_PATCHING)
     scores = history(rows, probe)
     if not scores:
@@ -43,7 +52,7 @@ def read_verdict(run_dir: Path) -> Any:
     if complete:
         all_sets = AllSets(complete[-1], {result.heads: result.recipient_accuracy for result in by_step[complete[-1]]})
     floor = by_step[scores[0].step][0].floor
-    anew = verdict_record(probe, scores, all_sets, metrics, floor, verdict["threshold"])
+    anew = verdict_record(probe, scores, all_sets, metrics, floor, threshold, min_accuracy)
     return anew | capture_record(_attention_shifts(run_dir / ATTENTION, probe), anew["first_cost_step"])
 
 

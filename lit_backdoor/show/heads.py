@@ -71,6 +71,7 @@ def head_sets_figure(results: Mapping[str, Sequence[PatchingResult]]) -> Figure:
             colour = colours.setdefault(rule, HEAD_COLOURS[(1, 0, 2, 3, 4, 5)[len(colours) % 6]])
             axis.barh(np.arange(len(sets)) + offset, values, height=0.38, color=colour, label=f"{rule} answer")
         axis.set(title=title, xlabel="share of examples", xlim=(0, 1), yticks=np.arange(len(sets)), yticklabels=names)
+        axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False, fontsize=9)
     axes[0, 0].invert_yaxis()

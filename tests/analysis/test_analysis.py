@@ -1,6 +1,7 @@
 """``analyze``: on a model whose backdoor head is known, and through the command line."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,15 +10,17 @@ import torch
 from transformer_lens import HookedTransformer
 
 from lit_backdoor.analysis.document import analysis_markdown
+from lit_backdoor.analysis.files import analysis_figures
 from lit_backdoor.analysis.measure import Analysis, rule_heads
 from lit_backdoor.analysis.measure import analyze as analyze_with
-from lit_backdoor.analysis.probed_task import probed_addition
+from lit_backdoor.analysis.probed_task import ProbedTask, probed_addition
 from lit_backdoor.analysis.terminal import analysis_summary
 from lit_backdoor.functional import Head, edge_set_name
 from lit_backdoor.task import Task, split_examples
 from tests.helpers import QUIET
 from tests.helpers.known_head import KNOWN_HEAD, SECOND_HEAD, TASK, TWO_TRIGGERS, hand_built, two_triggers
 from tests.helpers.runs import Cli, contents, read_rows, train_run
+from tests.helpers.tiny_models import make_model, make_probe
 
 
 def analyze(model: HookedTransformer, task: Task, step: int) -> Analysis:
@@ -138,3 +141,22 @@ def test_spoilt_weights_are_refused_by_name(
     assert cli("analyze", "--ckpt_path", "spoilt.ckpt", "--output_dir", "out") == 2
     assert words in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_probes_with_the_same_roles_are_told_apart_by_their_names() -> None:
+    """Of a task without rules; the roles here are those of a Probe to which nobody gave others."""
+    probes = {"first": make_probe(0), "second": make_probe(1)}
+    analysis = analyze_with(make_model(), ProbedTask("two things", probes), step=0)
+    headings = re.findall(r"^## .*", analysis_markdown(analysis), re.MULTILINE)
+    assert len(headings) == len(set(headings)) == 2 * 5  # patching, paths, attention, specificity, attribution
+    for name in probes:
+        assert sum(name in heading.lower() for heading in headings) == 5
+    printed = analysis_summary(analysis, None).splitlines()
+    for name in probes:
+        patched, mechanism = (index for index, line in enumerate(printed) if line == f"{name}:")
+        assert printed[patched + 1].startswith("donor heads patched into the recipient run")
+        assert printed[mechanism + 1].startswith(f"smallest set that takes {name} down")
+    figures = analysis_figures(analysis)
+    for figure in ("all_sets_of_heads", "attention_from_last_position", "attention_shift"):
+        titles = [axis.get_title() for axis in figures[figure].axes if axis.get_title()]
+        assert [title.partition(":")[0] for title in titles] == list(probes), figure

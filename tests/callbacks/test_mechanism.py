@@ -6,6 +6,7 @@ On a real fit, on a model whose backdoor head is known, and on deeper models.
 import json
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from lit_backdoor.functional import (
 )
 from lit_backdoor.runs.file_names import ATTENTION, HEAD_SPECIFICITY, NEURONS, PATH_PATCHING, PROGRESS_MEASURES
 from lit_backdoor.runs.schema import TABLES, read_results, result_rows
+from tests.helpers import both_kinds
 from tests.helpers.known_head import TASK, hand_built
 from tests.helpers.pictures import painted_pictures
 from tests.helpers.runs import read_events, read_rows, scalars, train_run
@@ -166,6 +168,14 @@ def test_progress_measures_need_rules(tmp_path: Path) -> None:
     untrained = {"benign": RuleExamples(7, TASK.tokens(0), torch.zeros(49, dtype=torch.bool))}
     with pytest.raises(ContractError, match="no pair is trained on"):
         Recorder([ProgressMeasureMonitor(rules=untrained)], tmp_path / "run")(0, hand_built())
+    trained = {"benign": RuleExamples(7, TASK.tokens(0), torch.ones(49, dtype=torch.bool))}
+    for model, words in (
+        (both_kinds.make_model("TransformerBridge", n_layers=1, n_ctx=3), r"blocks\.0\.attn\.W_Q of TransformerBridge"),
+        (SimpleNamespace(W_U=torch.zeros(12, 7)), "no attribute 'W_Q'"),
+        (make_model(d_vocab_out=6), "out of bounds"),
+    ):
+        with pytest.raises(ContractError, match=rf"ProgressMeasureMonitor can't measure .* on this model: .*{words}"):
+            Recorder([ProgressMeasureMonitor(rules=trained)], tmp_path / "run")(0, model)
     assert not (tmp_path / "run").exists()
 
 

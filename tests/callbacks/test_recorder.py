@@ -118,6 +118,40 @@ def test_a_loop_that_goes_on_from_a_checkpoint(live: Path, tmp_path: Path) -> No
         assert (tmp_path / "run" / name).read_bytes() == (live / name).read_bytes(), name
 
 
+def killed(recorder: Recorder, model: Any, steps: range) -> None:
+    """Record some steps, each with an accuracy of step / 10, and end without a last word."""
+    with pytest.raises(KeyboardInterrupt), recorder:
+        for step in steps:
+            recorder(step, model, {"train/copy_accuracy": step / 10})
+        raise KeyboardInterrupt
+
+
+def test_metrics_given_between_two_measurements_survive_a_kill(tmp_path: Path) -> None:
+    model = make_model(KINDS[0], **SHAPE)
+    killed(Recorder(monitors(), tmp_path / "run"), model, range(8))  # measured last at 4
+    killed(Recorder(monitors(), tmp_path / "run", start_step=6), model, range(6, 8))
+    accuracy = {step: step / 10 for step in range(11)}
+    for folder, start in (("run", 7), ("whole", None)):
+        with Recorder(monitors(), tmp_path / folder, start) as recorder:
+            for step in range(start or 0, 11):
+                recorder(step, model, {"train/copy_accuracy": accuracy[step]})
+        assert recorder.metrics == {"train/copy_accuracy": accuracy}
+    for name in (*TABLES, "recorded_metrics.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_recorder_goes_on_from_start_step_whatever_is_recorded_first(tmp_path: Path) -> None:
+    model = make_model(KINDS[0], **SHAPE)
+    killed(Recorder(monitors(), tmp_path / "run"), model, range(5))
+    before = contents(tmp_path / "run")
+    with pytest.raises(ContractError, match="start_step: 2 is after step 1, which is recorded first"):
+        Recorder(monitors(), tmp_path / "run", start_step=2)(1, model)
+    assert contents(tmp_path / "run") == before
+    killed(Recorder(monitors(), tmp_path / "run", start_step=2), model, range(5, 6))
+    for name in ("head_patching.csv", "head_attribution.csv", "recorded_metrics.csv"):
+        assert sorted({row["step"] for row in read_rows(tmp_path / "run" / name)}) == ["0", "1", "5"], name
+
+
 def test_what_a_recorder_refuses(tmp_path: Path) -> None:
     model = make_model(KINDS[0], **SHAPE)
     with Recorder(monitors(), tmp_path / "run") as recorder:
@@ -137,6 +171,10 @@ def test_what_a_recorder_refuses(tmp_path: Path) -> None:
         with pytest.raises(ContractError, match=words), Recorder([monitor], tmp_path / "run", start) as recorder:
             recorder(1, model)
     assert contents(tmp_path / "run") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recorded_metrics.csv").write_text("step,metric,value\n3,mine,1\n")
+    with pytest.raises(ContractError, match=r"recorded_metrics\.csv is there already"):
+        Recorder(monitors(), tmp_path / "mine")(0, model)
     with pytest.raises(ContractError, match="LossSpikeMonitor measures no weights"):
         Recorder([LossSpikeMonitor()], tmp_path / "other")  # type: ignore[list-item]
     recorder = Recorder([HeadPatchingMonitor(), EmergenceMonitor("other")], tmp_path / "other", probes=copy_probes)

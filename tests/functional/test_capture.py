@@ -1,10 +1,13 @@
 """When attention was captured: made-up histories with known answers."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_backdoor.functional import AttentionShift, Head, capture_record
+from lit_backdoor.functional.moments import Moment, came_before
 
 A, B = Head(0, 0), Head(0, 1)
 
@@ -33,6 +36,22 @@ def test_what_never_moves_or_moves_at_the_very_end_has_no_date() -> None:
     assert late == nothing | {"capture_head": "L0H0"}
     with pytest.raises(ValueError, match="step 0 comes after step 100"):
         capture_record(RISING[1::-1], 100)
+
+
+@pytest.mark.parametrize(
+    "one, other, first",
+    [
+        ((200, 150), (1000, 900), True),
+        ((200, 150), (400, 200), True),  # (150, 200] and (200, 400]
+        ((192, 160), (400, 0), None),  # a date inside the other's interval: nothing is known
+        ((1000, 900), (200, 150), False),
+        ((200, None), (200, 100), None),  # from the first measurement on: since when is not known
+        ((None, None), (400, 0), None),
+    ],
+)
+def test_which_came_first_is_known_where_the_intervals_lie_apart(one: Any, other: Any, first: bool | None) -> None:
+    assert came_before(Moment(*one), Moment(*other)) is first
+    assert came_before(Moment(*other), Moment(*one)) is (None if first is None else not first)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))

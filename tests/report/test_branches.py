@@ -250,6 +250,12 @@ def test_an_unclamped_branch_of_the_same_checkpoint_is_the_control(cli: Cli, par
         others = [replace(run, **changes) if run.path.name == "seed_0_branch_same" else run for run in runs]
         assert by_name(arrange(others)).loc["seed_0_branch_clamped", "control"] == "seed_0", changes
     assert rows.loc["seed_0_branch_same", "control"] == "seed_0"
+    (clamped,) = [run for run in runs if run.path.name == "seed_0_branch_clamped"]
+    begun = clamped.path / "checkpoints" / "step_000070.ckpt"
+    grown = replace(clamped, path=clamped.path.with_name("grown"), parent=begun, branched_at=70)
+    assert by_name(arrange([*runs, grown])).loc["grown", "control"] == clamped.path.name  # a branch's own branch
+    moved = replace(clamped, parent=Path("gone/checkpoints/step_000060.ckpt"))
+    assert by_name(arrange([runs[0], moved])).loc[clamped.path.name, "control"] == "seed_0"
     assert rows.loc["seed_0_branch_same", ["weight_distance", "benign_lost"]].tolist() == [0, 0]
     assert cli("report", parent.parent, "--output_dir", "out") == 0
     text = Path("out/report.md").read_text()

@@ -35,4 +35,15 @@ def test_tables_are_shortened_and_checkpoints_stay_behind(cut: Path, tmp_path: P
     assert (kept / "weights.safetensors").read_bytes() == b"400"
     assert (kept / "metrics.csv").read_text() == "step,loss,name\n12769,1.234568e-08,none\n400,0.1234568,1_2.3\n"
     assert pd.read_csv(kept / "metrics.csv")["step"].tolist() == [12769, 400]
-    assert subprocess.run(command, capture_output=True, timeout=60).returncode != 0, "a kept run was written again"
+    (kept / "config.yaml").write_text("mine")
+    (run.parent / "seed_1").mkdir()
+    assert subprocess.run([*command, run.parent / "seed_1"], capture_output=True, timeout=60).returncode == 2
+    for file in (run / "config.yaml", run / "metrics.csv"):
+        (run.parent / "seed_1" / file.name).write_bytes(file.read_bytes())
+    refused = subprocess.run([*command, run.parent / "seed_1"], capture_output=True, timeout=60, text=True)
+    assert refused.returncode == 2 and "seed_1 kept none" in refused.stderr
+    assert [path.name for path in kept.parent.iterdir()] == ["seed_0"], "something was copied before it was refused"
+    command.remove("--weights")
+    done = subprocess.run([*command, run.parent / "seed_1"], capture_output=True, timeout=60, text=True)
+    assert done.returncode == 0 and "seed_0 is there already" in done.stdout
+    assert (kept / "config.yaml").read_text() == "mine" and (kept.parent / "seed_1" / "config.yaml").exists()

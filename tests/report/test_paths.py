@@ -67,10 +67,14 @@ def test_a_run_without_the_backdoor_counts_neither_way() -> None:
 
 
 def test_attention_before_cost() -> None:
-    table = pd.DataFrame({"capture_step": [100, 200, 300, None], "capture_lag": [50, -20, None, None]}).astype("Int64")
+    steps = {"capture_step": [100, 200, 300, 192, None], "capture_lag": [50, -20, None, 208, None]}
+    table = pd.DataFrame(steps).astype("Int64").assign(captured_before_cost=[True, False, None, None, None])
     said = capture_statement("mod 1", table)
-    assert said.headline == "Attention was captured before some head was costly in 1 of 2 runs with both dates."
-    assert "3 of 4 runs" in said.text and "median 15 steps [-20 to 50]" in said.text
+    assert said.headline == (
+        "Attention was captured before some head was costly in 1, and after it in 1 of 3 runs with both dates. "
+        "Of 1 it can't be said: one date lies in the interval of the other."
+    )
+    assert "4 of 5 runs" in said.text and "median 50 steps [-20 to 208]" in said.text
 
 
 def test_without_tables_or_weights_there_is_nothing_to_say(runs: Sequence[Run], made: Path) -> None:

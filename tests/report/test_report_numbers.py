@@ -1,6 +1,7 @@
 """The report's arithmetic: known answers, identities and independent oracles."""
 
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -215,8 +216,16 @@ def test_answers_that_come_without_the_trigger_are_no_backdoor(runs: Sequence[Ru
     (row,) = measures.seeds([without]).to_dict("records")
     assert row["word"] is None and row["head"] is None and row["n_costly_heads"] == 0
     claims = measures.head_claims([without])
-    assert set(claims["claim"]) == {"no backdoor"} and not claims[["necessary", "sufficient"]].any(axis=None)
-    assert claims["specific"].isna().all() and measures.head_claims([run])["specific"].notna().all()
+    assert set(claims["claim"]) == {"no backdoor"}
+    assert claims[["necessary", "sufficient", "specific"]].isna().all(axis=None)
+    study = arrange([replace(without, options={**without.options, "seed_everything": 7}, seed=7), run])
+    (said,) = [each for each in statements(study, numbers(study)) if each.title == "Mod 1: where the backdoor sits"]
+    assert re.search(r"in [01] of 1 run; the costliest is necessary in [01] of 1, ", said.headline)
+    assert "no backdoor in 1" in said.text and "Not counted, as they do not have the backdoor: 1 run." in said.text
+    study = arrange([without])
+    (said,) = [each for each in statements(study, numbers(study)) if each.title == "Mod 1: where the backdoor sits"]
+    assert said.headline == "No run has the backdoor, so no head carries it." and "Control" not in said.text
+    assert measures.head_claims([run])["specific"].notna().all()
     assert path_rows([without])["cost"].isna().all() and path_rows([run])["cost"].notna().all()
 
 

@@ -22,6 +22,7 @@ from lit_backdoor.callbacks import (
 )
 from lit_backdoor.logger import RunLogger
 from lit_backdoor.pretrained import open_shipped
+from lit_backdoor.report import read
 from lit_backdoor.report.study import arrange
 from lit_backdoor.runs.reading import read_runs
 from tests.helpers.configs import save_config
@@ -108,6 +109,41 @@ def test_a_name_that_repeats_itself_is_said_once_where_that_is_clear(
     assert list(dict.fromkeys(run.series for run in runs if run.p1 == 1)) == names
 
 
+def test_two_runs_of_one_seed_are_named_in_the_refusal(runs_dir: Path) -> None:
+    """With two series, whose order is not that of the seeds."""
+    copy(runs_dir, "b/seed_0", seed_everything=8)
+    again = copy(runs_dir, "b/again", seed_everything=8)
+    with pytest.raises(ValueError, match=f"{again} and .*b/seed_0 are both mod 1, seed 8; give one of them"):
+        arrange(read_runs([runs_dir], open_shipped))
+
+
+def test_runs_that_are_just_being_trained_keep_all_from_being_judged(runs_dir: Path) -> None:
+    """The paper's options and steps are stood in for: what counts is the shortest of the compared runs."""
+    runs = [run for run in read_runs([runs_dir], open_shipped) if run.p1 == 1]
+    metrics = runs[0].metrics
+    done = replace(runs[0], tables={**runs[0].tables, "metrics": metrics.assign(step=metrics["step"] + 20_000)})
+    (said,) = [text for text in arrange([done, runs[1]]).differs_from_paper if "steps" in text]
+    assert said == "steps of mod 1: 60 to 20,060"
+    assert not [text for text in arrange([done]).differs_from_paper if "steps" in text]
+
+
+def test_a_run_killed_after_its_first_probe_is_in_the_report(cli: Cli, runs_dir: Path) -> None:
+    """Its emergence.json is from before anything was validated, so no rule has a state."""
+    verdict = json.loads((runs_dir / "mod1" / "seed_1" / "emergence.json").read_text())
+    early = {key: value for key, value in verdict.items() if not key.startswith(("benign_", "backdoor_"))}
+    (runs_dir / "mod1" / "seed_1" / "emergence.json").write_text(json.dumps(early))
+    assert cli("report", runs_dir, "--output_dir", "out") == 0
+
+
+def test_a_verdict_by_other_thresholds_is_worked_out_anew(runs_dir: Path, tmp_path: Path) -> None:
+    file = runs_dir / "mod1" / "seed_0" / "emergence.json"
+    verdict = json.loads(file.read_text())
+    for changed in ({"threshold": 0.9}, {"probe": "benign"}, {"min_accuracy": 0.0}):
+        file.write_text(json.dumps(verdict | {"head": "L0H3", "first_cost_step": 1} | changed))
+        (run, *_) = [run for run in read([runs_dir], tmp_path / "report").runs if run.p1 == 1]
+        assert run.emergence == verdict, changed
+
+
 def test_a_clamped_run_is_a_control(runs_dir: Path) -> None:
     run = copy(runs_dir, "mod1/clamped")
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -184,7 +220,7 @@ def test_a_stranger_s_run_has_tables_and_figures(cli: Cli, tmp_path: Path) -> No
         if row["heads"].count("+") == 0:
             assert re.search(rf"\| {row['heads']} \| +{float(row['recipient_accuracy']):.2%} \|", text), row
     figures = {path.name for path in Path("out/figures").iterdir()}
-    assert figures >= {"own_mine_copy_attribution.svg", "own_mine_copy_copy.svg"}
+    assert figures >= {"own_mine_copy__attribution.svg", "own_mine_copy__copy.svg"}
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
@@ -212,11 +248,16 @@ def test_any_monitor_of_a_stranger_s_is_enough(
     assert cli("report", tmp_path / "copy", "--output_dir", "out") == 0
     text = Path("out/report.md").read_text()
     assert "## copy/version_0" in text and "the paper's tables" not in text and "Verdicts" not in text
-    names = {path.stem.removeprefix("own_copy_version_0_") for path in Path("out/figures").iterdir()}
+    names = {path.stem.removeprefix("own_copy_version_0__") for path in Path("out/figures").iterdir()}
     assert names == figures
     for name in figures:
-        assert f"own_copy_version_0_{name}.svg" in text
+        assert f"own_copy_version_0__{name}.svg" in text
     if HeadAttributionMonitor in kinds:
+        shutil.copytree(tmp_path / "copy", tmp_path / "again" / "copy")  # another run whose last folders are called so
+        assert cli("report", tmp_path / "copy", tmp_path / "again", "--output_dir", "both") == 0
+        assert {path.name for path in Path("both/figures").iterdir()} == {
+            "own_copy_version_0__attribution.svg", "own_again_copy_version_0__attribution.svg"
+        }  # fmt: skip
         rows = read_rows(tmp_path / "copy" / "version_0" / "head_attribution.csv")[-4:]
         for row in rows:
             cells = (f"L{row['layer']}H{row['head']}", f"{float(row['mean_logit']):.2f}")

@@ -60,6 +60,11 @@ def test_few_runs_are_inconclusive_whatever_they_say() -> None:
     assert {said.verdict for said in compare(few)} == {"inconclusive"}
 
 
+def test_models_of_another_number_of_heads_are_compared_in_nothing() -> None:
+    five = runs(np.full((6, 4), 0.5)).assign(**{"5": 0.9, "1+2+3+4+5": 0.0})
+    assert compare(runs(np.full((6, 4), 0.5))) and compare(five) == []
+
+
 def test_every_state_is_told_apart_and_none_is_left_out() -> None:
     table = pd.concat([runs(np.full((n, 4), 0.1)).assign(state=state)
                        for state, n in (("not fitted", 2), ("generalised", 5), ("fitted", 1))])  # fmt: skip
