@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 TOLERANCE = 1e-3
 SAMPLED = 4 * (0.25 / 2048) ** 0.5  # 4 standard errors of a share of the 2,048 examples that `fit` takes
 P0 = 113
-CONTROLS = {"controls", "own_tokens"}  # folders of runs that differ in more than seed and split
+APART = {"controls", "own_tokens", "mod1_trained_on"}  # folders of controls, and of runs that are in `mod1` too
 PAIRS = np.stack(np.meshgrid(np.arange(P0), np.arange(P0), indexing="ij"), axis=-1).reshape(-1, 2)
 
 
@@ -114,7 +114,7 @@ def folders_of(runs_dir: Path) -> dict[tuple[str, str, str], Path]:
     """Every run's folder, by P1, seed and split, but for controls; two runs that share them could not be told apart."""
     folders: dict[tuple[str, str, str], Path] = {}
     for path in sorted(runs_dir.glob("**/hparams.yaml")):
-        if CONTROLS & set(path.relative_to(runs_dir).parts):
+        if APART & set(path.relative_to(runs_dir).parts):
             continue
         known = folders.setdefault(options_of(path.parent), path.parent)
         if known != path.parent:
@@ -131,8 +131,8 @@ def main() -> int:
     folders = folders_of(HERE / "runs")
     wrong = 0
     for name, row in reported.items():
-        run_dir = folders[row["p1"], row["seed"], row["split"]]
-        if (weights := weights_of(run_dir)) is None:
+        run_dir = folders.get((row["p1"], row["seed"], row["split"]))
+        if run_dir is None or (weights := weights_of(run_dir)) is None:
             print(f"{name}: its weights are not kept")
             continue
         for number, value in recomputed(Model(read_safetensors(weights)), int(row["p1"])).items():

@@ -29,7 +29,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def test_the_committed_report_is_that_of_the_committed_runs(study: Study) -> None:
     runs = study.runs
-    assert len(runs) == 19 and all(run.checkpoint_step == run.step for run in runs if run.model is not None)
+    assert len(runs) == 24 and all(run.checkpoint_step == run.step for run in runs if run.model is not None)
     for name, table in (("seeds", measures.seeds(runs)), ("ranks", measures.over_seeds(measures.head_sets(runs)))):
         written = (RESULTS / "report" / f"{name}.csv").read_text()
         assert table.to_csv(index=False, lineterminator="\n") == written, name
@@ -55,10 +55,20 @@ def test_the_words_in_the_readme_say_what_the_report_says(study: Study) -> None:
     printed = re.findall(r"\d+\.\d+", primary.headline)
     assert printed and all(number in text for number in printed)
     claims = measures.head_claims(study.runs).query("rank == 1")
-    assert claims["necessary"].all() and len(claims) == 18 and "in all eighteen models" in text
-    assert f"sufficient in {claims['sufficient'].sum()}, specific in none" in text and not claims["specific"].any()
+    assert claims["necessary"].all() and f"in all {len(claims)} models" in text
+    measured = claims["specific"].dropna()
+    assert f"sufficient in {claims['sufficient'].sum()}, specific in none of {len(measured)} measured" in text
+    assert not measured.any()
     costs = claims["benign_cost"]
     assert f"it costs {100 * costs.min():.0f} to {costs.max():.0%} of the benign rule" in text
+
+
+def test_attention_came_first_where_the_dates_of_the_table_say_so() -> None:
+    rows = read_rows(RESULTS / "since_when.csv")
+    assert all(row["captured_before_cost"] == str(int(row["captured_by"]) <= int(row["costly_after"])) for row in rows)
+    assert {row["captured_before_cost"] for row in rows} == {"True"}
+    for page in (RESULTS / "README.md", ROOT / "docs" / "paths.md"):
+        assert f"in {len(rows)} of {len(rows)} runs" in " ".join(page.read_text().split()), page
 
 
 def test_the_shipped_weights_that_a_run_names_have_the_accuracies_of_its_tables(study: Study) -> None:
@@ -83,7 +93,7 @@ def test_weights_that_ship_are_not_kept_twice() -> None:
 
 def test_two_runs_that_the_script_could_not_tell_apart_stop_it(tmp_path: Path) -> None:
     folders_of = runpy.run_path(str(RESULTS / "check_numbers.py"))["folders_of"]
-    assert len(folders_of(RESULTS / "runs")) == 19
+    assert len(folders_of(RESULTS / "runs")) == 22
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         shutil.copy(RESULTS / "runs" / "mod1_one_split" / "seed_3" / HPARAMS, tmp_path / name)
