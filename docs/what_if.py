@@ -49,7 +49,7 @@ def figure(branches: pd.DataFrame) -> Figure:
             y = runs.index(row["run"]) + 0.16 * (index - (len(heads) - 1) / 2)
             axis.plot(x, y, marker, color=head_colour(index), markersize=6)
         axis.set(title=title, xlabel="optimizer steps until 99% under the clamp", yticks=range(len(runs)))
-        axis.set(yticklabels=runs, xlim=(-5, None))
+        axis.set(yticklabels=runs, xlim=(-1.5, None))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].invert_yaxis()
     for index, heads_name in enumerate(heads):
