@@ -121,7 +121,7 @@ def test_the_command_and_a_report_in_place_of_an_earlier_one(
     capsys.readouterr()
     assert cli("report", one_run, clean, "--output_dir", "out") == 0
     printed = capsys.readouterr().out
-    assert "One head carries the backdoor in" in printed and "report: out/index.html" in printed
+    assert "No run has the backdoor, so no head carries it." in printed and "report: out/index.html" in printed
     assert {row["other_run"] for row in read_rows(out / "foreign_embeddings.csv")} == {"clean, seed 0"}
     assert cli("report", clean, "--output_dir", "out") == 0
     assert contents(out) == alone
