@@ -9,16 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lit_backdoor.functional.moments import Moment, came_before
+from lit_backdoor.functional.moments import came_before, recorded_moment
 from lit_backdoor.runs.verdict import read_verdict
 
 
 def row(folder: Path) -> dict[str, Any]:
     """Both dates of one run, and whether attention was captured before some head was costly."""
     verdict = read_verdict(folder)
-    captured, cost = (
-        Moment(verdict[f"{name}_step"], verdict[f"{name}_previous_step"]) for name in ("capture", "first_cost")
-    )
+    captured, cost = (recorded_moment(verdict, name) for name in ("capture", "first_cost"))
     return {
         "run": folder.name,
         "captured_head": verdict["capture_head"],

@@ -13,7 +13,7 @@ from lit_backdoor.callbacks.monitor import MonitorCallback
 from lit_backdoor.callbacks.patching import HeadPatchingMonitor
 from lit_backdoor.callbacks.run import ContractError, RunOutlet
 from lit_backdoor.functional import capture_record, lowest_training_accuracy, stuck_since
-from lit_backdoor.functional.moments import Moment, came_before
+from lit_backdoor.functional.moments import came_before, recorded_moment
 from lit_backdoor.functional.verdict import verdict_record
 from lit_backdoor.limits import Share, within_limits
 from lit_backdoor.runs.directory import require_plain_name
@@ -213,9 +213,7 @@ _NEWS = ("head", "word", "other_heads", "state")
 
 
 def _capture(verdict: Mapping[str, Any]) -> str:
-    captured, cost = (
-        Moment(verdict[f"{name}_step"], verdict[f"{name}_previous_step"]) for name in ("capture", "first_cost")
-    )
+    captured, cost = (recorded_moment(verdict, name) for name in ("capture", "first_cost"))
     order = {True: "before a head cost", False: "after a head cost", None: "before or after a head cost: not known"}
     said = order[came_before(captured, cost)]
     return f"Attention of {verdict['capture_head']} was captured by step {captured.step}, {said}."

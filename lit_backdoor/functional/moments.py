@@ -6,9 +6,10 @@ before `step`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 LATE = 0.1
 """The last share of a run's steps, in which no moment is dated: there is too little after it to tell."""
@@ -67,6 +68,11 @@ def is_late(step: int, last_step: int) -> bool:
 def before_the_end(moment: Moment, last_step: int) -> Moment:
     """The same moment, or none if it lies in the last tenth of a run that has come to `last_step`."""
     return Moment() if moment.step is None or is_late(moment.step, last_step) else moment
+
+
+def recorded_moment(record: Mapping[str, Any], name: str) -> Moment:
+    """The moment `name` of a verdict, as emergence.json holds it: `NAME_step` and `NAME_previous_step`."""
+    return Moment(record.get(f"{name}_step"), record.get(f"{name}_previous_step"))
 
 
 def came_before(one: Moment, other: Moment) -> bool | None:

@@ -16,7 +16,7 @@ from lit_backdoor.functional import (
     shares,
     shows_behaviour,
 )
-from lit_backdoor.functional.moments import Moment, came_before
+from lit_backdoor.functional.moments import came_before, recorded_moment
 from lit_backdoor.functional.ranks import rank_key, ranks_of
 from lit_backdoor.functional.seed_statistics import summarise
 from lit_backdoor.report.declared import declared
@@ -174,12 +174,8 @@ def _heads_in_short(run: Run) -> dict[str, Any]:
         "leader_changes": max(len(verdict["leader_changes"]) - 1, 0),
         "attention_measured": "attention" in run.tables,
         **{name: verdict.get(name) for name in ("capture_step", "capture_lag")},
-        "captured_before_cost": came_before(_moment(verdict, "capture"), _moment(verdict, "first_cost")),
+        "captured_before_cost": came_before(*(recorded_moment(verdict, name) for name in ("capture", "first_cost"))),
     }
-
-
-def _moment(verdict: Mapping[str, Any], name: str) -> Moment:
-    return Moment(verdict.get(f"{name}_step"), verdict.get(f"{name}_previous_step"))
 
 
 def head_claims(runs: Sequence[Run]) -> pd.DataFrame:

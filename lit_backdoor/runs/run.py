@@ -63,7 +63,7 @@ class Run:
         model: the last checkpoint's, None without one.
         checkpoint_step: optimizer steps that made `model`.
         series: which of several series of the same model it belongs to; empty where there is one. Of a run of another
-            task: its name, where its two last folders are called as another's.
+            task: what it is called beside the other runs.
     """
 
     path: Path

@@ -36,6 +36,12 @@ def read_verdict(run_dir: Path) -> Any:
 def verdict_anew(run_dir: Path, probe: str | None, threshold: float, min_accuracy: float = 0.5) -> dict[str, Any]:
     """The verdict from the tables of a run, as `read_verdict` gives it.
 
+    Args:
+        run_dir: holds metrics.csv and head_patching.csv.
+        probe: whose heads it is about; None for the state of the run alone.
+        threshold: the cost from which on a head is costly, a share of the accuracy above the floor.
+        min_accuracy: the accuracy below which the model does not show the behaviour.
+
     Raises:
         ValueError: a table is missing or damaged, or has no such probe.
     """
