@@ -170,7 +170,7 @@ class Recorder:
         if loggers is None:
             let_new_events_sort_last(self.run_dir)
             board = TensorBoardLogger(self.run_dir, name="", version="", default_hp_metric=False, purge_step=step)
-            self._resources.callback(lambda: board.experiment.close())
+            self._resources.callback(board.finalize, "closed")  # makes no event file where none was begun
             loggers = [board]
         run = RunOutlet(self.run_dir, loggers, self.metrics, starts_afresh=self.start_step is None)
         run.refuse_existing(RECORDED_METRICS)

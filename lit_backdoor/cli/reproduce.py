@@ -63,11 +63,11 @@ def run(options: Namespace) -> int:
     with ExitStack() as stack:
         with checking_options():  # of all parts: not only after a day
             output_dir = given_path("output_dir", options.output_dir)
-            planned = [
-                (part, planned_runs(part, output_dir, options.max_steps))
-                for part in chosen_parts(options.parts, options.scale)
-            ]
-            engines = [make_engine(options, output_dir / part.folder, runs, main) for part, runs in planned]
+            planned, engines = list[tuple[Part, list[PlannedRun]]](), list[tuple[Engine, int]]()
+            for part in chosen_parts(options.parts, options.scale):
+                runs = planned_runs(part, output_dir, options.max_steps)
+                planned.append((part, runs))
+                engines.append(make_engine(options, output_dir / part.folder, runs, main))  # refuses after one part
             for (_, runs), (engine, _) in zip(planned, engines, strict=True):
                 require_same_options(runs)
                 known_jobs(engine)

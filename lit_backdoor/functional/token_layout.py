@@ -36,7 +36,11 @@ class TokenLayout:
 
     @classmethod
     def of(cls, tokens: Tensor, model: Any) -> "TokenLayout":
-        """Lay out ``tokens`` [n, pos] for ``model``, as it is clamped now."""
+        """Lay out ``tokens`` [n, pos] for ``model``, as it is clamped now.
+
+        Raises:
+            ValueError: a token is not in the model's vocabulary.
+        """
         d_vocab, n_heads = model.cfg.d_vocab, model.cfg.n_heads
         donor = folded_donor(model)
         if donor is None:
@@ -71,6 +75,8 @@ class TokenLayout:
 
 def _table_rows(tokens: Tensor, last: Tensor, d_vocab: int) -> tuple[Tensor, Tensor]:
     """Rows of ``FoldedModel.scores`` and of ``FoldedModel.values``, [n * pos] each, for ``tokens`` [n, pos]."""
+    if (unknown := tokens[(tokens < 0) | (tokens >= d_vocab)]).numel():  # they would read another position's rows
+        raise ValueError(f"tokens: {int(unknown[0])} is not in the model's vocabulary; allowed: 0 to {d_vocab - 1}")
     n_pos = tokens.shape[1]
     values = torch.arange(n_pos, device=tokens.device) * d_vocab + tokens
     scores = last[:, None] * (n_pos * d_vocab) + values

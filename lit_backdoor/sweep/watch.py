@@ -40,7 +40,8 @@ class Lines:
         for run in tracked:
             if self._printed.get(run.plan.name, State.WAITING) is not run.state:
                 self._printed[run.plan.name] = run.state
-                note = run.message or f"step {run.progress.step} of {run.plan.max_steps}{_accuracies(run)}"
+                of = "" if run.state is State.DONE else f" of {run.plan.max_steps}"  # it may have been trained on
+                note = run.message or f"step {run.progress.step}{of}{_accuracies(run)}"
                 self._print(f"{run.plan.name}: {run.state.value}, {note}")
         if time.monotonic() - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = time.monotonic()

@@ -175,6 +175,7 @@ def test_what_a_recorder_refuses(tmp_path: Path) -> None:
     (tmp_path / "mine" / "recorded_metrics.csv").write_text("step,metric,value\n3,mine,1\n")
     with pytest.raises(ContractError, match=r"recorded_metrics\.csv is there already"):
         Recorder(monitors(), tmp_path / "mine")(0, model)
+    assert not list((tmp_path / "mine").glob("events*"))
     with pytest.raises(ContractError, match="LossSpikeMonitor measures no weights"):
         Recorder([LossSpikeMonitor()], tmp_path / "other")  # type: ignore[list-item]
     recorder = Recorder([HeadPatchingMonitor(), EmergenceMonitor("other")], tmp_path / "other", probes=copy_probes)

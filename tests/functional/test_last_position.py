@@ -99,6 +99,15 @@ def test_extreme_logits_stay_finite() -> None:
     torch.testing.assert_close(loss, F.cross_entropy(model(examples.tokens)[:, -1], examples.answers))
 
 
+@pytest.mark.parametrize("unknown", [-1, 8])
+def test_a_token_that_the_model_does_not_know_is_refused(unknown: int) -> None:
+    """It would be read from the rows of another position."""
+    model = random_model(0, d_vocab=8)
+    tokens = torch.tensor([[1, 2, 7], [unknown, 2, 7]])
+    with pytest.raises(ValueError, match=f"tokens: {unknown} is not in the model's vocabulary; allowed: 0 to 7"):
+        last_position_logits(model, tokens)
+
+
 def hooked(**options: object) -> HookedTransformer:
     settings = dict(n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=8, n_ctx=3, d_vocab=5, act_fn="relu")
     return HookedTransformer(HookedTransformerConfig(**{**settings, "normalization_type": None, **options}))
