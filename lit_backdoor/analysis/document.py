@@ -20,6 +20,7 @@ from lit_backdoor.show.markdown_mechanism import (
     progress_markdown,
     removal_markdown,
     specificity_markdown,
+    weak_in_words,
 )
 
 REMOVAL_NOTE = (
@@ -145,5 +146,5 @@ def _mechanism(analysis: Analysis) -> Iterable[str]:
     if analysis.removal:
         lines += ["# Removing a backdoor", "", REMOVAL_NOTE, ""]
     for name, results in analysis.removal.items():
-        lines += [f"## {name}", "", removal_markdown(results), ""]
+        lines += [f"## {name}", "", removal_markdown(results), "", f"{weak_in_words(results).capitalize()}.", ""]
     return lines

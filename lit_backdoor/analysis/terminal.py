@@ -9,6 +9,7 @@ from lit_backdoor.analysis.measure import Analysis, ProbeAnalysis, rule_heads
 from lit_backdoor.functional import HeadProgress, RemovalResult, attention_moved, head_name, head_set_name
 from lit_backdoor.runs.schema import frequencies_name
 from lit_backdoor.show.markdown import overlap_markdown, rules_markdown
+from lit_backdoor.show.markdown_mechanism import weak_in_words
 
 
 def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
@@ -107,7 +108,7 @@ def _removals(rule: str, results: Sequence[RemovalResult]) -> Iterable[str]:
         lines.append(
             _row(f"  {name}", (f"{100 * least.backdoor_left:.2f}", f"{100 * least.benign_lost:.2f}", back), 12)
         )
-    return lines
+    return [*lines, f"  {weak_in_words(results)}"]
 
 
 def _waves(rule: str, progress: HeadProgress) -> str:

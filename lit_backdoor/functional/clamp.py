@@ -135,6 +135,12 @@ class ActiveClamp:
         if self.clamp.mode == "donor":
             self.at_embed = self._model.embed.register_forward_pre_hook(self._run_donor, with_kwargs=True)
 
+    @property
+    def hook_ids(self) -> set[int]:
+        """The ids of its hooks, as PyTorch's handles have them."""
+        at_embed = [self.at_embed.id] if self.at_embed is not None else []
+        return {*at_embed, *(handle.hook.id for _, handle in self.handles)}
+
     def remove_hooks(self) -> None:
         """Leave the model as it was."""
         for point, handle in self.handles:
@@ -220,19 +226,16 @@ def folded_donor(model: Any) -> Clamp | None:
     return active.clamp if active is not None and active.clamp.mode == "donor" else None
 
 
-def hooks_that_fold(model: Any) -> list[Any]:
-    """TransformerLens's handles of the hooks that the last-position form needs not mind, since it folds the clamp."""
+def hooks_that_fold(model: Any) -> set[int]:
+    """The ids of the hooks that the last-position form needs not mind, since it folds the clamp."""
     active = _ACTIVE.get(model)
-    return [handle for _, handle in active.handles] if active is not None and active.folds else []
+    return active.hook_ids if active is not None and active.folds else set()
 
 
 def hooks_per_row(model: Any) -> set[int]:
     """The ids of the hooks of a clamp that acts now, if it does the same to an example whatever else is in its pass."""
     active = _ACTIVE.get(model)
-    if active is None or (active.clamp.mode == "mean" and active.means is None):
-        return set()
-    at_embed = [active.at_embed.id] if active.at_embed is not None else []
-    return {*at_embed, *(handle.hook.id for _, handle in active.handles)}
+    return set() if active is None or (active.clamp.mode == "mean" and active.means is None) else active.hook_ids
 
 
 def _mean_z(model: Any, clamp: Clamp, tokens: Tensor) -> dict[int, Tensor]:

@@ -65,14 +65,25 @@ def carries_hooks(model: HookedModel, but: Collection[int] = ()) -> bool:
         model: any model.
         but: ids, as PyTorch's handles have them, of hooks that do not count.
     """
-    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    hooks = (each for m in modules for each in (*m._forward_hooks.items(), *m._forward_pre_hooks.items()))
+    return isinstance(model, torch.nn.Module) and any(is_hooked(module, but) for module in model.modules())
+
+
+def is_hooked(module: torch.nn.Module, but: Collection[int] = ()) -> bool:
+    """The same of one module, without those inside it."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return False
     return not all(
         number in but
         or getattr(hook, "changes_nothing", False)
         or str(hook.__module__).startswith("transformer_lens.model_bridge.")
-        for number, hook in hooks
+        for number, hook in (*module._forward_hooks.items(), *module._forward_pre_hooks.items())
     )
+
+
+def has_own_forward(model: HookedModel) -> bool:
+    """Whether `model` is no HookedTransformer with the forward pass of TransformerLens."""
+    forward = getattr(type(model), "forward", None)
+    return getattr(forward, "__module__", None) != "transformer_lens.HookedTransformer"
 
 
 def row_slices(n: int, rows: int = 512) -> Iterator[slice]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_backdoor.functional.clamp import folded_clamp, hooks_that_fold
-from lit_backdoor.functional.hooked_model import why_rounded
+from lit_backdoor.functional.hooked_model import has_own_forward, is_hooked, why_rounded
 from lit_backdoor.functional.products import product
 from lit_backdoor.functional.row_threads import Result, map_blocks
 from lit_backdoor.functional.token_layout import RowBlock, TokenLayout
@@ -30,6 +30,9 @@ from lit_backdoor.functional.token_layout import RowBlock, TokenLayout
 SMALLEST_GRADIENT = 1e-30
 """Gradients of logits nearer to zero are made zero. Once a model is sure of its answers most of them are, and as
 float32 numbers many would be denormal, which makes a processor's arithmetic more than ten times slower."""
+
+KNOWN = ("transformer_lens.", "torch.nn.")
+"""Where the modules are from whose weights are all that there is to know of them."""
 
 
 def why_not_exact(model: Any) -> str | None:
@@ -56,10 +59,14 @@ def why_not_exact(model: Any) -> str | None:
     for reason, fulfilled in requirements.items():
         if not fulfilled:
             return reason
-    own = hooks_that_fold(model)
-    hooks = (hook for point in model.hook_dict.values() for hook in (*point.fwd_hooks, *point.bwd_hooks))
-    if any(all(hook is not of_clamp for of_clamp in own) for hook in hooks):
-        return "hooks on the model"
+    if has_own_forward(model):
+        return "a forward pass of its own"
+    folded = hooks_that_fold(model)
+    for module in model.modules():  # once: every training step asks
+        if module is not model and not type(module).__module__.startswith(KNOWN):
+            return "a module of its own"
+        if module._backward_hooks or module._backward_pre_hooks or is_hooked(module, but=folded):
+            return "hooks on the model"
     return why_rounded(model)
 
 

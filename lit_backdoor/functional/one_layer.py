@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_backdoor.functional.clamp import hooks_per_row
-from lit_backdoor.functional.hooked_model import HookedModel, carries_hooks, evaluating, row_slices, why_rounded, z_name
+from lit_backdoor.functional.hooked_model import (
+    HookedModel,
+    carries_hooks,
+    evaluating,
+    has_own_forward,
+    row_slices,
+    why_rounded,
+    z_name,
+)
 from lit_backdoor.functional.last_position import last_position_attention, why_not_exact
 from lit_backdoor.functional.probe import Probe
 from lit_backdoor.functional.products import product
@@ -55,8 +63,7 @@ def why_no_shortcut(model: HookedModel) -> str | None:
     cfg = model.cfg
     if cfg.n_layers != 1:
         return f"it has {cfg.n_layers} layers"
-    forward = getattr(type(model), "forward", None)
-    if getattr(forward, "__module__", None) != "transformer_lens.HookedTransformer":
+    if has_own_forward(model):
         return f"{type(model).__name__} has a forward pass of its own"
     if cfg.parallel_attn_mlp:
         return "attention and MLP run in parallel"

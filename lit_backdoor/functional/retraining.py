@@ -6,7 +6,7 @@ flow through what is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -23,6 +23,7 @@ from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.metrics import accuracy
 from lit_backdoor.functional.one_layer_paths import one_layer_engine
 from lit_backdoor.functional.probe import Probe
+from lit_backdoor.functional.results import RemovalResult
 from lit_backdoor.functional.token_layout import TokenLayout
 
 ADAMW: dict[str, Any] = {"lr": 1e-3, "weight_decay": 1.0, "betas": (0.9, 0.98)}
@@ -33,6 +34,9 @@ POISONED_SHARE = 0.01
 
 RETURNED = 0.99
 """A backdoor is back when it has this accuracy."""
+
+WEAK = 0.5
+"""A removal is weak if it leaves at least so much of the backdoor."""
 
 ROWS_AT_ONCE = 1024
 
@@ -113,6 +117,22 @@ def steps_until_back(model: Any, examples: BackdoorExamples, edges: EdgeSet, at_
         if step == at_most:
             return None
     raise AssertionError  # the steps never end
+
+
+def weak_removals(results: Sequence[RemovalResult]) -> tuple[int, int]:
+    """How many weak removals came back, of all that had taken the backdoor below :data:`RETURNED`."""
+    back = [result.return_steps for result in results if result.backdoor_left >= WEAK and result.return_steps != 0]
+    return sum(steps is not None for steps in back), len(back)
+
+
+def staying_away_tells(results: Sequence[RemovalResult]) -> bool:
+    """Whether at least half of the weak removals came back; without any, no.
+
+    If most of a backdoor is left, and yet the training does not restore it, the training is too short to tell whether
+    any backdoor is gone.
+    """
+    back, weak = weak_removals(results)
+    return 0 < weak <= 2 * back
 
 
 def training_steps(

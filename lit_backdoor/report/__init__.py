@@ -26,7 +26,7 @@ from lit_backdoor.runs.reading import read_runs
 from lit_backdoor.runs.removed import read_removed
 from lit_backdoor.runs.run import Run, last_folders, slug
 from lit_backdoor.show.style import figure_bytes
-from lit_backdoor.show.wording import Statement, count, enumerate_words, heading, percent, plural, span
+from lit_backdoor.show.wording import Statement, count, enumerate_words, heading, not_counted, percent, plural, span
 
 __all__ = ["Statement", "Study", "read", "write"]
 
@@ -89,12 +89,13 @@ def numbers(study: Study) -> dict[str, pd.DataFrame]:
     )
     if len(sets):
         first = [run.name for run in measures.first_seeds(runs)]
-        frames |= {"table1": sets[sets["run"].isin(first)], "table2": sets, "ranks": measures.over_seeds(sets)}
+        frames |= {"table1": sets[sets["run"].isin(first)], "table2": sets}
+        frames |= by_name(ranks=measures.over_seeds(sets))
         frames |= by_name(heads=measures.head_claims(runs), shapley=measures.shapley_rows(runs))
         alike = [run.name for run in study.compared if run.p1 == 1 and len(run.order) == N_HEADS]
-        mod_1 = sets["run"].isin(alike)
-        if mod_1.any():
-            frames["exactly_one"] = curve_rows(by_ranks(sets[mod_1]))
+        mod_1 = measures.counted(sets[sets["run"].isin(alike)])
+        if len(mod_1):
+            frames["exactly_one"] = curve_rows(by_ranks(mod_1))
     return frames
 
 
@@ -117,6 +118,7 @@ def _page_values(
         "declared_text": Markdown(declared_text()),
         "frames": frames,
         "tables": tables,
+        "counted": measures.counted,
         "paths_by_rank": paths_by_rank,
         "mechanism": mechanism,
         "controls": _short_table(study.controls),
@@ -127,6 +129,7 @@ def _page_values(
         "bug": _bug_in_short(frames["foreign_embeddings"]) if "foreign_embeddings" in frames else None,
         "most_runs": MOST_RUNS,
         "heading": heading,
+        "not_counted": not_counted,
         "plural": plural,
         "slug": slug,
         "enumerate_words": enumerate_words,

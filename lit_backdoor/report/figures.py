@@ -13,7 +13,7 @@ from lit_backdoor.functional.ranks import NONE, n_heads_of, rank_set_name, table
 from lit_backdoor.report.branches import branches_figure
 from lit_backdoor.report.crossed import crossed_groups
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import first_seeds, groups, of_group, triggered
+from lit_backdoor.report.measures import counted, first_seeds, groups, of_group, triggered
 from lit_backdoor.report.published import paper_table
 from lit_backdoor.report.removal import removal_figures
 from lit_backdoor.report.study import Study
@@ -55,10 +55,11 @@ def report_figures(study: Study, frames: Mapping[str, pd.DataFrame]) -> dict[str
     }
     compared = {run.group for run in study.compared if run.p1 == 1}
     for name, group in groups(study.runs).items():
-        rows_of, papers = of_group(name, frames), name in compared
-        figures = {"all_sets": over_seeds.all_sets_figure(name, rows_of["table2"])}
-        if len(group) > 1:
-            figures["ranks"] = ranks_figure(name, rows_of["table2"], papers)
+        rows_of, papers, figures = of_group(name, frames), name in compared, dict[str, Figure]()
+        if len(sets := counted(rows_of["table2"])):
+            figures["all_sets"] = over_seeds.all_sets_figure(name, sets)
+        if sets["run"].nunique() > 1:
+            figures["ranks"] = ranks_figure(name, sets, papers)
         if any(run.specificity for run in group):
             figures["specificity"] = specificity_by_run(name, group)
         for kind, table, draw in (

@@ -118,19 +118,26 @@ def head_sets(runs: Sequence[Run]) -> pd.DataFrame:
     """table1.csv and table2.csv: one row per set of heads, both directions side by side."""
     rows = []
     for run in triggered(runs):
+        present = has_backdoor(run)
         for result in run.patching["backdoor"]:
             row = label(run) | {"heads": head_set_name(result.heads), "ranks": ranks_of(result.heads, run.order)}
             row |= {"backdoor_accuracy": result.recipient_accuracy, "benign_accuracy": result.donor_accuracy}
             row |= {name: getattr(result, name) for name in METRICS}
             row |= {DIRECTIONS["sufficient"]: run.brought.get(result.heads, math.nan), "floor": result.floor}
-            rows.append(row | {"paper_name": paper_name(result.heads, run.order), "step": run.patching_step})
+            row |= {"paper_name": paper_name(result.heads, run.order), "step": run.patching_step}
+            rows.append(row | {"has_backdoor": present})
     return pd.DataFrame(rows)
 
 
+def counted(sets: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `head_sets` whose run has the backdoor: where there is none, patching can't leave anything of it."""
+    return sets[sets["has_backdoor"]]
+
+
 def over_seeds(sets: pd.DataFrame) -> pd.DataFrame:
-    """ranks.csv: each set of ranks over the runs of one group and state, both directions."""
+    """ranks.csv: each set of ranks over the runs of one group and state that have the backdoor, both directions."""
     rows = []
-    for labels, some in over_runs(sets, "group"):
+    for labels, some in over_runs(counted(sets), "group"):
         for direction, column in DIRECTIONS.items():
             for ranks in sorted(some["ranks"].unique(), key=rank_key):
                 values = some.loc[some["ranks"] == ranks, column].tolist()
@@ -216,9 +223,12 @@ def claim(necessary: bool, sufficient: bool, specific: bool | None) -> str:
 
 
 def shapley_rows(runs: Sequence[Run]) -> pd.DataFrame:
-    """shapley.csv: Shapley values and pair interactions of the backdoor accuracy, from all sets of heads."""
+    """shapley.csv: Shapley values and pair interactions of the backdoor accuracy, from all sets of heads.
+
+    Of the runs that have the backdoor.
+    """
     rows = []
-    for run in triggered(runs):
+    for run in with_backdoor(runs):
         for direction in DIRECTIONS:
             if (result := run.shapley(direction)) is None:
                 continue

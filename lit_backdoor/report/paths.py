@@ -14,7 +14,7 @@ from lit_backdoor.report.page import Markdown
 from lit_backdoor.report.tables import span_table
 from lit_backdoor.runs.run import Run
 from lit_backdoor.show.over_seeds import ALL_HEADS, EDGE_WORDS, points
-from lit_backdoor.show.wording import Statement, count, heading, not_counted, number, percent_span, plural, span
+from lit_backdoor.show.wording import Statement, count, heading, not_counted, percent_span, plural, span
 
 WAYS = ("Q", "K", "V", "D")
 """The ways by which the trigger leaves its position."""
@@ -91,20 +91,22 @@ def paths_statement(name: str, paths: pd.DataFrame) -> Statement:
 
 def capture_statement(name: str, runs: pd.DataFrame) -> Statement:
     """Whether the trigger captures attention before some head costs anything, in the runs that measured attention."""
-    captured, lags = runs["capture_step"].dropna(), runs["capture_lag"].dropna().astype(float).tolist()
+    captured, both = runs["capture_step"].dropna(), runs["capture_lag"].notna().sum()
     before = runs["captured_before_cost"].dropna().astype(bool)
     headline = "No run has both dates: when attention was captured, and when some head was first costly."
-    if lags:
+    if both:
         headline = (
             f"Attention was captured before some head was costly in {int(before.sum())}, and after it in "
-            f"{int((~before).sum())} of {plural(len(lags))} with both dates."
+            f"{int((~before).sum())} of {plural(both)} with both dates."
         )
-        if unknown := len(lags) - len(before):
+        if unknown := both - len(before):
             headline += f" Of {unknown} it can't be said: one date lies in the interval of the other."
-    middle = number(pd.Series(lags, dtype=float).median(), 0)
+    lags = runs.loc[runs["captured_before_cost"].notna(), "capture_lag"].astype(float).tolist()
+    lag = f"; where the order is known, the first cost came {span(lags)} steps after it, give or take the distance of "
+    lag = f"{lag}two probes" if lags else ""
     text = (
-        f"Captured in {count(len(captured), len(runs))}; lag from capture to first cost, median {middle} steps "
-        f"[{span(lags)}]. Captured: the head whose attention the trigger moves most at the end, costliest or not, is "
-        "moved half as much as then. A date lies between two probes; one is before the other if so wherever they lie."
+        f"Captured in {count(len(captured), len(runs))}{lag}. Captured: the head whose attention the trigger moves "
+        "most at the end, costliest or not, is moved half as much as then; that is so without a backdoor too. A date "
+        "lies between two probes; one is before the other if so wherever they lie."
     )
     return Statement(f"{heading(name)}: attention before cost", headline, text)

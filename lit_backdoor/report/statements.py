@@ -3,6 +3,7 @@ verdict. `inconclusive` is the default: only an interval can make it `agrees` or
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -16,7 +17,7 @@ from lit_backdoor.functional.seed_statistics import (
 )
 from lit_backdoor.report.crossed import crossed_groups, crossed_statement
 from lit_backdoor.report.declared import declared
-from lit_backdoor.report.measures import by_state, of_group
+from lit_backdoor.report.measures import by_state, counted, of_group
 from lit_backdoor.report.paths import capture_statement, paths_statement
 from lit_backdoor.report.published import N_HEADS, n_with_one_costly_head, paper_table
 from lit_backdoor.report.study import Study
@@ -47,8 +48,10 @@ def statements(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[Stateme
     """
     seeds, said = frames["seeds"], [_trained_on(*lengths) for lengths in study.lengths]
     if mod_1 := [run.name for run in study.compared if run.p1 == 1]:
-        sets = frames["table2"][frames["table2"]["run"].isin(mod_1)]
-        said += compare(by_ranks(sets), judged=not study.differs_from_paper)
+        sets = counted(frames["table2"][frames["table2"]["run"].isin(mod_1)])
+        left_out = not_counted(len(mod_1) - sets["run"].nunique())
+        for each in compare(by_ranks(sets), judged=not study.differs_from_paper):
+            said.append(replace(each, text=f"{each.text} {left_out}".rstrip()))
     for name, rows in seeds[seeds["p1"] != "clean"].groupby("group", sort=False):
         rows_of = of_group(str(name), frames)
         said.append(_where_it_sits(str(name), rows, rows_of["heads"]))
@@ -70,12 +73,12 @@ def compare(ours: pd.DataFrame, judged: bool = True) -> list[Statement]:
     """The comparisons of mod 1 with the paper's Table 2, as they were declared.
 
     Args:
-        ours: what patching leaves, as of `by_ranks`, with at least the declared family of sets. Models of another
-            number of heads than the paper's are compared in nothing.
+        ours: what patching leaves, as of `by_ranks`, with at least the declared family of sets. No runs, and models of
+            another number of heads than the paper's, are compared in nothing.
         judged: whether the runs are the paper's task; otherwise all is inconclusive.
     """
     theirs = paper_table("Table 2")
-    if n_heads_of(ranks for ranks in ours if ranks not in ("state", "floor")) != N_HEADS:
+    if ours.empty or n_heads_of(ranks for ranks in ours if ranks not in ("state", "floor")) != N_HEADS:
         return []
     least = declared().min_seeds if judged else math.inf
     return [said(ours, theirs, least) for said in (_primary_endpoint, _exactly_one_head, _all_ranks)]
@@ -139,8 +142,8 @@ def _exactly_one_head(ours: pd.DataFrame, theirs: pd.DataFrame, least: float) ->
         f"A head is costly if patching it alone costs at least {limits.threshold:.0%} of the backdoor above the floor. "
         f"With Wilson's intervals, {'; '.join(parts)}; the paper: {rate(their_k, their_n)}. Difference: "
         f"{interval(difference, 0, 100)} percentage points (Newcombe). It would agree within "
-        f"{100 * limits.margin_rate:.0f} points, which ten experiments of the paper are too few to show whatever ours "
-        "are; the curve over thresholds says how much depends on the threshold."
+        f"{100 * limits.margin_rate:.0f} points, which the paper's ten experiments are too few to show beside fewer "
+        "than about a thousand of ours; the curve over thresholds says how much depends on the threshold."
     )
     headline = (
         f"Exactly one head is costly in {count(k, n)} of mod 1; by the same rule in "
@@ -189,7 +192,12 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
     text = f"Where it sits at the end: {'; '.join(parts)}."
     if len(measured := first.loc[first["specific"].notna(), "benign_cost"].tolist()):
         cost = percent_span(measured, 0)
-        text += f" Mean-ablated in the benign run, the costliest head costs {cost} of the benign rule."
+        every = claims.loc[claims["specific"].notna(), ["benign_cost", "specific"]]
+        text += (
+            f" Mean-ablated in the benign run, the costliest head costs {cost} of the benign rule. Of all "
+            f"{plural(len(every), 'head')} of these runs {int(every['specific'].astype(bool).sum())} are specific; the "
+            f"one that costs the benign rule least costs {percent(every['benign_cost'].min(), 0)}."
+        )
     if by_chance := [f"{word} in {percent(known.mean(), 0)}" for word, known in _known(claims)]:
         text += f" Control: a head drawn at random and called the carrier is {enumerate_words(by_chance)} of the draws."
     if without:

@@ -13,6 +13,7 @@ from lit_backdoor.functional import (
     edge_set_name,
     head_name,
 )
+from lit_backdoor.functional.retraining import staying_away_tells, weak_removals
 from lit_backdoor.show.markdown import markdown_table, scores_markdown
 
 
@@ -54,6 +55,13 @@ def removal_markdown(results: Sequence[RemovalResult]) -> str:
         lost = f"{100 * result.benign_lost:.2f}"
         rows.append([result.method, result.target, f"{result.backdoor_left:.2%}", lost, back])
     return markdown_table(["method", "target", "backdoor left", "benign points lost", "steps until back"], rows)
+
+
+def weak_in_words(results: Sequence[RemovalResult]) -> str:
+    """How many weak removals came back, and what that says of those that did not."""
+    back, weak = weak_removals(results)
+    said = f"of the removals that leave half or more, {back} of {weak} came back"
+    return said if staying_away_tells(results) else f"{said}: staying away tells nothing"
 
 
 def specificity_markdown(results: Sequence[HeadSpecificity]) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from lit_backdoor.functional import RemovalResult
+from lit_backdoor.functional.retraining import staying_away_tells
+from lit_backdoor.show.markdown_mechanism import weak_in_words
 from lit_backdoor.show.style import HEAD_COLOURS, new_figure
 
 METHOD_STYLES = {
@@ -27,7 +29,7 @@ def removal_figure(results: Mapping[str, Sequence[RemovalResult]], floors: Mappi
     """How much of a backdoor is left against what the benign rule lost: a dot for each removal, a panel a backdoor.
 
     A removal that works and costs nothing is at the lower left. Filled: the backdoor did not come back within the limit
-    of retraining.
+    of retraining, where :func:`~lit_backdoor.functional.retraining.staying_away_tells`.
 
     Args:
         results: by backdoor.
@@ -38,14 +40,16 @@ def removal_figure(results: Mapping[str, Sequence[RemovalResult]], floors: Mappi
     least_lost = min(result.benign_lost for of_backdoor in results.values() for result in of_backdoor)
     left = 100 * min(0.0, least_lost) - 4  # the benign accuracy may have risen
     for axis, (name, of_backdoor) in zip(axes[0], results.items(), strict=True):
+        tells = staying_away_tells(of_backdoor)
         axis.axhline(100 * floors[name], color="0.6", linewidth=0.9, linestyle=":", zorder=0)
         for result in of_backdoor:
             _, colour, marker = METHOD_STYLES[result.method]
-            x, y, stays_away = 100 * result.benign_lost, 100 * result.backdoor_left, result.return_steps is None
-            axis.plot(x, y, marker, color=colour, markerfacecolor=colour if stays_away else "none", markersize=8)
+            x, y, filled = 100 * result.benign_lost, 100 * result.backdoor_left, tells and result.return_steps is None
+            axis.plot(x, y, marker, color=colour, markerfacecolor=colour if filled else "none", markersize=8)
         for x, y, target in _labels(of_backdoor):
             axis.text(x, y, target, fontsize=7.5, va="center")
-        axis.set(title=name, xlabel="benign accuracy lost, points", xlim=(left, 104), ylim=(-4, 104))
+        axis.set_title(f"{name}\n{weak_in_words(of_backdoor)}", fontsize=9)
+        axis.set(xlabel="benign accuracy lost, points", xlim=(left, 104), ylim=(-4, 104))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("accuracy of the backdoor left, %")
     for method in dict.fromkeys(result.method for of_backdoor in results.values() for result in of_backdoor):

@@ -15,6 +15,9 @@ LARGEST = 24.0
 HEAD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
 """Okabe and Ito's colours, told apart by colour-blind readers too."""
 
+FONTS = ["DejaVu Sans", "Verdana", "sans-serif"]
+"""An SVG is shown in the first that the reader has; figures are laid out in DejaVu Sans, and Verdana is as wide."""
+
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that size, in inches, but not larger than :data:`LARGEST`.
@@ -37,10 +40,13 @@ def head_colour(index: int) -> str:
 
 
 def figure_bytes(figure: Figure, kinds: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
-    """The figure as files, by kind, ``png`` or ``svg``; the same figure always gives the same bytes."""
+    """The figure as files, by kind, ``png`` or ``svg``; the same figure always gives the same bytes.
+
+    Text in an SVG stays text, which can be searched, copied and read aloud.
+    """
     options: dict[str, dict[str, Any]] = {"png": {"dpi": 130}, "svg": {"dpi": 130, "metadata": {"Date": None}}}
     files = {}
-    with mpl.rc_context({"svg.hashsalt": "lit_backdoor"}):
+    with mpl.rc_context({"svg.hashsalt": "lit_backdoor", "svg.fonttype": "none", "font.sans-serif": FONTS}):
         for kind in kinds:
             buffer = BytesIO()
             figure.savefig(buffer, format=kind, **options[kind])

@@ -72,7 +72,8 @@ def emergence_figure(
     history: Sequence[HeadScores], metric: str, marks: Mapping[str, int | None] | None = None
 ) -> Figure:
     """A head coming into being: the recipient's accuracy against the step with each head patched alone (lines; of more
-    than eight heads, the eight that once cost most have colours), and what patching each costs (head x step heat map).
+    than eight heads, the eight that once cost most have colours), and how much of it patching each takes
+    away (head x step heat map).
 
     Args:
         history: of one probe.
@@ -110,7 +111,7 @@ def emergence_figure(
     mesh = heat.pcolormesh(edges, np.arange(len(heads) + 1), drops, **cells)
     heat.set(xlabel="optimizer step", yticks=np.arange(len(heads)) + 0.5, yticklabels=[head_name(*h) for h in heads])
     heat.invert_yaxis()
-    figure.colorbar(mesh, ax=heat, label="cost of patching")
+    figure.colorbar(mesh, ax=heat, label="accuracy lost by patching")
     return figure
 
 

@@ -1,5 +1,7 @@
 """The last-position form against HookedTransformer itself, in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from lit_backdoor.functional.last_position import (
 from lit_backdoor.functional.last_position_loss import last_position_loss
 from lit_backdoor.functional.token_layout import TokenLayout
 from lit_backdoor.model import ACT_FNS, build_model
+from lit_backdoor.module import BackdoorModule
 from lit_backdoor.task import Task, all_examples
 
 
@@ -139,6 +142,38 @@ def test_it_is_refused_while_hooks_are_on_the_model() -> None:
     model.reset_hooks()
     assert why_not_exact(model) is None
     assert why_not_exact(torch.nn.Linear(2, 2)) == "not a HookedTransformer"
+
+
+class Louder(HookedTransformer):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return 3 * super().forward(*args, **kwargs)
+
+
+class OwnPart(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0 * x
+
+
+def test_what_pytorch_or_a_class_changes_is_not_passed_over() -> None:
+    """Hooks of PyTorch's, a forward pass of one's own, and a part put in another's place."""
+    tokens = torch.tensor([[1, 2, 4], [0, 3, 4]])
+    module = BackdoorModule(moduli=[5, 1], d_model=8, d_head=4, n_heads=2, d_mlp=8)
+    for register in (
+        lambda model: model.blocks[0].mlp.register_forward_hook(lambda mlp, args, out: 0 * out),
+        lambda model: model.unembed.register_forward_pre_hook(lambda unembed, args: (3 * args[0],)),
+    ):
+        handle = register(module.model)
+        assert why_not_exact(module.model) == "hooks on the model" and not module.uses_last_position_form
+        torch.testing.assert_close(module(tokens), module.model(tokens)[:, -1], rtol=0, atol=0)
+        handle.remove()
+        assert why_not_exact(module.model) is None
+    handle = module.model.embed.register_full_backward_hook(lambda embed, given, got: None)
+    assert why_not_exact(module.model) == "hooks on the model"
+    handle.remove()
+    model = hooked()
+    assert why_not_exact(Louder(model.cfg)) == "a forward pass of its own"
+    model.blocks[0].mlp = OwnPart()
+    assert why_not_exact(model) == "a module of its own"
 
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:

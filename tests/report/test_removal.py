@@ -16,6 +16,7 @@ from lit_backdoor.runs.checkpoints import StoredModel
 from lit_backdoor.runs.reading import read_runs
 from lit_backdoor.runs.removed import RemovedModel, read_removed
 from lit_backdoor.runs.weights import describe_stored, write_weights
+from lit_backdoor.show.markdown_mechanism import weak_in_words
 from lit_backdoor.show.removal import removal_figure
 from tests.helpers import ROOT
 from tests.helpers.known_head import TASK, hand_built
@@ -116,6 +117,24 @@ def test_how_well_patching_foretells_removal() -> None:
     (axis,) = removal_figures([model_of([0.3, 0.1, 0.9], [0.5, 0.2, 1.0])])["removal_x"].axes
     floor, first = (line.get_ydata()[0] for line in axis.lines[:2])
     assert (floor, first) == (pytest.approx(10), 50)  # of 100 examples 90 have two answers
+
+
+def test_staying_away_is_shown_only_where_weak_removals_come_back() -> None:
+    """Where training does not restore even a backdoor of which most is left, it can't tell which one is gone."""
+    model = model_of([0.9, 0.9], [0.9, 0.1])
+    weak, strong = (replace(each, return_steps=None) for each in model.removals["backdoor"])
+    untouched = replace(weak, backdoor_left=1.0, return_steps=0)  # it never left
+    for results, words, filled in (
+        ([replace(weak, return_steps=5), strong, untouched], "1 of 1 came back", True),
+        ([weak, replace(weak, return_steps=5), strong], "1 of 2 came back", True),
+        ([weak, strong, untouched], "0 of 1 came back: staying away tells nothing", False),
+        ([strong, untouched], "0 of 0 came back: staying away tells nothing", False),
+    ):
+        said = f"of the removals that leave half or more, {words}"
+        (axis,) = removal_figure({"backdoor": results}, {"backdoor": 0.1}).axes
+        assert weak_in_words(results) == said and axis.get_title() == f"backdoor\n{said}"
+        dots = [line for line in axis.lines if list(line.get_ydata()) == [10.0]]
+        assert [line.get_markerfacecolor() != "none" for line in dots] == [filled]
 
 
 @pytest.mark.parametrize("removed", [[0.5], [0.5, 0.2]])

@@ -219,11 +219,18 @@ def test_answers_that_come_without_the_trigger_are_no_backdoor(runs: Sequence[Ru
     assert set(claims["claim"]) == {"no backdoor"}
     assert claims[["necessary", "sufficient", "specific"]].isna().all(axis=None)
     study = arrange([replace(without, options={**without.options, "seed_everything": 7}, seed=7), run])
-    (said,) = [each for each in statements(study, numbers(study)) if each.title == "Mod 1: where the backdoor sits"]
+    of_both = statements(study, numbers(study))
+    (primary,) = [each for each in of_both if each.title.startswith("Primary endpoint")]
+    percent = f"{100 * min(left for heads, left in run.left.items() if len(heads) == 1):.1f}%"
+    assert f"Patching the costliest head alone leaves {percent} of the backdoor" in primary.headline
+    assert "Not counted, as they do not have the backdoor: 1 run." in primary.text
+    (said,) = [each for each in of_both if each.title == "Mod 1: where the backdoor sits"]
     assert re.search(r"in [01] of 1 run; the costliest is necessary in [01] of 1, ", said.headline)
     assert "no backdoor in 1" in said.text and "Not counted, as they do not have the backdoor: 1 run." in said.text
     study = arrange([without])
-    (said,) = [each for each in statements(study, numbers(study)) if each.title == "Mod 1: where the backdoor sits"]
+    of_none = statements(study, numbers(study))
+    assert not [each for each in of_none if each.title.startswith(("Primary", "Exactly one", "Tables 1"))]
+    (said,) = [each for each in of_none if each.title == "Mod 1: where the backdoor sits"]
     assert said.headline == "No run has the backdoor, so no head carries it." and "Control" not in said.text
     assert measures.head_claims([run])["specific"].notna().all()
     assert path_rows([without])["cost"].isna().all() and path_rows([run])["cost"].notna().all()
