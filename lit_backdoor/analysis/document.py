@@ -120,8 +120,10 @@ def _mechanism(analysis: Analysis) -> Iterable[str]:
             f"## {analysis.label(name)}{of_probe.recipient.capitalize()} run, edges see the {of_probe.donor} run",
             "",
             paths_markdown(of_probe.paths),
+            "",
         ]
-        lines += [""]
+        if (n := of_probe.paths[0].n_examples) < (whole := of_probe.unpatched.n_examples):
+            lines += [f"Measured on {n} of the {whole} examples, drawn at random.", ""]
     lines += ["# Attention from the position that is read", ""]
     for name, of_probe in (analysis.asked or analysis.of_rules).items():
         run = f"{analysis.label(name)}{of_probe.recipient.capitalize()} run"
@@ -137,6 +139,7 @@ def _mechanism(analysis: Analysis) -> Iterable[str]:
         ]
     for name, of_probe in analysis.probes.items() if analysis.asked else ():
         lines += [f"## {name}", "", specificity_markdown(of_probe.specificity), ""]
+        lines += [f"{name}: {of_probe.absence}.", ""] if of_probe.absence else []
     if neurons := {
         name: of_probe.neurons for name, of_probe in analysis.probes.items() if of_probe.neurons is not None
     }:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from lit_backdoor.analysis.probed_task import ProbedTask
@@ -11,6 +12,7 @@ from lit_backdoor.functional import (
     HeadAttribution,
     HeadCache,
     HeadProgress,
+    HeadScores,
     HeadSet,
     HeadSpecificity,
     NeuronResult,
@@ -34,6 +36,7 @@ from lit_backdoor.functional import (
     patch_paths,
     rule_progress,
     shapley_values,
+    shows_behaviour,
     smallest_knockout_set,
 )
 from lit_backdoor.functional.hooked_paths import with_all_inputs_hooked
@@ -68,6 +71,8 @@ class ProbeAnalysis:
         patching: all sets of heads, by ablation.
         shapley: of the recipient's and the donor's accuracy and of the logit difference, ``resample`` ablation; empty
             where not all sets of heads were patched.
+        shown: whether the model gives the recipient's answers, and that because of what makes recipient and donor
+            differ; see :func:`~lit_backdoor.functional.shows_behaviour`.
         smallest: the smallest set whose patching takes the recipient's accuracy down to chance; None if there is none.
         chance: share of the examples on which both runs want the same answer: what is left of the recipient's accuracy
             when only the donor's answers come out.
@@ -85,6 +90,7 @@ class ProbeAnalysis:
     parts: Mapping[str, float]
     patching: Mapping[Ablation, Sequence[PatchingResult]]
     shapley: Mapping[str, ShapleyResult]
+    shown: bool
     smallest: HeadSet | None
     chance: float
     paths: Sequence[PathPatchingResult]
@@ -92,6 +98,16 @@ class ProbeAnalysis:
     specificity: Sequence[HeadSpecificity]
     neurons: NeuronResult | None
     not_measured: Mapping[str, str]
+
+    @property
+    def absence(self) -> str:
+        """What to say where the model does not show the recipient's behaviour; empty where it does."""
+        if self.shown:
+            return ""
+        return (
+            f"the model does not show {self.recipient}, or shows it in the {self.donor} run too: nothing is said to "
+            "carry it"
+        )
 
     @property
     def unpatched(self) -> PatchingResult:
@@ -186,6 +202,8 @@ def _analyze_probe(model: "HookedTransformer", probe: Probe, caches: Sequence[He
     }
     resample, floor = patching["resample"], accuracy_floor(probe)
     left = {result.heads: result.recipient_accuracy for result in resample}
+    (on_donor,) = patch_heads(model, probe.reversed(), [()], caches=caches)
+    scores = HeadScores(step=0, unpatched=left[()], patched={}, all_patched=nan, on_donor=on_donor.donor_accuracy)
     not_measured: dict[str, str] = {}
     if not (complete := len(sets) == 2 ** (model.cfg.n_layers * model.cfg.n_heads)):
         not_measured["Shapley values"] = "not all sets of heads were patched, there are too many"
@@ -211,6 +229,7 @@ def _analyze_probe(model: "HookedTransformer", probe: Probe, caches: Sequence[He
         parts=where_exact("attribution", lambda: _mean_parts(model, probe), {}),
         patching=patching,
         shapley={metric: shapley_values(values) for metric, values in shapley.items()} if complete else {},
+        shown=shows_behaviour(scores, floor),
         smallest=smallest_knockout_set(left, floor, TOLERANCE) if complete else None,
         chance=floor,
         paths=where_exact("paths", lambda: _paths(model, probe), []),

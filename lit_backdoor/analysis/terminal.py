@@ -20,7 +20,9 @@ def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
     lines.append("")
     for name, of_probe in analysis.asked.items():
         lines += _label(analysis, name)
-        if of_probe.shapley:
+        if not of_probe.shown:
+            lines.append(of_probe.absence)
+        elif of_probe.shapley:
             smallest = "no set of heads" if of_probe.smallest is None else head_set_name(of_probe.smallest)
             lines.append(f"smallest set that takes {name} down to chance: {smallest}")
         lines += [*_patched_groups(of_probe), *_mechanism(of_probe)]
@@ -56,13 +58,14 @@ def _patched_heads(of_probe: ProbeAnalysis) -> Iterable[str]:
 def _patched_groups(of_probe: ProbeAnalysis) -> Iterable[str]:
     """What is left when groups of edges see the donor."""
     groups = [result for result in of_probe.paths if result.group]
+    drawn = groups and groups[0].n_examples < of_probe.unpatched.n_examples
     return (
         []
         if not groups
         else [
             _row(f"edges of all heads that see the {of_probe.donor} run", (str(result.group) for result in groups), 9),
             _row(
-                f"  {of_probe.recipient} accuracy in %",
+                f"  {of_probe.recipient} accuracy in %{f', of {groups[0].n_examples} examples' if drawn else ''}",
                 (f"{100 * result.recipient_accuracy:.2f}" for result in groups),
                 9,
             ),
@@ -77,18 +80,18 @@ def _mechanism(of_probe: ProbeAnalysis) -> Iterable[str]:
     to = max((place for place in of_probe.attention if place.head == captured), key=lambda place: place.shift)
     lines = [f"attention moves most in {head_name(*captured)}, by {moved[captured]:.2f}, to position {to.position}"]
     costs = [result for result in of_probe.specificity if not isnan(result.cost)]
-    if costs:
+    if costs and of_probe.shown:
         costliest = max(costs, key=lambda result: result.cost)
         lines.append(
             f"{head_name(*costliest.head)} costs {of_probe.recipient} most, {_percent(costliest.cost)}; ablated, it "
             f"costs {of_probe.donor} {_percent(costliest.donor_cost)}"
         )
-    if of_probe.neurons is not None:
+    if of_probe.neurons is not None and of_probe.shown:
         counts = of_probe.neurons.counts
         needed, sufficient = ("no number" if n is None else str(n) for n in (counts.needed, counts.sufficient))
         lines.append(
-            f"neurons, of {counts.n_neurons}: {needed} made {of_probe.donor} halve {of_probe.recipient}, {sufficient} "
-            f"suffice for half; {_percent(counts.overlap)} of them among those {of_probe.donor} needs most"
+            f"neurons, of {counts.n_neurons}: {needed} made {of_probe.donor} halve {of_probe.recipient}, "
+            f"{_percent(counts.overlap)} of them among those {of_probe.donor} needs most; {sufficient} suffice for half"
         )
     return lines
 

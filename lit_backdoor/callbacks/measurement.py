@@ -63,6 +63,8 @@ def checked_probes(option: str, source: Any) -> Probes:
         raise ContractError(f"{option}: {probes!r} is no mapping of names to Probes")
     if not probes:
         raise ContractError(f"{option}: the mapping is empty; give one Probe or more")
+    if unnamed := [name for name in probes if not (isinstance(name, str) and name)]:
+        raise ContractError(f"{option}: {unnamed[0]!r} is no name; give each Probe a text")
     return probes
 
 

@@ -108,11 +108,12 @@ def run(options: Namespace) -> int:
         if removals:
             try:
                 analysis = _with_removals(analysis, stored, examples, removals, output_dir)
+                if export_dir is not None:
+                    export(stored, examples, removals[0], export_dir)
+                write_removals(analysis, output_dir)  # last: with its figure the command is done
             except KeyboardInterrupt:
                 print(f"\nstopped; the same command goes on with {as_typed(output_dir)}", file=sys.stderr)
                 return 128 + signal.SIGINT
-        if export_dir is not None:
-            export(stored, examples, removals[0], export_dir)
     print("\n".join([*_read_how(stored.reading), analysis_summary(analysis, output_dir)]))
     return 0
 
@@ -124,7 +125,7 @@ def _with_removals(
     removals: Sequence[Removal],
     output_dir: Path,
 ) -> Analysis:
-    """Measure what has not been measured before, and write it.
+    """Measure what has not been measured before, and keep it in its table.
 
     Raises:
         ValueError: the table in the folder is damaged, or another process is at it.
@@ -132,9 +133,7 @@ def _with_removals(
     watch = partial(tqdm, desc="removal", file=sys.stderr, disable=not sys.stderr.isatty())
     with locked(output_dir):
         results = measure_removals(stored.model, examples, removals, output_dir / REMOVAL, stored.step, watch)
-        analysis = replace(analysis, removal=results)
-        write_removals(analysis, output_dir)
-    return analysis
+    return replace(analysis, removal=results)
 
 
 def _removals(

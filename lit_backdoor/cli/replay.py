@@ -19,6 +19,7 @@ from lit_backdoor.cli.parser import OneLineParser, checking_options, given_path
 from lit_backdoor.datamodule import SPLIT_OPTIONS, BackdoorDataModule
 from lit_backdoor.runs.directory import as_typed, require_new_or_empty, require_writable
 from lit_backdoor.runs.file_names import CONFIG, METRICS, REPLAY_DIR, REPLAYED_MONITORS, WEIGHTS_DIR
+from lit_backdoor.runs.stored import config_files
 from lit_backdoor.runs.tables import curves, read_table, replace_file
 from lit_backdoor.runs.weights import kept_weights, load_weights, read_weights, weights_digest
 from lit_backdoor.task import Task
@@ -31,7 +32,9 @@ def parser() -> ArgumentParser:
     options = OneLineParser(description=HELP, prog="lit_backdoor replay")
     options.add_argument("run_dir", type=str, help="Directory of a run that was trained with WeightCheckpoint.")
     options.add_argument(
-        "--config", type=str | None, help="YAML with the monitors, as a run's configuration lists them; null: its own."
+        "--config",
+        type=str | None,
+        help="YAML with the monitors, as a run's configuration lists them; null: its own, as last started.",
     )
     options.add_argument(
         "--output_dir", type=str | None, help=f"New folder, or one to go on with; null: RUN_DIR/{REPLAY_DIR}."
@@ -46,13 +49,14 @@ def run(options: Namespace) -> int:
         output_dir = (
             run_dir / REPLAY_DIR if options.output_dir is None else given_path("output_dir", options.output_dir)
         )
-        config = run_dir / CONFIG if options.config is None else given_path("config", options.config)
         weights = kept_weights(run_dir)
         if not weights:
             raise ValueError(
                 f"run_dir: {run_dir} keeps no {WEIGHTS_DIR}/step_*.safetensors, which replay needs; "
                 "a run keeps them with the callback WeightCheckpoint"
             )
+        own = [run_dir / CONFIG, *config_files(run_dir)][-1]  # of several starts, the last
+        config = own if options.config is None else given_path("config", options.config)
         text = yaml.safe_dump(_chosen(_read_yaml(config), config), sort_keys=False)
         monitors = _instantiated(yaml.safe_load(text))
         _require_kept(monitors, weights, run_dir)

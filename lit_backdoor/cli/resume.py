@@ -10,8 +10,8 @@ from lit_backdoor.callbacks.history import MetricHistory
 from lit_backdoor.datamodule import BackdoorDataModule
 from lit_backdoor.module import BackdoorModule
 from lit_backdoor.runs.checkpoints import check_weights
-from lit_backdoor.runs.directory import RunStart
-from lit_backdoor.runs.file_names import CHECKPOINT_DIR, HPARAMS
+from lit_backdoor.runs.directory import RunStart, run_of_checkpoint
+from lit_backdoor.runs.file_names import HPARAMS
 from lit_backdoor.runs.stored import config_files, load
 from lit_backdoor.runs.training_state import check_training_state, require_same
 
@@ -30,12 +30,6 @@ HELP_BRANCH = (
     "Begin a branch of this name: a run of its own from any checkpoint, in RUN_branch_NAME beside the run that "
     "--ckpt_path lies in, with that checkpoint's optimizer and random state"
 )
-
-
-def run_of_checkpoint(checkpoint: Path) -> Path | None:
-    """The run directory of a checkpoint; ``None`` if it lies in none."""
-    folder = checkpoint.absolute().parent
-    return folder.parent if folder.name == CHECKPOINT_DIR else None
 
 
 def stored_config(checkpoint: Path) -> Path | None:

@@ -54,6 +54,8 @@ class Probe:
     def __post_init__(self) -> None:
         for name, shape in _SHAPES.items():
             _check_tensor(name, getattr(self, name), shape)
+            if getattr(self, name).dtype not in (torch.int32, torch.int64):  # those with which PyTorch looks things up
+                object.__setattr__(self, name, getattr(self, name).long())
         n, pos = self.recipient_tokens.shape
         if n == 0 or pos == 0:
             raise ValueError(f"recipient_tokens has the shape {(n, pos)}: give at least one example of one token.")

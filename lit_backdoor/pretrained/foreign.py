@@ -35,7 +35,7 @@ def open_weights(path: Path, option: str, layout: Layout, config: Mapping[str, A
     if not path.is_file():
         raise ValueError(f"{option}: '{path}' is not a file; give weights, as .pt, .pth or .safetensors")
     if (content := _read(path, option)) is None:
-        return read_weights(path) if path.suffix == ".safetensors" else load_model(path)
+        return read_weights(path, option) if path.suffix == ".safetensors" else load_model(path, option)
     try:
         named, left_out = find_weights(content)
         weights, found = as_transformer_lens(named, layout)
@@ -62,7 +62,7 @@ def open_weights(path: Path, option: str, layout: Layout, config: Mapping[str, A
     for name, _ in model.named_parameters():
         if name not in weights and not name.rpartition(".")[2].startswith("b"):  # biases that are not there are 0
             raise ValueError(f"{option}: {path} lacks the weight {name}")
-    put_into(model, path, weights)
+    put_into(model, path, weights, option)
     step = content.get("global_step") if isinstance(content, Mapping) else None
     assumed = {name: value for name, value in usual.items() if name not in config and name != "attention_dir"}
     reading = {"layout": found, "left_out": left_out, "assumed": assumed}

@@ -53,22 +53,25 @@ class StoredModel:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, option: str = "ckpt_path") -> dict[str, Any]:
     """Load a checkpoint that ``fit`` wrote, on the CPU; nothing in the file is executed.
+
+    Args:
+        option: which names the file in errors.
 
     Raises:
         ValueError: in one line, if the file is missing, unreadable or not such a checkpoint; with an earlier one of the
             same run, if there is one that can be read.
     """
     try:
-        return _read(path)
+        return _read(path, option)
     except ValueError as error:
         for candidate in _earlier(path):
             try:
-                step = _read(candidate)["global_step"]
+                step = _read(candidate, option)["global_step"]
             except ValueError:
                 continue
-            raise ValueError(f"{error}; the one before it is whole: --ckpt_path {candidate} (step {step})") from None
+            raise ValueError(f"{error}; the one before it is whole: --{option} {candidate} (step {step})") from None
         raise
 
 
@@ -92,20 +95,20 @@ def read_torch_file(path: Path, option: str) -> Any:
         raise ValueError(f"{option}: {path} can't be read as a checkpoint ({reason})") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    checkpoint = read_torch_file(path, "ckpt_path")
+def _read(path: Path, option: str) -> dict[str, Any]:
+    checkpoint = read_torch_file(path, option)
     missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         hint = OF_ANOTHER_TASK if isinstance(checkpoint, dict) and "state_dict" in checkpoint else ""
         raise ValueError(
-            f"ckpt_path: {path} is not a checkpoint of lit_backdoor fit; it lacks {', '.join(missing)}{hint}"
+            f"{option}: {path} is not a checkpoint of lit_backdoor fit; it lacks {', '.join(missing)}{hint}"
         )
     step = checkpoint["global_step"]
     if not isinstance(step, int) or step < 0:
-        raise ValueError(f"ckpt_path: {path} is at step {step!r}, which is no number of optimizer steps")
+        raise ValueError(f"{option}: {path} is at step {step!r}, which is no number of optimizer steps")
     for key in REQUIRED:
         if key != "global_step" and not isinstance(checkpoint[key], dict):
-            raise ValueError(f"ckpt_path: {path} holds {type(checkpoint[key]).__name__} as {key}, no mapping")
+            raise ValueError(f"{option}: {path} holds {type(checkpoint[key]).__name__} as {key}, no mapping")
     return checkpoint
 
 
@@ -117,14 +120,17 @@ def _earlier(path: Path) -> list[Path]:
     return [candidate for candidate in candidates if candidate.is_file()]
 
 
-def load_model(path: Path) -> StoredModel:
+def load_model(path: Path, option: str = "ckpt_path") -> StoredModel:
     """The model of a checkpoint.
+
+    Args:
+        option: which names the file in errors.
 
     Raises:
         ValueError: in one line, if the file is not such a checkpoint, or its weights are missing, of another shape,
             or not finite.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, option)
     try:
         hyper_parameters = checkpoint["hyper_parameters"]
         task = Task.from_options(checkpoint["datamodule_hyper_parameters"] | {"moduli": hyper_parameters["moduli"]})
@@ -133,10 +139,10 @@ def load_model(path: Path) -> StoredModel:
         model = build_model(task.d_vocab, **sizes)
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         reason = f"it lacks {error}{OF_ANOTHER_TASK}" if isinstance(error, KeyError) else error
-        raise ValueError(f"ckpt_path: {path} does not describe its task and model ({reason})") from None
+        raise ValueError(f"{option}: {path} does not describe its task and model ({reason})") from None
     prefix = "model."
     weights = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
-    check_weights(path, weights, model)
+    check_weights(path, weights, model, option)
     model.load_state_dict(weights)
     data = checkpoint["datamodule_hyper_parameters"]
     seed = hyper_parameters.get("seed_everything")
@@ -157,8 +163,11 @@ def require_memory_for(d_vocab: int, sizes: Mapping[str, Any], weights: Mapping[
         raise ValueError(f"sizes that need {needed} weights, where it holds {stored}")
 
 
-def check_weights(path: Path, weights: Mapping[str, Any], model: torch.nn.Module) -> None:
+def check_weights(path: Path, weights: Mapping[str, Any], model: torch.nn.Module, option: str = "ckpt_path") -> None:
     """Make sure that the weights of a checkpoint are those of such a model.
+
+    Args:
+        option: which names the file in errors.
 
     Raises:
         ValueError: naming the first that is missing, foreign, of another shape or not finite.
@@ -168,13 +177,13 @@ def check_weights(path: Path, weights: Mapping[str, Any], model: torch.nn.Module
     for name, tensor in expected.items():
         value = weights.get(name)
         if value is None:
-            raise ValueError(f"ckpt_path: {path} lacks the weight {name}")
+            raise ValueError(f"{option}: {path} lacks the weight {name}")
         if not isinstance(value, torch.Tensor) or value.shape != tensor.shape:
             shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"ckpt_path: {path} has {name} in the shape {shape} instead of {list(tensor.shape)}")
+            raise ValueError(f"{option}: {path} has {name} in the shape {shape} instead of {list(tensor.shape)}")
         if name in constants and not torch.equal(value, tensor):
-            raise ValueError(f"ckpt_path: {path} has another {name}, which is the same in every such model")
+            raise ValueError(f"{option}: {path} has another {name}, which is the same in every such model")
         if name not in constants and not (value.is_floating_point() and value.isfinite().all()):
-            raise ValueError(f"ckpt_path: {path} has values in {name} that are not finite numbers")
+            raise ValueError(f"{option}: {path} has values in {name} that are not finite numbers")
     if foreign := sorted(weights.keys() - expected.keys()):
-        raise ValueError(f"ckpt_path: {path} has {foreign[0]}, which is no weight of this model")
+        raise ValueError(f"{option}: {path} has {foreign[0]}, which is no weight of this model")

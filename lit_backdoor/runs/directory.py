@@ -119,6 +119,19 @@ def locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
+def run_of_checkpoint(checkpoint: Path) -> Path | None:
+    """The run directory of a checkpoint; ``None`` if it lies in none.
+
+    Where the file is a link, it is the run of what that names; a folder that is a link counts as it is called, since a
+    run's checkpoints may be kept on another disk.
+    """
+    place = checkpoint.absolute()
+    while place.is_symlink() and checkpoint.is_file():  # a link to itself is none
+        place = place.parent / place.readlink()
+    folder = Path(os.path.normpath(place)).parent
+    return folder.parent if folder.name == CHECKPOINT_DIR else None
+
+
 def claim_next_version(runs: Path) -> Path:
     """Make the directory of the next run, ``version_N`` inside ``runs``: two that ask never get the same one.
 
@@ -156,9 +169,7 @@ class RunStart:
     @property
     def source(self) -> Path | None:
         """The run directory that the checkpoint is in, if it is in one."""
-        if self.checkpoint is None or self.checkpoint.resolve().parent.name != CHECKPOINT_DIR:
-            return None
-        return self.checkpoint.resolve().parent.parent
+        return None if self.checkpoint is None else run_of_checkpoint(self.checkpoint)
 
     @property
     def continues(self) -> bool:

@@ -84,8 +84,11 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
-def read_weights(path: Path) -> StoredModel:
+def read_weights(path: Path, option: str = "weights") -> StoredModel:
     """The model of a file.
+
+    Args:
+        option: which names the file in errors.
 
     Raises:
         ValueError: if it is none, its weights are of another shape or not finite, or it does not say what they are of.
@@ -109,8 +112,8 @@ def read_weights(path: Path) -> StoredModel:
             model = build_model(task.d_vocab, **description["model"])
     except (OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"weights: {path} holds no model of lit_backdoor ({reason})") from None
-    put_into(model, path, weights)
+        raise ValueError(f"{option}: {path} holds no model of lit_backdoor ({reason})") from None
+    put_into(model, path, weights, option)
     return StoredModel(model.eval(), task, step, seed, split)
 
 
@@ -163,21 +166,24 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         raise ValueError(str(error)) from None
 
 
-def put_into(model: torch.nn.Module, path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+def put_into(model: torch.nn.Module, path: Path, weights: Mapping[str, torch.Tensor], option: str = "weights") -> None:
     """Make the parameters of a model the weights of a file, and those that it does not have zero.
+
+    Args:
+        option: what the file was given for, for errors.
 
     Raises:
         ValueError: naming the weight that is foreign, of another shape or not finite.
     """
     parameters = dict(model.named_parameters())  # not state_dict: a TransformerBridge has other names there
     if foreign := sorted(weights.keys() - parameters.keys()):
-        raise ValueError(f"weights: {path} has {foreign[0]}, which is no weight of this model")
+        raise ValueError(f"{option}: {path} has {foreign[0]}, which is no weight of this model")
     for name, value in weights.items():
         if value.shape != parameters[name].shape:
             expected = list(parameters[name].shape)
-            raise ValueError(f"weights: {path} has {name} in the shape {list(value.shape)} instead of {expected}")
+            raise ValueError(f"{option}: {path} has {name} in the shape {list(value.shape)} instead of {expected}")
         if not (value.is_floating_point() and value.isfinite().all()):
-            raise ValueError(f"weights: {path} has values in {name} that are not finite numbers")
+            raise ValueError(f"{option}: {path} has values in {name} that are not finite numbers")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name]) if name in weights else parameter.zero_()

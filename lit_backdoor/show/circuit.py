@@ -95,7 +95,7 @@ def circuit_figure(results: Sequence[PathPatchingResult], others: str | None = N
 
 def _boxes(edges: Sequence[Edge]) -> dict[object, _Box]:
     """A place for every node: tokens to the left, then each layer's heads and MLP, then the logits."""
-    sender = next(edge.sender for edge in edges if isinstance(edge.sender, str))
+    senders = {edge.sender for edge in edges if isinstance(edge.sender, str)}  # none where the two runs see the same
     heads = sorted(
         {edge.sender for edge in edges if isinstance(edge.sender, Head)}
         | {Head(edge.receiver.layer or 0, edge.receiver.head) for edge in edges if edge.receiver.head is not None}
@@ -103,7 +103,7 @@ def _boxes(edges: Sequence[Edge]) -> dict[object, _Box]:
     mlps = sorted({edge.receiver.layer or 0 for edge in edges if edge.receiver.part == "mlp"})
     n_layers, n_heads = heads[-1].layer + 1, max(head.head for head in heads) + 1
     top = (n_heads - 1) / 2
-    boxes: dict[object, _Box] = {sender: _Box(0.0, -0.35 * n_heads, sender)}
+    boxes: dict[object, _Box] = {sender: _Box(0.0, -0.35 * n_heads, sender) for sender in senders}
     x = 0.0
     for layer in range(n_layers):
         x += 2.7

@@ -92,7 +92,7 @@ def rules_figure(rules: Mapping[str, RuleHeads]) -> Figure:
             names = [head_name(*head) for head in result.values]
             offsets = np.arange(len(names)) + (index - (len(rules) - 1) / 2) * width
             values = [100 * sign * value for value in result.values.values()]
-            bars = axis.bar(offsets, values, width=width, color=HEAD_COLOURS[index], label=rule)
+            bars = axis.bar(offsets, values, width=width, color=head_colour(index), label=rule)
             axis.bar_label(bars, [f"{value:.0f}" for value in values], fontsize=8, padding=2)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(title=title, xticks=np.arange(len(names)), xticklabels=names)

@@ -13,6 +13,7 @@ import lit_backdoor
 from lit_backdoor.analysis import files, removal
 from lit_backdoor.analysis.probed_task import probed_addition
 from lit_backdoor.analysis.removal import backdoor_examples, export, measure_removals
+from lit_backdoor.cli import analyze
 from lit_backdoor.functional import BackdoorExamples, Removal, RemovalResult, measure_removal, parse_removal
 from lit_backdoor.model import build_model
 from lit_backdoor.pretrained import open_pretrained
@@ -126,6 +127,23 @@ def test_a_removal_that_was_stopped_goes_on(
     assert measured == ["reset:trigger", "donor:L0H2", "donor:L0H2", "donor:L0H0"]
     assert contents(Path("out")) == contents(Path("whole"))
     assert_refused(cli, capsys, args, "output_dir: out exists and is not empty")  # it is finished
+
+
+def test_stopped_as_it_exports_the_same_command_goes_on(
+    cli: Cli, known: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("analyze", "--pretrained", known, "--removal", "mean:L0H2", "--export", "without", "--output_dir", "out")
+
+    def ctrl_c(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(analyze, "export", ctrl_c)
+        assert cli(*args) == 130
+    assert "stopped; the same command goes on with out" in capsys.readouterr().err
+    assert cli(*args) == 0
+    assert Path("without/model.safetensors").is_file() and Path("out/figures/removal.svg").is_file()
+    assert_refused(cli, capsys, args, "export: without exists and is not empty")
 
 
 def test_after_a_kill_the_same_command_goes_on(cli: Cli, known: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,10 @@ def test_two_rules_and_triggers_outside_the_numbers(cli: Cli, capsys: pytest.Cap
     right = sum((a + b) % 5 == (a + b) % 2 for a in range(5) for b in range(5))
     assert summary()["accuracy"] == {"benign": 1.0, "backdoor": right / 25}
     assert "figures/figure_2_attribution_backdoor.png" in contents(Path("out"))
+    said = "the model does not show backdoor, or shows it in the benign run too: nothing is said to carry it"
+    printed = capsys.readouterr().out
+    assert said in printed and "costs backdoor most" not in printed and "halve backdoor" not in printed
+    assert f"backdoor: {said}." in Path("out/tables.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +112,7 @@ def test_two_rules_and_triggers_outside_the_numbers(cli: Cli, capsys: pytest.Cap
         (("--config", "all.yaml", "--probes", "own.broken"), ("'own.broken' gives no Probes (ZeroDivisionError",)),
         (("--config", "all.yaml", "--probes", "own.three"), ("probes: 3 is no mapping of names to Probes",)),
         (("--config", "all.yaml", "--probes", "own.path"), ("probes: '../up' is no plain name",)),
+        (("--config", "all.yaml", "--probes", "own.number"), ("probes: 1 is no name; give each Probe a text",)),
         (("--probes", PROBES, "--moduli", "[5]", "--config", "all.yaml"), ("moduli: the probes say what to ask",)),
     ],
 )
@@ -124,6 +129,7 @@ def test_what_the_file_does_not_say_is_asked_for(
     Path("all.yaml").write_text("attention_dir: causal\nact_fn: relu\n")
     Path("own.py").write_text(
         "from tests.helpers.tiny_models import make_probe\nthree = 3\npath = {'../up': make_probe(vocab=5)}\n"
+        "number = {1: make_probe(vocab=5)}\n"
         "def broken():\n    return 1 / 0\n"
     )
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

@@ -112,6 +112,15 @@ def test_ctrl_c_stops_and_says_how_to_go_on(
     assert_same_as_live(run, tmp_path / "again")
 
 
+def test_its_own_options_are_those_of_its_last_start(cli: Cli, run: Path, tmp_path: Path) -> None:
+    continued = Path(shutil.copytree(run, tmp_path / "continued"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["monitors"] = {"attribution": {"every_n_steps": 50, "name": "later"}}
+    (continued / "config_from_step_90.yaml").write_text(yaml.safe_dump(config))
+    assert cli("replay", continued, "--output_dir", "again") == 0
+    assert {path.name for path in (tmp_path / "again").glob("*.csv")} == {"head_attribution_later.csv"}
+
+
 def test_other_monitors_than_the_runs_own(cli: Cli, run: Path, tmp_path: Path) -> None:
     chosen = {"monitors": {"patching": {"every_n_steps": 50, "ablations": ["mean"], "name": "mean"}}}
     (tmp_path / "monitors.yaml").write_text(yaml.safe_dump(chosen))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,6 +103,14 @@ def test_a_model_that_fits_passes(untouched: Any) -> None:
     make_probe().check(model)
     unchanged()
     assert isinstance(model, HookedModel)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_integers_of_any_size_are_tokens(kind: torch.dtype) -> None:
+    long = make_probe()
+    short = replace(long, **{name: getattr(long, name).to(kind) for name in ("recipient_tokens", "donor_answers")})
+    short.check(make_model())
+    assert torch.equal(short.recipient_tokens, long.recipient_tokens)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,29 @@
 """Figures: what they show is what was measured, of models with more heads than colours, and in notebooks."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lit_backdoor.functional import Head, HeadProgress, HeadScores
+from lit_backdoor.functional import (
+    Head,
+    HeadProgress,
+    HeadScores,
+    Probe,
+    RuleHeads,
+    ShapleyResult,
+    default_edge_sets,
+    patch_paths,
+)
 from lit_backdoor.functional.results import HeadAttribution, Norm
-from lit_backdoor.show.heads import attribution_figure
-from lit_backdoor.show.style import HEAD_COLOURS, LARGEST
+from lit_backdoor.model import build_model
+from lit_backdoor.show.circuit import circuit_figure
+from lit_backdoor.show.heads import attribution_figure, rules_figure
+from lit_backdoor.show.style import HEAD_COLOURS, LARGEST, figure_bytes
 from lit_backdoor.show.training import emergence_figure, progress_figure
+from lit_backdoor.task import Task
 
 HEADS = [Head(layer, head) for layer in range(3) for head in range(4)]
 
@@ -78,6 +91,26 @@ def test_progress_measures_are_drawn_as_they_are() -> None:
 def test_a_figure_of_many_heads_is_not_endless() -> None:
     many = [replace(attributed("none"), head=Head(layer, head)) for layer in range(12) for head in range(12)]
     assert list(attribution_figure({"one": many, "two": many}).get_size_inches()) == [LARGEST, 5]
+
+
+def test_more_rules_than_colours() -> None:
+    heads = RuleHeads(ShapleyResult({Head(0, 0): -0.5}, {}, 0.5), ShapleyResult({Head(0, 0): 0.5}, {}, 0.5), ())
+    rules = {f"rule{index}": heads for index in range(len(HEAD_COLOURS) + 1)}
+    assert [text.get_text() for text in rules_figure(rules).axes[1].get_legend().get_texts()] == list(rules)
+
+
+def test_a_circuit_of_two_runs_that_see_the_same_begins_at_the_heads() -> None:
+    """Whoever wants attribution alone gives such a probe; no edge begins at a token, as none differs."""
+    tokens, answers = Task((5,)).tokens(0), Task((5,)).answers(0)
+    probe, model = Probe(tokens, tokens, answers, answers), build_model(6, d_model=8, d_mlp=8)
+    results = patch_paths(model, probe, default_edge_sets(model, probe))
+    assert "L0H0" in {text.get_text() for text in circuit_figure(results).axes[0].texts}
+
+
+@pytest.mark.usefixtures("painted")
+def test_text_in_an_svg_can_be_read() -> None:
+    svg = figure_bytes(attribution_figure({"copy": [attributed("none")]}), ["svg"])["svg"].decode()
+    assert re.search(r"<text[^>]*>L0H0</text>", svg) and '<path id="DejaVu' not in svg
 
 
 @pytest.mark.usefixtures("painted")
