@@ -178,8 +178,9 @@ def _where_it_sits(name: str, frame: pd.DataFrame, claims: pd.DataFrame) -> Stat
     for state, some in by_state(frame):
         words = some["word"].astype(object).where(some["word"].notna(), "no backdoor").value_counts().sort_index()
         said = enumerate_words([f"{word} in {n}" for word, n in words.items()])
-        effective = span(some.loc[some["word"].notna(), "effective_heads"].tolist(), 1)
-        parts.append(f"{runs_of(state, len(some))}: {said}, effective heads {effective}")
+        if len(present := some.loc[some["word"].notna(), "effective_heads"].tolist()):
+            said += f", effective heads {span(present, 1)}"
+        parts.append(f"{runs_of(state, len(some))}: {said}")
     first = claims[(claims["rank"] == 1) & (claims["claim"] != "no backdoor")]
     without = int((claims["rank"] == 1).sum()) - len(first)
     carried = int((first["claim"] == "carries the backdoor").sum())
