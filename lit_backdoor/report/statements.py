@@ -100,7 +100,7 @@ def _trained_on(longest: Sequence[Run], others: Sequence[Run]) -> Statement:
         f"most. By then {fitted[0]} of these {len(longest)} had fitted, and {fitted[1]} of the other {len(others)}."
     )
     text = (
-        "If runs were stopped or trained on by whether they had fitted, as `reproduce` does, all that is said of "
+        "If runs were stopped or trained on by whether they had fitted, as reproduce does, all that is said of "
         f"{name}, verdicts too, is about runs that fit by then, not about all seeds. The others are reported apart."
     )
     return Statement(f"{heading(name)}: which runs these are", headline, text)

@@ -48,7 +48,7 @@ def removal_figure(results: Mapping[str, Sequence[RemovalResult]], floors: Mappi
             axis.plot(x, y, marker, color=colour, markerfacecolor=colour if filled else "none", markersize=8)
         for x, y, target in _labels(of_backdoor):
             axis.text(x, y, target, fontsize=7.5, va="center")
-        axis.set_title(f"{name}\n{weak_in_words(of_backdoor)}", fontsize=9)
+        axis.set_title(f"{name}\n{weak_in_words(of_backdoor)}".replace(": ", ":\n"), fontsize=9)
         axis.set(xlabel="benign accuracy lost, points", xlim=(left, 104), ylim=(-4, 104))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("accuracy of the backdoor left, %")

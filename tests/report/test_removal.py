@@ -132,7 +132,7 @@ def test_staying_away_is_shown_only_where_weak_removals_come_back() -> None:
     ):
         said = f"of the removals that leave half or more, {words}"
         (axis,) = removal_figure({"backdoor": results}, {"backdoor": 0.1}).axes
-        assert weak_in_words(results) == said and axis.get_title() == f"backdoor\n{said}"
+        assert weak_in_words(results) == said and axis.get_title().split() == ["backdoor", *said.split()]
         dots = [line for line in axis.lines if list(line.get_ydata()) == [10.0]]
         assert [line.get_markerfacecolor() != "none" for line in dots] == [filled]
 
