@@ -158,27 +158,20 @@ def task_rules(task: Task, train: Examples | None) -> dict[str, RuleExamples]:
     """All pairs under each rule's trigger, by the rule's name, and which of them are among ``train``.
 
     Args:
-        train: the examples that were trained on; None where nobody knows. Then none counts as one, and so where the
-            answers that were trained are not those of the triggers (``permute_trigger``).
+        train: the examples that were trained on; None where nobody knows, then none counts as one.
     """
-    n_rules = len(task.moduli)
-    trained = torch.zeros(n_rules, task.n_numbers**2, dtype=torch.bool)
-    if train is not None:
-        rules, pairs = _rules_and_pairs(task, train.tokens.cpu())
-        answers = torch.stack([task.answers(rule) for rule in range(n_rules)])
-        if torch.equal(answers[rules, pairs], train.answers.cpu()):
-            trained[rules, pairs] = True
-    return {
-        name: RuleExamples(task.moduli[rule], task.tokens(rule), trained[rule])
-        for rule, name in enumerate(task.rule_names)
-    }
+    rules = {}
+    for rule, name in enumerate(task.rule_names):
+        trained = torch.zeros(task.n_numbers**2, dtype=torch.bool)
+        if train is not None:
+            trained[_pairs_of_rule(task, rule, train.tokens.cpu())] = True
+        rules[name] = RuleExamples(task.moduli[rule], task.tokens(rule), trained)
+    return rules
 
 
-def _rules_and_pairs(task: Task, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``tokens`` [n, pos] each row's rule, by its trigger, and its pair, as ``a * P0 + b``."""
-    rules = torch.zeros(len(tokens), dtype=torch.long)
+def _pairs_of_rule(task: Task, rule: int, tokens: Tensor) -> Tensor:
+    """The pairs under one rule's trigger among ``tokens`` [n, pos], each as ``a * P0 + b``."""
     if task.trigger_position is not None:
-        triggers = torch.tensor(task.trigger_tokens)
-        rules = (tokens[:, task.trigger_position, None] == triggers).int().argmax(1)
+        tokens = tokens[tokens[:, task.trigger_position] == task.trigger_tokens[rule]]
     a, b = (tokens[:, position] for position in range(tokens.shape[1]) if position != task.trigger_position)
-    return rules, a * task.n_numbers + b
+    return a * task.n_numbers + b

@@ -144,9 +144,3 @@ def test_the_pairs_of_each_rule_that_trained(task: Task) -> None:
     trained = [row for rule in rules.values() for row in rule.tokens[rule.trained].tolist()]
     assert sorted(trained) == sorted(train.tokens.tolist())
     assert not any(rule.trained.any() for rule in task_rules(task, None).values())
-
-
-def test_answers_of_another_trigger_are_no_training_of_a_rule() -> None:
-    task = Task((31, 7))
-    train, _ = split_examples(task, permute_trigger=True)
-    assert not any(rule.trained.any() for rule in task_rules(task, train).values())

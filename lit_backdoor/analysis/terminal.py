@@ -20,12 +20,10 @@ def analysis_summary(analysis: Analysis, output_dir: Path | None) -> str:
     lines.append("")
     for name, of_probe in analysis.asked.items():
         lines += _label(analysis, name)
-        if not of_probe.shown:
-            lines.append(of_probe.absence)
-        elif of_probe.shapley:
+        if of_probe.shapley:
             smallest = "no set of heads" if of_probe.smallest is None else head_set_name(of_probe.smallest)
             lines.append(f"smallest set that takes {name} down to chance: {smallest}")
-        lines += [*_patched_groups(of_probe), *_mechanism(of_probe)]
+        lines += [*([of_probe.absence] if of_probe.absence else []), *_patched_groups(of_probe), *_mechanism(of_probe)]
     lines += [_waves(name, results[0]) for name, results in analysis.progress.items()]
     for name, removed in analysis.removal.items():
         lines += ["", *_removals(name, removed)]

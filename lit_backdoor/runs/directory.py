@@ -126,7 +126,7 @@ def run_of_checkpoint(checkpoint: Path) -> Path | None:
     run's checkpoints may be kept on another disk.
     """
     place = checkpoint.absolute()
-    while place.is_symlink() and checkpoint.is_file():  # a link to itself is none
+    while os.path.islink(place) and os.path.isfile(checkpoint):  # a link to itself is no file
         place = place.parent / place.readlink()
     folder = Path(os.path.normpath(place)).parent
     return folder.parent if folder.name == CHECKPOINT_DIR else None
