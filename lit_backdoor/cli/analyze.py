@@ -107,10 +107,11 @@ def run(options: Namespace) -> int:
         write_analysis(analysis, output_dir, origin | dict(stored.reading), deciding)
         if removals:
             try:
-                analysis = _with_removals(analysis, stored, examples, removals, output_dir)
-                if export_dir is not None:
-                    export(stored, examples, removals[0], export_dir)
-                write_removals(analysis, output_dir)  # last: with its figure the command is done
+                with locked(output_dir):
+                    analysis = _with_removals(analysis, stored, examples, removals, output_dir)
+                    if export_dir is not None:
+                        export(stored, examples, removals[0], export_dir)
+                    write_removals(analysis, output_dir)  # last: with its figure the command is done
             except KeyboardInterrupt:
                 print(f"\nstopped; the same command goes on with {as_typed(output_dir)}", file=sys.stderr)
                 return 128 + signal.SIGINT
@@ -128,11 +129,10 @@ def _with_removals(
     """Measure what has not been measured before, and keep it in its table.
 
     Raises:
-        ValueError: the table in the folder is damaged, or another process is at it.
+        ValueError: the table in the folder is damaged.
     """
     watch = partial(tqdm, desc="removal", file=sys.stderr, disable=not sys.stderr.isatty())
-    with locked(output_dir):
-        results = measure_removals(stored.model, examples, removals, output_dir / REMOVAL, stored.step, watch)
+    results = measure_removals(stored.model, examples, removals, output_dir / REMOVAL, stored.step, watch)
     return replace(analysis, removal=results)
 
 

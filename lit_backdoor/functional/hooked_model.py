@@ -69,7 +69,7 @@ def carries_hooks(model: HookedModel, but: Collection[int] = ()) -> bool:
 
 
 def is_hooked(module: torch.nn.Module, but: Collection[int] = ()) -> bool:
-    """The same of one module, without those inside it."""
+    """Whether such hooks are on this one module, whatever is inside it; see `carries_hooks`."""
     if not (module._forward_hooks or module._forward_pre_hooks):
         return False
     return not all(
@@ -81,7 +81,7 @@ def is_hooked(module: torch.nn.Module, but: Collection[int] = ()) -> bool:
 
 
 def has_own_forward(model: HookedModel) -> bool:
-    """Whether `model` is no HookedTransformer with the forward pass of TransformerLens."""
+    """Whether the forward pass of `model` is another than that of TransformerLens's HookedTransformer."""
     forward = getattr(type(model), "forward", None)
     return getattr(forward, "__module__", None) != "transformer_lens.HookedTransformer"
 

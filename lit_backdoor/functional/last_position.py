@@ -31,8 +31,8 @@ SMALLEST_GRADIENT = 1e-30
 """Gradients of logits nearer to zero are made zero. Once a model is sure of its answers most of them are, and as
 float32 numbers many would be denormal, which makes a processor's arithmetic more than ten times slower."""
 
-KNOWN = ("transformer_lens.", "torch.nn.")
-"""Where the modules are from whose weights are all that there is to know of them."""
+KNOWN_MODULES = ("transformer_lens.", "torch.nn.")
+"""Packages whose modules this form stands in for; a module from elsewhere may compute something else."""
 
 
 def why_not_exact(model: Any) -> str | None:
@@ -63,7 +63,7 @@ def why_not_exact(model: Any) -> str | None:
         return "a forward pass of its own"
     folded = hooks_that_fold(model)
     for module in model.modules():  # once: every training step asks
-        if module is not model and not type(module).__module__.startswith(KNOWN):
+        if module is not model and not type(module).__module__.startswith(KNOWN_MODULES):
             return "a module of its own"
         if module._backward_hooks or module._backward_pre_hooks or is_hooked(module, but=folded):
             return "hooks on the model"
