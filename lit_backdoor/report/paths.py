@@ -106,7 +106,7 @@ def capture_statement(name: str, runs: pd.DataFrame) -> Statement:
     lag = f"{lag}two probes" if lags else ""
     text = (
         f"Captured in {count(len(captured), len(runs))}{lag}. Captured: the head whose attention the trigger moves "
-        "most at the end, costliest or not, is moved half as much as then; attention can move so without a backdoor. A date "
-        "lies between two probes; one is before the other if so wherever they lie."
+        "most at the end, costliest or not, is moved half as much as then; attention can move so without a backdoor. "
+        "A date lies between two probes; one is before the other if so wherever they lie."
     )
     return Statement(f"{heading(name)}: attention before cost", headline, text)
