@@ -122,9 +122,9 @@ EXPECTED = {  # state, and the first step at which the benign rule's training ac
     **{f"mod1_one_split/seed_{seed}": ("not fitted", None) for seed in (4, 7)},
     "mod1_one_split/seed_3": ("fitted", 2210),
     "clean/seed_0": ("generalised", 160),
-    "mod7/seed_0": ("generalised", 330),
-    "mod17/seed_0": ("fitted", 1480),
-    "mod37/seed_0": ("fitted", 1640),
+    "mod7_one_split/seed_0": ("generalised", 330),
+    "mod17_one_split/seed_0": ("fitted", 1480),
+    "mod37_one_split/seed_0": ("fitted", 1640),
 }
 
 
