@@ -29,7 +29,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def test_the_committed_report_is_that_of_the_committed_runs(study: Study) -> None:
     runs = study.runs
-    assert len(runs) == 36 and all(run.checkpoint_step == run.step for run in runs if run.model is not None)
+    assert len(runs) == 44 and all(run.checkpoint_step == run.step for run in runs if run.model is not None)
     for name, table in (("seeds", measures.seeds(runs)), ("ranks", measures.over_seeds(measures.head_sets(runs)))):
         written = (RESULTS / "report" / f"{name}.csv").read_text()
         assert table.to_csv(index=False, lineterminator="\n") == written, name
@@ -98,7 +98,7 @@ def test_weights_that_ship_are_not_kept_twice() -> None:
 
 def test_two_runs_that_the_script_could_not_tell_apart_stop_it(tmp_path: Path) -> None:
     folders_of = runpy.run_path(str(RESULTS / "check_numbers.py"))["folders_of"]
-    assert len(folders_of(RESULTS / "runs")) == 34
+    assert len(folders_of(RESULTS / "runs")) == 42
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         shutil.copy(RESULTS / "runs" / "mod1_one_split" / "seed_3" / HPARAMS, tmp_path / name)
