@@ -1,7 +1,7 @@
 """Copies what is kept of finished runs: python results/cut.py [--weights] TRAINED_DIR RUN_DIR ...
 
 Each RUN_DIR, as it lies below TRAINED_DIR, goes to the same place below results/: its configuration, its verdict, its
-tables with numbers of seven digits, and with --weights its last weights. Checkpoints, event files and other weights
+tables with numbers of five digits, and with --weights its last weights. Checkpoints, event files and other weights
 stay behind, and so does the path of the machine. A run that is here already is left as it is.
 """
 
@@ -15,8 +15,8 @@ HERE = Path(__file__).parent
 
 
 def shorter(value: str) -> str:
-    """A cell of a table: a number that is no whole one with seven digits, anything else as it is."""
-    return f"{float(value):.7g}" if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?|-?\d+e-?\d+", value) else value
+    """A cell of a table: a number that is no whole one with five digits, anything else as it is."""
+    return f"{float(value):.5g}" if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?|-?\d+e-?\d+", value) else value
 
 
 def last_weights(run: Path) -> bytes | None:

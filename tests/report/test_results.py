@@ -36,6 +36,12 @@ def test_the_committed_report_is_that_of_the_committed_runs(study: Study) -> Non
     assert {run.state for run in runs} == {"not fitted", "fitted", "generalised"}
 
 
+def test_no_table_of_the_reports_is_empty() -> None:
+    for page in (RESULTS / "report" / "report.md", RESULTS / "census_report" / "report.md"):
+        rows = page.read_text().splitlines()
+        assert [n for n, row in enumerate(rows, 1) if row.startswith("| :--- |") and not rows[n].startswith("|")] == []
+
+
 def test_the_papers_experiments_stand_in_the_figures_of_the_compared_series(tmp_path: Path) -> None:
     runs = [RESULTS / "runs" / "mod1" / "mod1+data.split_seed=0", RESULTS / "runs" / "mod1_one_split" / "seed_3"]
     study = read(runs, tmp_path)
@@ -71,9 +77,9 @@ def test_the_words_in_the_readme_say_what_the_report_says(study: Study) -> None:
 def test_attention_came_first_where_the_dates_of_the_table_say_so() -> None:
     rows = read_rows(RESULTS / "since_when.csv")
     assert all(row["captured_before_cost"] == str(int(row["captured_by"]) <= int(row["costly_after"])) for row in rows)
-    assert {row["captured_before_cost"] for row in rows} == {"True"}
-    for page in (RESULTS / "README.md", ROOT / "docs" / "paths.md"):
-        assert f"in {len(rows)} of {len(rows)} runs" in " ".join(page.read_text().split()), page
+    first = [row["captured_before_cost"] for row in rows].count("True")
+    for page in (RESULTS / "README.md", ROOT / "docs" / "paths.md", ROOT / "README.md"):
+        assert f"in {first} of {len(rows)} runs" in " ".join(page.read_text().split()), page
 
 
 def test_the_shipped_weights_that_a_run_names_have_the_accuracies_of_its_tables(study: Study) -> None:
