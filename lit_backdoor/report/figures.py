@@ -155,7 +155,7 @@ def strips_figure(runs: Sequence[Run]) -> Figure:
     handles += time.plot([], [], "k*", linestyle="none", markersize=11, label="one head alone for good")
     names = [f"{run.name}{f' ({run.state})' if run.state else ''}" for run in runs]
     time.set(xlabel="optimizer step", xlim=(0, None), yticks=range(len(runs)), yticklabels=names)
-    time.invert_yaxis()
+    time.set_ylim(len(runs) - 0.4, -0.6)  # the first run on top
     share.axvline(1 / n_ranks, color="black", linewidth=0.8, linestyle=":")
     share.set(xlabel="largest Shapley share", xlim=(0, 1.18), xticks=[0, 0.5, 1])
     for axis in (time, share):

@@ -33,7 +33,7 @@ def test_tables_are_shortened_and_checkpoints_stay_behind(cut: Path, tmp_path: P
     assert {path.name for path in kept.iterdir()} == {"metrics.csv", "config.yaml", "weights.safetensors"}
     assert (kept / "config.yaml").read_text() == "save_dir: trained/runs\n"
     assert (kept / "weights.safetensors").read_bytes() == b"400"
-    assert (kept / "metrics.csv").read_text() == "step,loss,name\n12769,1.234568e-08,none\n400,0.1234568,1_2.3\n"
+    assert (kept / "metrics.csv").read_text() == "step,loss,name\n12769,1.2346e-08,none\n400,0.12346,1_2.3\n"
     assert pd.read_csv(kept / "metrics.csv")["step"].tolist() == [12769, 400]
     (kept / "config.yaml").write_text("mine")
     (run.parent / "seed_1").mkdir()

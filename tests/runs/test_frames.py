@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 
 
 def test_a_committed_run() -> None:
-    run = ROOT / "results" / "runs" / "mod17" / "seed_0"
+    run = ROOT / "results" / "runs" / "mod17_one_split" / "seed_0"
     tables = lit_backdoor.read_run(run)
     assert set(tables) == {path.stem for path in run.glob("*.csv")}
     for name, table in tables.items():
