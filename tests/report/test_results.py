@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lit_backdoor.pretrained import FOLDER
-from lit_backdoor.report import Study, measures, numbers, read
+from lit_backdoor.report import Study, measures, numbers, read, write
 from lit_backdoor.report.figures import report_figures
 from lit_backdoor.report.statements import by_ranks, compare
 from lit_backdoor.runs.file_names import HEAD_PATCHING, HPARAMS, SHIPPED_WEIGHTS
@@ -36,10 +36,12 @@ def test_the_committed_report_is_that_of_the_committed_runs(study: Study) -> Non
     assert {run.state for run in runs} == {"not fitted", "fitted", "generalised"}
 
 
-def test_no_table_of_the_reports_is_empty() -> None:
-    for page in (RESULTS / "report" / "report.md", RESULTS / "census_report" / "report.md"):
-        rows = page.read_text().splitlines()
-        assert [n for n, row in enumerate(rows, 1) if row.startswith("| :--- |") and not rows[n].startswith("|")] == []
+def test_a_series_without_paths_beside_one_with_them_has_no_empty_tables(tmp_path: Path) -> None:
+    runs = [RESULTS / "runs" / "mod37" / "mod37+data.split_seed=1", RESULTS / "runs" / "mod37_one_split"]
+    write(read(runs, tmp_path), tmp_path)
+    rows = (tmp_path / "report.md").read_text().splitlines()
+    assert sum(row.endswith(": by path") for row in rows) == 1
+    assert [n for n, row in enumerate(rows, 1) if row.startswith("| :--- |") and not rows[n].startswith("|")] == []
 
 
 def test_the_papers_experiments_stand_in_the_figures_of_the_compared_series(tmp_path: Path) -> None:
@@ -86,6 +88,7 @@ def test_the_shipped_weights_that_a_run_names_have_the_accuracies_of_its_tables(
     named = [run for run in study.runs if (run.path / SHIPPED_WEIGHTS).exists()]
     assert {run.p1 for run in named} == {None, 1, 7, 17, 37}
     for run in named:
+        assert run.state == "generalised", run.name  # as the README says of all models that ship
         unpatched = [row for row in read_rows(run.path / HEAD_PATCHING) if row["heads"] == "none"]
         for row in unpatched[-len(run.task.moduli) :]:
             rule = run.task.rule_names.index(row["probe"])
